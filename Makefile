@@ -1,0 +1,51 @@
+# Two commands matter: `make run` serves the page and the API, `make test` runs the whole suite.
+VENV ?= .venv
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 7860
+BIN := $(VENV)/bin
+
+.PHONY: run test prove demo bench lint docs clean help
+
+help:  ## what each target does
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+run: $(VENV)/.installed  ## install and serve on http://127.0.0.1:7860
+	$(BIN)/eis serve --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.installed-test  ## the whole suite, as CI runs it
+	$(BIN)/python -m pytest tests $(ARGS)
+
+prove: $(VENV)/.installed-test  ## the long proofs; resumable; figures go into docs/proofs.md
+	$(BIN)/python -m tests.prove $(ARGS)
+
+demo: $(VENV)/.installed-test  ## a tour over REST; writes artifacts/tour.png
+	$(BIN)/python examples/tour.py $(ARGS)
+
+bench: $(VENV)/.installed-test  ## figures of the service on this machine; both sides in one run
+	$(BIN)/python -m benchmarks.service $(ARGS)
+
+docs: $(VENV)/.installed-test  ## write the pages that are derived from the code
+	$(BIN)/python docs/generate.py
+
+lint: $(VENV)/.installed-test
+	$(BIN)/python -m ruff check app tests benchmarks examples docs
+
+clean:  ## remove the virtual environment and what builds left
+	rm -rf $(VENV) build *.egg-info artifacts
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older. Try: make PYTHON=python3.11 run"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "No venv module: on Debian, apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	@echo "Installing (torch is large: about 7 GB on disk, a few minutes)..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
+	@echo "Installing with what the suite needs (torch is large: about 7 GB on disk, a few minutes)..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,89 @@
+"""Every setting of the service, each with a sentence; read once from EIS_* variables and `.env`, then frozen.
+
+Only `app.main` and `app.cli` import this module; everything else is handed the values that it needs.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+import platformdirs
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What an operator may set. A list is written comma-separated."""
+
+    model_config = SettingsConfigDict(env_prefix="EIS_", env_file=".env", frozen=True, extra="ignore")
+
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("edit-image-service", appauthor=False)),
+        description="Where jobs, pictures and models are kept.",
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on; any other than loopback asks for EIS_API_KEYS.")
+    port: int = Field(7860, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Keys of which every request must carry one, as `Authorization: Bearer KEY` or `X-API-Key`."
+    )
+    allow_open_network: bool = Field(False, description="Listen on a non-loopback address although no API key is set.")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Host names besides localhost and the bound address that a request may name."
+    )
+    trusted_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="host:port pairs that the guarded client may reach although they are private."
+    )
+    database_url: str | None = Field(None, description="SQLAlchemy URL of the job store; null: SQLite under EIS_HOME.")
+    catalog: str = Field(
+        "app.core.catalog:CATALOG", description="The ordered tuple of capabilities to serve, as `module:NAME`."
+    )
+    devices: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("auto",), description="Devices to run workers on: auto, cpu, cuda:0, ..., or inline (in the caller's process)."
+    )
+    queue_limit: int = Field(10_000, ge=1, description="Jobs that may wait; one more is refused with 503.")
+    max_attempts: int = Field(3, ge=1, le=20, description="How often a job whose worker was lost is started in all.")
+    heartbeat_seconds: float = Field(5.0, gt=0, description="How often a worker says that it lives.")
+    worker_lost_seconds: float = Field(20.0, gt=0, description="A worker silent for this long is ended and replaced.")
+    cancel_grace_seconds: float = Field(10.0, gt=0, description="A worker that does not heed a cancel is ended then.")
+    drain_seconds: float = Field(30.0, ge=0, description="How long a stop waits for the running job.")
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body in bytes.")
+    receive_seconds: float = Field(60.0, gt=0, description="A request must have arrived whole within this time.")
+    max_image_pixels: int = Field(32_000_000, ge=4096, description="Largest picture that is decoded, in pixels.")
+    image_decode_seconds: float = Field(15.0, gt=0, description="Longest time that decoding one picture may take.")
+    min_free_bytes: int = Field(512 * 2**20, ge=0, description="Room on the disk below which no job is accepted.")
+    model_memory_bytes: int | None = Field(
+        None, ge=1, description="Bytes of models kept on a device; null: what the device reports as free."
+    )
+    parked_memory_bytes: int | None = Field(
+        None, ge=0, description="Bytes of models kept in RAM beside the device; null: half of the machine's memory."
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of the models; auto: float32 on a CPU, float16 on a GPU."
+    )
+    hub_url: str = Field("https://huggingface.co", description="Hub that models are pulled from.")
+    hub_token: SecretStr | None = Field(None, description="Token sent to the hub's own host and nowhere else.")
+    callback_secret: SecretStr | None = Field(
+        None,
+        description="Secret that signs callbacks (Standard Webhooks, `whsec_...`); null: made once under EIS_HOME.",
+    )
+    ui: bool = Field(True, description="Serve the browser page.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
+
+    @field_validator("api_keys", "allowed_hosts", "trusted_hosts", "devices", mode="before")
+    @classmethod
+    def split_commas(cls, value: object) -> object:
+        """`a, b` becomes ("a", "b"); a sequence stays as it is."""
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("home", mode="after")
+    @classmethod
+    def absolute_home(cls, value: Path) -> Path:
+        """`~` and relative paths are resolved once, so that a later chdir changes nothing."""
+        return value.expanduser().absolute()
+
+    @cached_property
+    def store_url(self) -> str:
+        """The job store's SQLAlchemy URL with the default filled in."""
+        return self.database_url or f"sqlite:///{self.home / 'jobs.sqlite'}"
