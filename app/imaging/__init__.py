@@ -1,0 +1,1 @@
+"""Pixels only: PIL and numpy in and out."""

@@ -1,0 +1,60 @@
+"""Arithmetic of sizes: multiples that a model asks for, areas that it works well at, steps that a strength leaves."""
+
+import math
+
+from app.errors import InvalidRequest, TooLarge
+
+Size = tuple[int, int]
+
+LARGEST_WORK = 4096 * 4096
+"""The most pixels that a model is asked to make at once."""
+
+LARGEST_RESULT = 64_000_000
+"""The most pixels of a result of which a model makes a part."""
+
+
+def round_up(side: float, multiple: int) -> int:
+    """The smallest multiple that is not less than `side` (a float's dust is forgiven)."""
+    return max(multiple, math.ceil(side / multiple - 1e-6) * multiple)
+
+
+def round_near(side: float, multiple: int) -> int:
+    """The nearest multiple, at least one."""
+    return max(multiple, round(side / multiple) * multiple)
+
+
+def within_area(size: Size, area: int) -> Size:
+    """The size itself where it has no more than `area` pixels; else the largest of its shape that has not more."""
+    width, height = size
+    if width * height <= area:
+        return size
+    scale = math.sqrt(area / (width * height))
+    return max(1, math.floor(width * scale)), max(1, math.floor(height * scale))
+
+
+def of_area(size: Size, area: int, multiple: int) -> Size:
+    """A size of this shape with about `area` pixels, both sides multiples of `multiple`."""
+    width, height = size
+    scale = math.sqrt(area / (width * height))
+    return round_near(width * scale, multiple), round_near(height * scale, multiple)
+
+
+def require_a_step(num_inference_steps: int, strength: float) -> None:
+    """`InvalidRequest` when this strength, counted as diffusers does, leaves no step to take."""
+    if int(num_inference_steps * strength) < 1:
+        raise InvalidRequest(
+            f"strength {strength:g} of {num_inference_steps} steps leaves no step to take: "
+            f"raise strength to {math.ceil(100 / num_inference_steps) / 100:g} or the number of steps.",
+            field="strength",
+        )
+
+
+def largest_area(default_size: Size) -> int:
+    """The most pixels that a model works well at: four times as many as it was trained at."""
+    return 4 * default_size[0] * default_size[1]
+
+
+def require_pixels(size: Size, limit: int) -> None:
+    """`TooLarge` when this size has more pixels than the limit."""
+    if size[0] * size[1] > limit:
+        raise TooLarge(f"The picture would be {size[0]}x{size[1]}; at most {limit:,} pixels are made.")
