@@ -1,0 +1,115 @@
+"""One device: how much memory is free, which number format models take on it, and where its noise comes from.
+
+The only file that says `torch.cuda`.
+"""
+
+import gc
+import os
+
+import psutil
+import torch
+
+from app.errors import InvalidRequest
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+RAM_FOR_WORK = 1 * 2**30
+"""Bytes of a CPU's memory that models leave to the work itself (activations, pictures, the rest of the process)."""
+DEVICE_MEMORY_FOR_WORK = 0.15
+"""Share of a GPU's memory that models leave to activations."""
+
+
+class TorchDevice:
+    """A torch device by its name: `cpu`, `cuda:0`; `auto` is the first GPU, else the CPU.
+
+    The ModelCache asks it for bytes (`app.core.model_offload.Device`).
+    """
+
+    def __init__(self, name: str, precision: str = "auto") -> None:
+        if name in {"auto", "inline"}:
+            name = "cuda:0" if torch.cuda.is_available() else "cpu"
+        self.torch_device = torch.device(name)
+        if self.torch_device.type == "cuda" and not torch.cuda.is_available():
+            raise InvalidRequest(f"The device {name!r} is not there: torch sees no GPU.")
+        self.name = str(self.torch_device)
+        self.dtype = self._dtype(precision)
+
+    def _dtype(self, precision: str) -> torch.dtype:
+        if precision == "auto":
+            return torch.float16 if self.keeps_parked else torch.float32
+        return PRECISIONS[precision]
+
+    @property
+    def keeps_parked(self) -> bool:
+        """Whether RAM is another memory than the device's."""
+        return self.torch_device.type != "cpu"
+
+    def total_bytes(self) -> int:
+        """All memory of the device."""
+        if self.keeps_parked:
+            return torch.cuda.get_device_properties(self.torch_device).total_memory
+        return _ram_limit()
+
+    def free_bytes(self) -> int:
+        """Bytes that models could still take, leaving room for the work itself."""
+        if self.keeps_parked:
+            free, total = torch.cuda.mem_get_info(self.torch_device)
+            reserved = torch.cuda.memory_reserved(self.torch_device)
+            unused = reserved - torch.cuda.memory_allocated(self.torch_device)
+            return max(0, free + unused - int(total * DEVICE_MEMORY_FOR_WORK))
+        return max(0, _ram_free() - RAM_FOR_WORK)
+
+    def used_bytes(self) -> int:
+        """Bytes that this process holds on the device."""
+        if self.keeps_parked:
+            return torch.cuda.memory_reserved(self.torch_device)
+        return psutil.Process().memory_info().rss
+
+    def empty_cache(self) -> None:
+        """Give freed blocks back to the device; collects first, because modules stand in reference cycles."""
+        gc.collect()
+        if self.keeps_parked:
+            torch.cuda.empty_cache()
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether this error says that memory ran out, on a GPU or on a CPU."""
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        text = str(error)
+        return isinstance(error, RuntimeError) and (
+            "can't allocate memory" in text or "not enough memory" in text or "CUDA out of memory" in text
+        )
+
+    def generators(self, seed: int, count: int) -> list[torch.Generator]:
+        """One noise source for each picture with seeds seed, seed + 1, ... (modulo 2**32).
+
+        They stand on the CPU whatever the device is, so that a seed means one picture on every device.
+        """
+        return [torch.Generator("cpu").manual_seed((seed + number) % 2**32) for number in range(count)]
+
+
+def parked_default() -> int:
+    """Half of the machine's memory."""
+    return _ram_limit() // 2
+
+
+def _ram_limit() -> int:
+    limit = psutil.virtual_memory().total
+    group = _group_number("memory.max")
+    return min(limit, group) if group is not None else limit
+
+
+def _ram_free() -> int:
+    free = psutil.virtual_memory().available
+    limit, used = _group_number("memory.max"), _group_number("memory.current")
+    return min(free, limit - used) if limit is not None and used is not None else free
+
+
+def _group_number(name: str) -> int | None:
+    """A container's own limit or use (cgroup v2); None where there is none."""
+    path = os.path.join("/sys/fs/cgroup", name)
+    try:
+        with open(path, encoding="ascii") as file:
+            text = file.read().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,352 @@
+"""What a model file or folder is, read from its names and shapes alone: no weight is loaded, nothing is executed.
+
+A `.safetensors` file opens with a JSON header of tensor names, types and shapes; that header and the small JSON files
+of a diffusers folder are all that is read. What is no kind that the service can open is refused in a sentence.
+"""
+
+import json
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.errors import InvalidRequest
+from app.models.spec import Family, Kind, Recommended
+
+MAX_HEADER = 32 * 2**20
+MAX_TENSORS = 100_000
+MAX_CONFIG = 4 * 2**20
+PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"})
+WEIGHTS = ".safetensors"
+
+ALL_TASKS = ("text-to-image", "image-to-image", "inpaint")
+RECOMMENDED: Mapping[Family, Recommended] = {
+    "sd15": Recommended(25, 7.0, "DPM++ 2M Karras", 512, 512),
+    "sdxl": Recommended(30, 6.0, "DPM++ 2M Karras", 1024, 1024),
+}
+
+_PIPELINES: Mapping[str, Family] = {
+    "StableDiffusionPipeline": "sd15",
+    "StableDiffusionImg2ImgPipeline": "sd15",
+    "StableDiffusionInpaintPipeline": "sd15",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl",
+    "StableDiffusionXLInpaintPipeline": "sdxl",
+}
+_LIBRARIES = frozenset({"diffusers", "transformers", "stable_diffusion"})
+_DTYPES = re.compile(r"^[A-Z][A-Z0-9_]{0,15}$")
+_UNET = "model.diffusion_model."
+_WIDTHS: Mapping[int, Family] = {768: "sd15", 2048: "sdxl"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """Names, shapes and metadata of a `.safetensors` file."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was recognised; `options` are those of `app.models.catalog`."""
+
+    kind: Kind
+    family: Family
+    tasks: tuple[str, ...] = ()
+    recommended: Recommended | None = None
+    options: dict[str, str] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+
+
+def inspect(path: Path) -> Inspection:
+    """Recognise a file or a diffusers folder; `InvalidRequest` says what it is not."""
+    if path.is_dir():
+        return _inspect_folder(path)
+    if path.suffix.lower() in PICKLES:
+        raise InvalidRequest(
+            f"{path.name!r} is a pickle, and opening a pickle can run whatever its author wrote into it. "
+            "Get the .safetensors version, or convert it where you trust it."
+        )
+    if path.suffix.lower() != WEIGHTS:
+        raise InvalidRequest(f"{path.name!r} is neither a .safetensors file nor a folder in the diffusers layout.")
+    return _inspect_header(read_header(path), path.stem, _config_beside(path))
+
+
+def read_header(path: Path) -> Header:
+    """The header of a `.safetensors` file; `InvalidRequest` where it is malformed or the file is cut short."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(MAX_HEADER, size - 8):
+            raise _malformed(path)
+        text = file.read(length)
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _malformed(path) from None
+    if not isinstance(data, dict) or not 1 <= len(data) <= MAX_TENSORS:
+        raise _malformed(path)
+    metadata = data.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise _malformed(path)
+    shapes, end = {}, 0
+    for name, entry in data.items():
+        shapes[name], stop = _tensor(path, entry)
+        end = max(end, stop)
+    if end != size - 8 - length:
+        raise InvalidRequest(f"{path.name!r} is cut short or has bytes too many: its header speaks of another size.")
+    return Header(shapes, {str(key): value for key, value in metadata.items() if isinstance(value, str)})
+
+
+def _tensor(path: Path, entry: Any) -> tuple[tuple[int, ...], int]:
+    if not isinstance(entry, dict) or not _DTYPES.match(str(entry.get("dtype"))):
+        raise _malformed(path)
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
+            raise _malformed(path)
+    if len(shape) > 16 or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _malformed(path)
+    return tuple(shape), offsets[1]
+
+
+def _malformed(path: Path) -> InvalidRequest:
+    return InvalidRequest(f"{path.name!r} is not a sound .safetensors file.")
+
+
+def _inspect_header(header: Header, stem: str, config: Path | None) -> Inspection:
+    shapes = header.shapes
+    for recognise in (_checkpoint, _controlnet, _lora, _embedding, _autoencoder):
+        found = recognise(header, stem)
+        if found is None:
+            continue
+        if found.kind == "checkpoint" and config is not None:
+            return _with_size(found, config)
+        return found
+    if any(name.startswith((_UNET, "input_blocks.", "down_blocks.")) for name in shapes):
+        raise InvalidRequest("The file holds a UNet alone; a checkpoint needs its text encoders and autoencoder too.")
+    raise InvalidRequest("The file is no Stable Diffusion 1.5 or SDXL checkpoint, LoRA, textual inversion or VAE.")
+
+
+def _checkpoint(header: Header, stem: str) -> Inspection | None:
+    shapes = header.shapes
+    first = shapes.get(_UNET + "input_blocks.0.0.weight")
+    if first is None or len(first) != 4:
+        return None
+    starts = {name.split(".", 1)[0] for name in shapes}
+    if "conditioner" in starts:
+        if not any(name.startswith("conditioner.embedders.1.") for name in shapes):
+            raise InvalidRequest("The file is an SDXL refiner, which needs another model before it and is not served.")
+        family: Family = "sdxl"
+    elif "cond_stage_model" in starts:
+        family = "sd15"
+        if any(name.startswith("cond_stage_model.model.") for name in shapes):
+            raise InvalidRequest("The file is a Stable Diffusion 2 checkpoint, which is not served.")
+    else:
+        return None
+    parts: tuple[str, ...] = ()
+    if "first_stage_model" not in starts:
+        if family != "sdxl":
+            raise InvalidRequest("The checkpoint comes without an autoencoder (VAE); get the version that has one.")
+        parts = ("sdxl-vae-fp16-fix",)
+    options = {"layout": "single-file"}
+    if "v_pred" in shapes or header.metadata.get("modelspec.prediction_type") == "v":
+        options["prediction_type"] = "v_prediction"
+    return Inspection("checkpoint", family, _tasks(first[1]), RECOMMENDED[family], options, parts)
+
+
+def _tasks(in_channels: int) -> tuple[str, ...]:
+    if in_channels == 4:
+        return ALL_TASKS
+    if in_channels == 9:
+        return ("inpaint",)
+    raise InvalidRequest(
+        f"The UNet takes {in_channels} channels; checkpoints with 4 and with 9 (inpainting) are served."
+    )
+
+
+def _controlnet(header: Header, stem: str) -> Inspection | None:
+    if not _any(header, lambda name: name.startswith(("control_model.", "controlnet_cond_embedding."))):
+        return None
+    family: Family | None = "sdxl" if "add_embedding.linear_1.weight" in header.shapes else None
+    family = family or _family_by_width(header, r"attn2\.to_k\.weight$") or "sd15"
+    return Inspection("controlnet", family, options={"layout": "single-file"})
+
+
+def _lora(header: Header, stem: str) -> Inspection | None:
+    if _any(header, lambda name: re.search(r"\.(hada_w[12]|lokr_w[12]|oft_)", name) is not None):
+        raise InvalidRequest(
+            "The file is a LoHa, LoKr or OFT addition; LoRAs in diffusers' or kohya's form are served."
+        )
+    names = [name for name in header.shapes if re.search(r"\.lora_(A|B|down|up)\b|\.lora\.(down|up)\.", name)]
+    if not names:
+        return None
+    if any(re.search(r"double_blocks|single_blocks|joint_transformer|transformer\.", name) for name in names):
+        raise InvalidRequest("The LoRA is for another family than Stable Diffusion 1.5 and SDXL.")
+    kohya = any(name.startswith("lora_") for name in names)
+    options = {"format": "kohya" if kohya else "diffusers"}
+    trigger = header.metadata.get("modelspec.trigger_phrase")
+    if trigger:
+        options["trigger"] = trigger[:200]
+    return Inspection("lora", _lora_family(header), options=options)
+
+
+def _lora_family(header: Header) -> Family:
+    by_width = _family_by_width(header, r"attn2[._]to_k\.lora(_A|_down|\.down)\b")
+    if by_width is not None:
+        return by_width
+    names = header.shapes
+    if any(re.match(r"lora_te[12]_|text_encoder_2\.", name) for name in names):
+        return "sdxl"
+    if any(re.match(r"lora_te_", name) for name in names):
+        return "sd15"
+    # SDXL has no attention at its first and last resolution and several transformer blocks everywhere else.
+    if any(
+        re.search(r"down_blocks[._]0[._]attentions|up_blocks[._]3[._]attentions|input_blocks_[12]_1_", name)
+        for name in names
+    ):
+        return "sd15"
+    if any(re.search(r"transformer_blocks[._][1-9]", name) for name in names):
+        return "sdxl"
+    if any("unet" in name or "text_encoder" in name or "_blocks" in name for name in names):
+        return "sd15"
+    raise InvalidRequest("The LoRA fits neither Stable Diffusion 1.5 nor SDXL by its names.")
+
+
+def _family_by_width(header: Header, pattern: str) -> Family | None:
+    """The family by the width of what the cross attention reads; None where the width is nobody's."""
+    for name, shape in header.shapes.items():
+        if len(shape) >= 2 and re.search(pattern, name):
+            if shape[1] == 1024:
+                raise InvalidRequest("The file is for Stable Diffusion 2, which is not served.")
+            if shape[1] in _WIDTHS:
+                return _WIDTHS[shape[1]]
+    return None
+
+
+def _embedding(header: Header, stem: str) -> Inspection | None:
+    shapes = header.shapes
+    if set(shapes) == {"clip_l", "clip_g"}:
+        return Inspection("embedding", "sdxl")
+    if len(shapes) != 1:
+        return None
+    name, shape = next(iter(shapes.items()))
+    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[0] > 256):
+        return None
+    if shape[-1] in (1024, 1280):
+        raise InvalidRequest("The textual inversion is for another text encoder than Stable Diffusion 1.5's or SDXL's.")
+    return Inspection("embedding", "sd15", options={} if name == "emb_params" else {"token": name})
+
+
+def _autoencoder(header: Header, stem: str) -> Inspection | None:
+    names = {name.removeprefix("first_stage_model.") for name in header.shapes}
+    if not {"encoder.conv_in.weight", "decoder.conv_out.weight"} <= names:
+        return None
+    # The two families' autoencoders have the same names and shapes; only the file's name tells them apart.
+    return Inspection("vae", "sdxl" if "xl" in stem.lower() else "sd15", options={"layout": "single-file"})
+
+
+def _any(header: Header, holds: Callable[[str], bool]) -> bool:
+    return any(holds(name) for name in header.shapes)
+
+
+def _inspect_folder(folder: Path) -> Inspection:
+    if not (folder / "model_index.json").is_file():
+        return _inspect_component(folder)
+    index = _config(folder / "model_index.json")
+    family = _PIPELINES.get(str(index.get("_class_name")))
+    if family is None:
+        raise InvalidRequest("The folder's pipeline is neither Stable Diffusion 1.5 nor SDXL.")
+    components = {name: value for name, value in index.items() if isinstance(value, list) and value[:1] != [None]}
+    foreign = [name for name, value in components.items() if value[0] not in _LIBRARIES]
+    if foreign:
+        raise InvalidRequest(f"The folder's {foreign[0]} asks for code of its own, which is never run.")
+    needed = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+    if family == "sdxl":
+        if "text_encoder" not in components:
+            raise InvalidRequest(
+                "The folder is an SDXL refiner, which needs another model before it and is not served."
+            )
+        needed |= {"text_encoder_2", "tokenizer_2"}
+    missing = sorted(name for name in needed if name not in components or not (folder / name).is_dir())
+    if missing:
+        raise InvalidRequest(f"The folder lacks {', '.join(missing)}.")
+    unet = _config(folder / "unet" / "config.json")
+    if family == "sd15" and unet.get("cross_attention_dim") == 1024:
+        raise InvalidRequest("The folder is a Stable Diffusion 2 checkpoint, which is not served.")
+    options = {"layout": "diffusers"}
+    variants = [_variant(folder / name, stem) for name, stem in _weighty(family)]
+    if any(variants):
+        options["variant"] = next(filter(None, variants))
+    found = Inspection("checkpoint", family, _tasks(int(unet.get("in_channels", 0))), RECOMMENDED[family], options)
+    return _with_size(found, folder)
+
+
+def _weighty(family: Family) -> Iterable[tuple[str, str]]:
+    yield from (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model"))
+    if family == "sdxl":
+        yield ("text_encoder_2", "model")
+
+
+def _variant(folder: Path, stem: str) -> str | None:
+    """The infix of a component's weight files (None: they have none); every file's header is checked on the way."""
+    plain = folder / f"{stem}{WEIGHTS}"
+    if plain.is_file():
+        read_header(plain)
+        return None
+    for file in sorted(folder.glob(f"{stem}*{WEIGHTS}")):
+        read_header(file)
+        return file.name.removeprefix(stem).removesuffix(WEIGHTS).strip(".").split("-")[0] or None
+    if any(file.suffix in PICKLES for file in folder.iterdir()):
+        raise InvalidRequest(f"The folder's {folder.name} has its weights only as a pickle; .safetensors is asked for.")
+    raise InvalidRequest(f"The folder's {folder.name} has no {stem}.safetensors.")
+
+
+def _inspect_component(folder: Path) -> Inspection:
+    weights = sorted(folder.glob("*" + WEIGHTS))
+    config = _config(folder / "config.json") if (folder / "config.json").is_file() else {}
+    kinds: Mapping[str, Kind] = {"AutoencoderKL": "vae", "ControlNetModel": "controlnet"}
+    kind = kinds.get(str(config.get("_class_name")))
+    if kind is not None and weights:
+        header = read_header(weights[0])
+        found = _controlnet(header, folder.name) if kind == "controlnet" else _autoencoder(header, folder.name)
+        if found is None:
+            raise InvalidRequest("The folder's weights are not what its config.json says.")
+        options = {"layout": "diffusers"}
+        variant = _variant(folder, "diffusion_pytorch_model")
+        return Inspection(found.kind, found.family, options=options | ({"variant": variant} if variant else {}))
+    raise InvalidRequest("The folder is not in the diffusers layout: it has no model_index.json.")
+
+
+def _config_beside(file: Path) -> Path | None:
+    """A `config` folder beside a single file says its shape, where it differs from the published one."""
+    beside = file.parent / "config"
+    return beside if (beside / "model_index.json").is_file() else None
+
+
+def _with_size(found: Inspection, folder: Path) -> Inspection:
+    """The size that the model was trained at, by its own configuration."""
+    sample = _config(folder / "unet" / "config.json").get("sample_size")
+    levels = _config(folder / "vae" / "config.json").get("block_out_channels")
+    if type(sample) is not int or not isinstance(levels, list) or found.recommended is None:
+        return found
+    pixels = min(4096, max(64, sample * 2 ** (len(levels) - 1)))
+    best = found.recommended
+    size = Recommended(best.num_inference_steps, best.guidance_scale, best.scheduler, pixels, pixels)
+    return Inspection(found.kind, found.family, found.tasks, size, found.options, found.parts)
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > MAX_CONFIG:
+            raise ValueError("too large")
+        data = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise InvalidRequest(f"The folder's {file.parent.name}/{file.name} cannot be read.") from None
+    if not isinstance(data, dict):
+        raise InvalidRequest(f"The folder's {file.parent.name}/{file.name} is not a JSON object.")
+    return data

@@ -1,0 +1,211 @@
+"""How a model's folder comes and goes: staged beside its place, brought in by one rename, taken out by one rename.
+
+Readers in other processes see the whole model or none. What a killed process leaves is a staging folder, with which the
+next pull goes on, or a folder in the bin, which the next change empties. One change of a model happens at a time.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.errors import Conflict, StorageFull, TransferFailed
+from app.models.download import BLOCK, Hub, RemoteFile, sha256_of
+from app.models.installed import FILES, RECORD, Installed, InstalledFile, dump
+
+RESERVED_BYTES = 256 * 2**20
+
+
+class Workshop:
+    """The hidden folders beside the models: staging, bin, locks, pins."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._staging = folder / ".staging"
+        self._bin = folder / ".bin"
+        self._locks = folder / ".locks"
+        self._pins = folder / ".pins"
+
+    @contextmanager
+    def changing(self, model: str, *, wait: bool = True) -> Iterator[None]:
+        """Hold the model's lock against every other process and thread; `Conflict` where waiting is not wanted."""
+        self._locks.mkdir(parents=True, exist_ok=True)
+        with (self._locks / model).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Conflict(f"The model {model!r} is being pulled or changed.", model=model) from None
+            yield
+
+    def staging(self, model: str, name: str) -> Path:
+        """The staging folder of this name; others of the model, left by an older commit, are thrown away."""
+        mine = self._staging / model / name
+        if mine.parent.is_dir():
+            for other in mine.parent.iterdir():
+                if other != mine:
+                    shutil.rmtree(other)
+        (mine / FILES).mkdir(parents=True, exist_ok=True)
+        return mine
+
+    def install(self, staged: Path, installed: Installed) -> None:
+        """Write the record into the staged folder and bring it to its place."""
+        write_record(staged, installed)
+        place = self.folder / installed.spec.id
+        self.discard(place)
+        staged.rename(place)
+        _sync_folder(self.folder)
+        shutil.rmtree(self._staging / installed.spec.id, ignore_errors=True)
+
+    def discard(self, path: Path) -> None:
+        """Take a folder out of sight with one rename, then give its bytes back."""
+        if path.exists():
+            self._bin.mkdir(parents=True, exist_ok=True)
+            path.rename(self._bin / secrets.token_hex(8))
+            _sync_folder(path.parent)
+        for left in self._bin.iterdir() if self._bin.is_dir() else ():
+            shutil.rmtree(left, ignore_errors=True)
+
+    def discard_staging(self, model: str) -> bool:
+        """Throw away what an unfinished pull left; whether there was any."""
+        there = (self._staging / model).exists()
+        self.discard(self._staging / model)
+        return there
+
+    def pin(self, model: str) -> tuple[str, dict[str, str]] | None:
+        """The commit and the SHA-256 of its files that an earlier pull met."""
+        try:
+            data = json.loads((self._pins / f"{model}.json").read_text("utf-8"))
+            return str(data["commit"]), dict(data["sha256"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def write_pin(self, model: str, commit: str, files: dict[str, InstalledFile]) -> None:
+        """Remember what was pulled; it outlives the model's removal, so that a later pull brings the same bytes."""
+        self._pins.mkdir(parents=True, exist_ok=True)
+        hashes = {name: file.sha256 for name, file in files.items()}
+        _write(self._pins / f"{model}.json", json.dumps({"commit": commit, "sha256": hashes}))
+
+    def check_room(self, needed: int) -> None:
+        """`StorageFull` unless so many bytes and the reserve fit on the disk."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if needed + RESERVED_BYTES > free:
+            raise StorageFull(
+                f"The model needs {needed / 1e9:.2f} GB and {RESERVED_BYTES / 1e9:.2f} GB must stay free; "
+                f"the disk has {free / 1e9:.2f} GB.",
+                needed=needed,
+                free=free,
+            )
+
+
+@contextmanager
+def full_disk_said() -> Iterator[None]:
+    """A disk that fills up on the way is `StorageFull`, not a fault of the service."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise StorageFull("The disk filled up on the way; what has arrived is kept.") from error
+
+
+def missing_bytes(staged: Path, files: tuple[RemoteFile, ...]) -> int:
+    """How many bytes of these files are not yet in the staging folder."""
+    missing = 0
+    for file in files:
+        target = staged / FILES / file.path
+        for there in (target, target.with_name(target.name + ".part")):
+            if there.is_file():
+                missing -= min(file.size, there.stat().st_size)
+                break
+        missing += file.size
+    return missing
+
+
+def fetch_all(
+    hub: Hub,
+    repo: str,
+    commit: str,
+    files: tuple[RemoteFile, ...],
+    staged: Path,
+    on_bytes: Callable[[int], None],
+) -> dict[str, InstalledFile]:
+    """Bring all files into the staging folder; those that an earlier attempt finished are not asked for again."""
+    fetched, before = {}, 0
+    for file in files:
+        target = staged / FILES / file.path
+        if target.is_file() and target.stat().st_size == file.size:
+            sha256 = file.sha256 or sha256_of(target)
+        else:
+            sha256 = hub.fetch(repo, commit, file, target, lambda count, base=before: on_bytes(base + count))
+        before += file.size
+        on_bytes(before)
+        fetched[file.path] = InstalledFile(file.size, sha256)
+    return fetched
+
+
+def check_stated(files: tuple[RemoteFile, ...], known: dict[str, str], model: str) -> None:
+    """`TransferFailed` before a byte is pulled where the hub states other contents than are known."""
+    for file in files:
+        expected = known.get(file.path)
+        if expected and file.sha256 and file.sha256 != expected:
+            raise TransferFailed(
+                f"The hub offers other bytes for {file.path} of {model!r} than are known; nothing was pulled.",
+                file=file.path,
+                expected=expected,
+                offered=file.sha256,
+            )
+
+
+def bring_in(sources: dict[str, Path], staged: Path, on_bytes: Callable[[int], None]) -> dict[str, InstalledFile]:
+    """Put a user's files into the staging folder: hard links on the same disk, copies from another; hash them all."""
+    brought, before = {}, 0
+    for name, source in sources.items():
+        target = staged / FILES / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link_or_copy(source.resolve(), target)
+        size = target.stat().st_size
+        brought[name] = InstalledFile(size, sha256_of(target, lambda count, base=before: on_bytes(base + count)))
+        before += size
+    return brought
+
+
+def write_record(folder: Path, installed: Installed) -> None:
+    """Write `model.json` by rename."""
+    _write(folder / RECORD, dump(installed))
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        # Another disk, a file system without links, or somebody else's file: a copy is what is left.
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP):
+            raise
+        with source.open("rb") as reader, target.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, BLOCK)
+            writer.flush()
+            os.fsync(writer.fileno())
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,376 @@
+"""The models that are known and the ones that are installed, under one door: list, choose, pull, add, remove.
+
+State lives under `home/models/<id>/` (see `app.models.installed`); every question reads it fresh, so a worker process
+sees what the front process pulled a moment ago. Nothing here touches the network except `pull`.
+"""
+
+import dataclasses
+import functools
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.errors import Conflict, InvalidRequest, NotFound, UnknownModel, WeightsMissing
+from app.guarded_http import GuardedClient
+from app.models import inspect_file
+from app.models.catalog import CATALOG
+from app.models.download import STORED, Hub, Patience, RemoteFile, sha256_of
+from app.models.installed import FILES, Installed, InstalledModels
+from app.models.installing import (
+    Workshop,
+    bring_in,
+    check_stated,
+    fetch_all,
+    full_disk_said,
+    missing_bytes,
+    write_record,
+)
+from app.models.spec import Family, Kind, Licence, ModelSpec
+
+PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+ADDED_RANK: dict[tuple[Family, bool], int] = {
+    ("sd15", False): 15,
+    ("sd15", True): 25,
+    ("sdxl", False): 35,
+    ("sdxl", True): 55,
+}
+"""Rank of an added checkpoint by family and whether it is made for inpainting: just above the published base."""
+
+SINGLE_FILE = "weights.safetensors"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A model and where it stands.
+
+    `path` is the folder (diffusers layout) or the file to open; None where the model or one of its parts is missing.
+    `sha256` is that of its largest file, as checked when it was installed.
+    """
+
+    spec: ModelSpec
+    installed: bool
+    path: Path | None
+    bytes_on_disk: int
+    sha256: str | None = None
+
+
+class ModelLibrary:
+    """All models of one home folder; cheap to make, safe to use from several threads and processes."""
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        hub_url: str = "https://huggingface.co",
+        hub_token: str | None = None,
+        trusted_hosts: tuple[str, ...] = (),
+        catalog: tuple[ModelSpec, ...] = CATALOG,
+        patience: Patience | None = None,
+    ) -> None:
+        self.folder = home / "models"
+        self._hub = Hub(hub_url, hub_token, GuardedClient(trusted_hosts), patience or Patience())
+        self._catalog = {spec.id: spec for spec in catalog}
+        self._installed = InstalledModels(self.folder)
+        self._workshop = Workshop(self.folder)
+
+    def rows(self) -> list[ModelRow]:
+        """Every known model: the catalog in its order, then the added ones by id."""
+        added = [model for model in self._installed.ids() if model not in self._catalog]
+        rows = [self._row(spec) for spec in self._catalog.values()]
+        rows += [self._row(record.spec) for model in added if (record := self._installed.get(model))]
+        return rows
+
+    def get(self, id: str) -> ModelRow:
+        """The model of this id; `UnknownModel` if there is none."""
+        spec = self._catalog.get(id)
+        if spec is None:
+            record = self._installed.get(id) if is_slug(id) else None
+            if record is None:
+                raise UnknownModel("There is no model of this name; `eis models list` prints the known ones.")
+            spec = record.spec
+        return self._row(spec)
+
+    def require(self, id: str, *, task: str | None = None) -> ModelRow:
+        """The installed model of this id; `WeightsMissing` names the line that fetches it."""
+        row = self.get(id)
+        if task is not None and task not in row.spec.tasks:
+            raise InvalidRequest(f"The model {id!r} does not serve {task}.", model=id, task=task)
+        if not row.installed:
+            raise WeightsMissing(
+                f"The model {id!r} is not installed; `eis models pull {id}` fetches it.",
+                model=id,
+                command=f"eis models pull {id}",
+            )
+        return row
+
+    def choose(self, tasks: Sequence[str]) -> ModelRow:
+        """What `auto` means: the installed checkpoint of the highest rank that serves one of these tasks."""
+        candidates = [row for row in self.rows() if row.installed and set(tasks) & set(row.spec.tasks)]
+        if not candidates:
+            wanted = " or ".join(tasks)
+            line = next(
+                (
+                    f"; `eis models pull {spec.id}` fetches one"
+                    for spec in self._catalog.values()
+                    if set(tasks) & set(spec.tasks) and not spec.embedded
+                ),
+                "",
+            )
+            raise WeightsMissing(f"No installed model serves {wanted}{line}.")
+        return max(candidates, key=lambda row: row.spec.rank)
+
+    def pull(
+        self, id: str, *, accept_licence: bool = False, progress: Progress | None = None, update: bool = False
+    ) -> ModelRow:
+        """Fetch a model and the parts it lacks; an installed model is left as it is.
+
+        `Conflict` names the licence where it limits use and `accept_licence` is not given. A model that was pulled
+        before comes at the same commit again; `update` asks the hub for the newest. `progress` hears (bytes done,
+        bytes in all), and what it raises stops the pull; what has arrived is kept for the next one.
+        """
+        row = self.get(id)
+        if row.installed:
+            self._keep(id)
+            return row
+        wanted = [spec for spec in self._with_parts(row.spec) if self._installed.get(spec.id) is None]
+        if any(spec.repo is None for spec in wanted):
+            raise InvalidRequest(f"The model {id!r} is not on a hub; it cannot be pulled.", model=id)
+        if not accept_licence and (asked := self.licences_to_accept(id)):
+            names = " and ".join(f"{licence.name} ({licence.url})" for licence in asked)
+            raise Conflict(
+                f"The model {id!r} comes under {names}, which limits its use: read it, and pull again with the licence "
+                "accepted.",
+                model=id,
+                licences=[{"name": licence.name, "url": licence.url} for licence in asked],
+            )
+        plan = [(spec, *self._listed(spec, update)) for spec in wanted]
+        total = sum(file.size for _, _, files in plan for file in files)
+        needed = 0
+        for spec, commit, files in plan:
+            with self._workshop.changing(spec.id):
+                needed += missing_bytes(self._workshop.staging(spec.id, commit), files)
+        self._workshop.check_room(needed)
+        done = 0
+        for spec, commit, files in plan:
+            report = functools.partial(_report, progress, done, total)
+            with self._workshop.changing(spec.id):
+                if self._installed.get(spec.id) is None:
+                    with full_disk_said():
+                        self._install_pulled(spec, commit, files, report, as_part=spec.id != id)
+                else:  # another process brought it in while this one waited
+                    self._workshop.discard_staging(spec.id)
+            done += sum(file.size for file in files)
+        return self.require(id)
+
+    def licences_to_accept(self, id: str) -> list[Licence]:
+        """The licences that limit use and that a pull of this model would need accepted now, its parts' among them."""
+        missing = [spec for spec in self._with_parts(self.get(id).spec) if self._installed.get(spec.id) is None]
+        return list(dict.fromkeys(spec.licence for spec in missing if spec.licence.ask and spec.repo))
+
+    def add(
+        self,
+        file: Path,
+        *,
+        id: str | None = None,
+        title: str | None = None,
+        kind: Kind | None = None,
+        licence: str | None = None,
+        progress: Progress | None = None,
+    ) -> ModelRow:
+        """Take in a user's file or diffusers folder, recognised by its names and shapes.
+
+        The original stays where it is and may be deleted afterwards: on the same disk the model is a hard link to it
+        (no second copy of the bytes), from another disk a copy. A pickle is refused. The same file added again
+        answers the row that stands. A textual inversion that names no token is called by its id, or by the file's name
+        where none is given.
+        """
+        if not file.exists():
+            raise NotFound("There is no such file or folder.")
+        found = inspect_file.inspect(file)
+        if kind is not None and kind != found.kind:
+            raise InvalidRequest(f"The file is a {found.kind}, not a {kind}.", found=found.kind, expected=kind)
+        model = id if id is not None else slug(file.stem if file.is_file() else file.name)
+        if not is_slug(model) or model == "auto":
+            raise InvalidRequest("A model needs an id of lower-case letters, digits, dots, dashes and underscores.")
+        if model in self._catalog:
+            raise Conflict(f"The id {model!r} belongs to a model of the catalog; choose another.", model=model)
+        options = dict(found.options)
+        if found.kind == "embedding":
+            options.setdefault("token", file.stem if id is None else id)
+        sources = _sources(file)
+        total = sum(source.stat().st_size for source in sources.values())
+        self._workshop.check_room(total)
+        spec = ModelSpec(
+            id=model,
+            title=title or (file.stem if file.is_file() else file.name)[:200],
+            kind=found.kind,
+            family=found.family,
+            licence=Licence(licence or "not stated", "", commercial=False),
+            bytes=total,
+            tasks=found.tasks,
+            recommended=found.recommended,
+            parts=found.parts,
+            rank=ADDED_RANK.get((found.family, found.tasks == ("inpaint",)), 0) if found.tasks else 0,
+            options=options,
+        )
+        with self._workshop.changing(model):
+            staged = self._workshop.staging(model, f"add-{secrets.token_hex(4)}")
+            try:
+                with full_disk_said():
+                    files = bring_in(sources, staged, functools.partial(_report, progress, 0, total))
+                standing = self._installed.get(model)
+                if standing is not None and standing.files == files:
+                    return self._row(standing.spec)
+                if standing is not None:
+                    raise Conflict(f"Another model is installed as {model!r}; choose another id.", model=model)
+                path = FILES if file.is_dir() else f"{FILES}/{SINGLE_FILE}"
+                self._workshop.install(staged, Installed(spec, "added", path, files, installed=time.time()))
+            finally:
+                self._workshop.discard_staging(model)
+        return self._row(spec)
+
+    def remove(self, id: str) -> ModelRow:
+        """Delete a model and what was pulled only as its part, or what an unfinished pull left; the bytes come back.
+
+        A worker that has the files open reads them to their end. `Conflict` where another installed model needs it.
+        """
+        row = self.get(id)
+        if row.spec.embedded:
+            raise InvalidRequest(f"The model {id!r} comes with the service and cannot be removed.", model=id)
+        with self._workshop.changing(id, wait=False):
+            record = self._installed.get(id)
+            users = self._users(id)
+            if users and record is not None:
+                raise Conflict(f"The model {id!r} is a part of {', '.join(users)}; remove that first.", model=id)
+            left = self._workshop.discard_staging(id)
+            if record is None and not left:
+                raise Conflict(f"The model {id!r} is not installed.", model=id)
+            self._workshop.discard(self.folder / id)
+        for part in self._with_parts(row.spec):
+            record = self._installed.get(part.id)
+            if part.id != id and record is not None and record.as_part and not self._users(part.id):
+                self.remove(part.id)
+        return dataclasses.replace(row, installed=False, path=None, bytes_on_disk=0, sha256=None)
+
+    def verify(self, id: str, *, progress: Progress | None = None) -> list[str]:
+        """Read an installed model's files again; the names of those that are gone or no longer what was installed."""
+        self.require(id)
+        record = self._installed.get(id)
+        if record is None:
+            return []
+        damaged, done = [], 0
+        for name, expected in record.files.items():
+            path = self.folder / id / FILES / name
+            report = functools.partial(_report, progress, done, record.bytes)
+            if (
+                not path.is_file()
+                or path.stat().st_size != expected.bytes
+                or sha256_of(path, report) != expected.sha256
+            ):
+                damaged.append(name)
+            done += expected.bytes
+        return damaged
+
+    def _row(self, spec: ModelSpec) -> ModelRow:
+        if spec.embedded:
+            folder = PACKAGE_PARENT / spec.embedded
+            if not (folder / "model_index.json").is_file():
+                return ModelRow(spec, False, None, 0)
+            size, sha256 = _embedded_facts(folder)
+            return ModelRow(dataclasses.replace(spec, bytes=size), True, folder, size, sha256)
+        record = self._installed.get(spec.id)
+        if record is None:
+            return ModelRow(spec, False, None, 0)
+        parts = [self._catalog.get(part) for part in spec.parts]
+        whole = all(part is not None and self._row(part).installed for part in parts)
+        path = self.folder / spec.id / record.path if whole else None
+        return ModelRow(spec, whole, path, record.bytes, record.sha256)
+
+    def _with_parts(self, spec: ModelSpec) -> list[ModelSpec]:
+        """The parts, theirs before them, and the model itself last; each once."""
+        found: dict[str, ModelSpec] = {}
+        for part in spec.parts:
+            found |= {other.id: other for other in self._with_parts(self.get(part).spec)}
+        return [*found.values(), spec]
+
+    def _users(self, id: str) -> list[str]:
+        """The installed models that have this one as a part."""
+        return [
+            row.spec.id for row in self.rows() if id in row.spec.parts and self._installed.get(row.spec.id) is not None
+        ]
+
+    def _keep(self, id: str) -> None:
+        """A part that is pulled by its own name stays when its user goes."""
+        record = self._installed.get(id)
+        if record is not None and record.as_part:
+            with self._workshop.changing(id):
+                write_record(self.folder / id, dataclasses.replace(record, as_part=False))
+
+    def _listed(self, spec: ModelSpec, update: bool) -> tuple[str, tuple[RemoteFile, ...]]:
+        """The commit to pull and its files, checked against what is known of them."""
+        assert spec.repo is not None
+        pin = None if update else self._workshop.pin(spec.id)
+        fixed = re.fullmatch(r"[0-9a-f]{40}", spec.revision) is not None
+        listing = self._hub.listing(spec.repo, pin[0] if pin and not fixed else spec.revision)
+        files = listing.select(spec.files)
+        known = dict(pin[1]) if pin and pin[0] == listing.commit else {}
+        check_stated(files, known | spec.sha256, spec.id)
+        return listing.commit, files
+
+    def _install_pulled(
+        self,
+        spec: ModelSpec,
+        commit: str,
+        files: tuple[RemoteFile, ...],
+        on_bytes: Callable[[int], None],
+        *,
+        as_part: bool,
+    ) -> None:
+        assert spec.repo is not None
+        staged = self._workshop.staging(spec.id, commit)
+        fetched = fetch_all(self._hub, spec.repo, commit, files, staged, on_bytes)
+        diffusers = spec.options.get("layout") == "diffusers"
+        path = FILES if diffusers else f"{FILES}/{max(files, key=lambda file: file.size).path}"
+        installed = Installed(
+            spec, "catalog", path, fetched, commit, as_part, licence_accepted=spec.licence.ask, installed=time.time()
+        )
+        self._workshop.install(staged, installed)
+        self._workshop.write_pin(spec.id, commit, fetched)
+
+
+def is_slug(id: str) -> bool:
+    """Whether this may be a model's id."""
+    return re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,79}", id) is not None
+
+
+def slug(name: str) -> str:
+    """An id made of a file's name; empty where nothing of it can stay."""
+    return re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-._")[:80].rstrip("-._")
+
+
+def _sources(file: Path) -> dict[str, Path]:
+    """Name inside the model's folder -> file to take: weights and configurations, nothing else."""
+    if file.is_dir():
+        found = {path.relative_to(file).as_posix(): path for path in sorted(file.rglob("*")) if path.is_file()}
+    else:
+        found = {SINGLE_FILE: file}
+        if (file.parent / "config" / "model_index.json").is_file():
+            beside = sorted((file.parent / "config").rglob("*"))
+            found |= {path.relative_to(file.parent).as_posix(): path for path in beside if path.is_file()}
+    return {name: path for name, path in found.items() if path.suffix in STORED and "/." not in f"/{name}"}
+
+
+def _report(progress: Progress | None, before: int, total: int, count: int) -> None:
+    if progress is not None:
+        progress(before + count, total)
+
+
+@functools.cache
+def _embedded_facts(folder: Path) -> tuple[int, str]:
+    """Bytes of an embedded model and the SHA-256 of its largest file, read once in a process."""
+    sizes = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    return sum(sizes.values()), sha256_of(max(sizes, key=sizes.__getitem__))

@@ -1,0 +1,224 @@
+"""Diffusers checkpoints: one set of components, opened from a folder or a single file, seen as a pipeline per task.
+
+Only `.safetensors` is read, no code of a checkpoint runs, and no network is asked: what a single file leaves out comes
+from `single_files`. A view shares the components' weights and has a scheduler of its own.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from safetensors import SafetensorError, safe_open
+
+from app.errors import InvalidRequest
+from app.models import schedulers
+from app.models.adapters import LoraShelf
+from app.models.device import TorchDevice
+from app.models.library import ModelRow
+from app.models.single_files import config_folder, tokenizers
+from app.models.spec import ModelSpec
+
+PIPELINES: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "text-to-image": diffusers.StableDiffusionPipeline,
+        "image-to-image": diffusers.StableDiffusionImg2ImgPipeline,
+        "inpaint": diffusers.StableDiffusionInpaintPipeline,
+    },
+    "sdxl": {
+        "text-to-image": diffusers.StableDiffusionXLPipeline,
+        "image-to-image": diffusers.StableDiffusionXLImg2ImgPipeline,
+        "inpaint": diffusers.StableDiffusionXLInpaintPipeline,
+    },
+}
+LIBRARIES = {"diffusers", "transformers"}
+NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
+SCHEDULE_OPTIONS = ("timestep_spacing", "prediction_type", "rescale_betas_zero_snr")
+
+
+class Checkpoint:
+    """The components of one checkpoint, in RAM until `place`.
+
+    `prompt_encoder` and `lora_shelf` are kept here, so that what they remember goes when the weights go.
+    """
+
+    def __init__(
+        self, family: str, components: Mapping[str, Any], flags: Mapping[str, Any], device: TorchDevice
+    ) -> None:
+        self.family = family
+        self.components = dict(components)
+        self.flags = dict(flags)
+        self.scheduler_config = dict(self.components.pop("scheduler"))
+        self.prompt_encoder: Any = None
+        self.lora_shelf = LoraShelf()
+        self._device = device
+        self.modules = [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
+        for module in self.modules:
+            module.eval().requires_grad_(False)
+
+    @property
+    def bytes(self) -> int:
+        """The size of all weights."""
+        tensors = {
+            tensor.data_ptr(): tensor.numel() * tensor.element_size()
+            for module in self.modules
+            for tensor in [*module.parameters(), *module.buffers()]
+        }
+        return sum(tensors.values())
+
+    def place(self) -> None:
+        """Move the weights to the device."""
+        self._move(self._device.torch_device)
+
+    def park(self) -> None:
+        """Move the weights to RAM."""
+        self.lora_shelf.clear()
+        self._move(torch.device("cpu"))
+
+    def _move(self, device: torch.device) -> None:
+        for module in self.modules:
+            module.to(device)
+
+    def view(self, task: str, scheduler: str | None) -> Any:
+        """A stock diffusers pipeline for this task over the shared components, with a fresh scheduler."""
+        pipeline_class = PIPELINES[self.family].get(task)
+        if pipeline_class is None:
+            raise InvalidRequest(f"A checkpoint of this family does not serve {task}.", task=task)
+        channels = self.components["unet"].config.in_channels
+        if channels != 4 and task != "inpaint":
+            raise InvalidRequest(f"An inpainting checkpoint ({channels} channels) does not serve {task}.", task=task)
+        pipeline = pipeline_class(
+            **self.components, scheduler=schedulers.create(scheduler, self.scheduler_config), **self.flags
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow] = ()) -> Checkpoint:
+    """Open a checkpoint and put its parts in: a base where the row is one component, a VAE in the base's place."""
+    if spec.family not in PIPELINES:
+        raise InvalidRequest(f"The model {spec.id!r} is of a family that this loader does not open.", model=spec.id)
+    try:
+        return _load(spec, path, device, parts)
+    except (OSError, SafetensorError, SingleFileComponentError, ValueError, KeyError) as error:
+        raise InvalidRequest(
+            f"The model {spec.id!r} cannot be opened: its files are not a whole {spec.family} checkpoint.",
+            model=spec.id,
+        ) from error
+
+
+def _load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow]) -> Checkpoint:
+    own: dict[str, Any] = {}
+    for part in parts:
+        if part.spec.kind == "vae":
+            own["vae"] = _load_vae(part, device)
+    source, location = spec, path
+    if spec.options.get("layout") == "component":
+        base = next(part for part in parts if part.spec.kind == "checkpoint")
+        source, location = base.spec, base.path
+        own["unet"] = _load_unet(path, _configuration(base.path, base.spec.family), device)
+    opened = (
+        _open_file(source, location, device, own) if location.is_file() else _open_folder(source, location, device, own)
+    )
+    components = {name: part for name, part in opened.components.items() if name not in NOT_LOADED}
+    overrides = {name: spec.options[name] for name in SCHEDULE_OPTIONS if name in spec.options}
+    if location.is_file():
+        overrides = _schedule_in_file(location) | overrides
+    components["scheduler"] = {**opened.scheduler.config, **overrides}
+    if spec.family == "sdxl":
+        flags = {
+            "force_zeros_for_empty_prompt": opened.config.get("force_zeros_for_empty_prompt", True),
+            "add_watermarker": False,
+        }
+    else:
+        flags = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return Checkpoint(spec.family, components, flags, device)
+
+
+def _configuration(path: Path, family: str) -> Path:
+    return config_folder(path, family) if path.is_file() else path
+
+
+def _load_vae(part: ModelRow, device: TorchDevice) -> Any:
+    if part.path.is_file():
+        return diffusers.AutoencoderKL.from_single_file(
+            str(part.path),
+            config=str(config_folder(part.path, part.spec.family)),
+            subfolder="vae",
+            dtype=device.dtype,
+            local_files_only=True,
+        )
+    return diffusers.AutoencoderKL.from_pretrained(
+        part.path,
+        dtype=device.dtype,
+        variant=part.spec.options.get("variant"),
+        use_safetensors=True,
+        local_files_only=True,
+    )
+
+
+def _load_unet(file: Path, configuration: Path, device: TorchDevice, **differences: Any) -> Any:
+    return diffusers.UNet2DConditionModel.from_single_file(
+        str(file),
+        config=str(configuration),
+        subfolder="unet",
+        dtype=device.dtype,
+        local_files_only=True,
+        **differences,
+    )
+
+
+def _open_folder(spec: ModelSpec, folder: Path, device: TorchDevice, own: Mapping[str, Any]) -> Any:
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    for name, value in index.items():
+        foreign = isinstance(value, list) and value[0] is not None and value[0] not in LIBRARIES
+        if foreign and name not in NOT_LOADED:
+            raise InvalidRequest(f"The model {spec.id!r} asks for code of its own, which is never run.", model=spec.id)
+    pipeline_class = PIPELINES[spec.family]["text-to-image"]
+    absent = {name: None for name in NOT_LOADED if name in index}
+    return pipeline_class.from_pretrained(
+        folder,
+        dtype=device.dtype,
+        variant=spec.options.get("variant"),
+        use_safetensors=True,
+        local_files_only=True,
+        **absent,
+        **own,
+    )
+
+
+def _open_file(spec: ModelSpec, file: Path, device: TorchDevice, own: Mapping[str, Any]) -> Any:
+    configuration = config_folder(file, spec.family)
+    pipeline_class = PIPELINES[spec.family]["text-to-image"]
+    own = dict(own)
+    channels = _channels_in_file(file)
+    if "unet" not in own and channels != 4:
+        own["unet"] = _load_unet(file, configuration, device, in_channels=channels)
+    return pipeline_class.from_single_file(
+        str(file),
+        config=str(configuration),
+        dtype=device.dtype,
+        local_files_only=True,
+        **tokenizers(configuration),
+        **own,
+    )
+
+
+def _channels_in_file(file: Path) -> int:
+    with safe_open(file, "pt") as weights:
+        return weights.get_slice("model.diffusion_model.input_blocks.0.0.weight").get_shape()[1]
+
+
+def _schedule_in_file(file: Path) -> dict[str, Any]:
+    """What the file says of its training: the marker keys of v-prediction and zero terminal SNR."""
+    with safe_open(file, "pt") as weights:
+        names = set(weights.keys())
+    found: dict[str, Any] = {}
+    if "v_pred" in names:
+        found["prediction_type"] = "v_prediction"
+    if "ztsnr" in names:
+        found |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return found

@@ -1,0 +1,78 @@
+"""A cheap picture of unfinished latents: one linear map from latent channels to colours, no decoder.
+
+The published autoencoders have known maps; any other one's is fitted once, from how it encodes flat colours.
+"""
+
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+SMALLEST_SIDE = 256
+PUBLISHED_CHANNELS = [128, 256, 512, 512]
+
+# Latent channel -> R, G, B in [-1, 1], for latents of unit scale; measured by the InvokeAI project (Apache-2.0,
+# invokeai/app/util/step_callback.py).
+SD15_MAP = [
+    [0.3444, 0.1385, 0.0670],
+    [0.1247, 0.4027, 0.1494],
+    [-0.3192, 0.2513, 0.2103],
+    [-0.1307, -0.1874, -0.7445],
+    [0.0, 0.0, 0.0],
+]
+SDXL_MAP = [
+    [0.3816, 0.4930, 0.5320],
+    [-0.3753, 0.1631, 0.1739],
+    [0.1770, 0.3588, -0.2048],
+    [-0.4350, -0.2644, -0.4289],
+    [0.0, 0.0, 0.0],
+]
+
+_fitted: "weakref.WeakKeyDictionary[Any, torch.Tensor]" = weakref.WeakKeyDictionary()
+
+
+def preview(vae: Any, latents: torch.Tensor) -> Image.Image:
+    """The first of `latents` [batch, channels, height, width] as a small RGB picture."""
+    with torch.no_grad():
+        latent = latents[0].float()
+        # Schedulers that count in sigmas hand out latents of any scale; the map expects about one.
+        latent = latent / latent.std().clamp(min=1.0)
+        channels_last = latent.movedim(0, -1).cpu()
+        ones = torch.ones(*channels_last.shape[:-1], 1)
+        colours = torch.cat([channels_last, ones], dim=-1) @ _colour_map(vae)
+        pixels = ((colours + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).numpy()
+    image = Image.fromarray(np.ascontiguousarray(pixels), "RGB")
+    factor = max(1, -(-SMALLEST_SIDE // max(image.size)))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BILINEAR)
+
+
+def _colour_map(vae: Any) -> torch.Tensor:
+    """[channels + 1, 3]; the last row is the offset."""
+    if vae not in _fitted:
+        if list(vae.config.block_out_channels) == PUBLISHED_CHANNELS and vae.config.latent_channels == 4:
+            sdxl = vae.config.scaling_factor < 0.15
+            _fitted[vae] = torch.tensor(SDXL_MAP if sdxl else SD15_MAP)
+        else:
+            _fitted[vae] = fit_colour_map(vae)
+    return _fitted[vae]
+
+
+def fit_colour_map(vae: Any) -> torch.Tensor:
+    """Least squares over the autoencoder's latents of 27 flat colours, with a little weight on small coefficients."""
+    levels = torch.tensor([-0.9, 0.0, 0.9])
+    colours = torch.cartesian_prod(levels, levels, levels)
+    side = 2 ** (len(vae.config.block_out_channels) - 1) * 4
+    pictures = colours[:, :, None, None].expand(-1, -1, side, side)
+    parameter = next(vae.parameters())
+    with torch.no_grad():
+        encoded = vae.encode(pictures.to(parameter)).latent_dist.mean
+        shift = vae.config.get("shift_factor") or 0.0
+        latents = ((encoded - shift) * vae.config.scaling_factor).float().cpu()
+    middle = latents[:, :, 1:-1, 1:-1].movedim(1, -1)
+    samples = middle.reshape(-1, middle.shape[-1])
+    wanted = colours[:, None, :].expand(-1, samples.shape[0] // len(colours), -1).reshape(-1, 3)
+    inputs = torch.cat([samples, torch.ones(len(samples), 1)], dim=1)
+    ridge = 1e-3 * len(samples) * torch.eye(inputs.shape[1])
+    return torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ wanted)

@@ -1,0 +1,59 @@
+"""One row of the model catalog: which weights, size, licence, and what loads them, by name. Plain data, no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["checkpoint", "lora", "embedding", "vae", "controlnet", "other"]
+Family = Literal["sd15", "sdxl", "other"]
+
+
+@dataclass(frozen=True)
+class Licence:
+    """Under which terms the weights may be used. `ask` is true where they limit use: `eis models pull` then asks."""
+
+    name: str
+    url: str
+    commercial: bool
+    ask: bool = False
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """What a null field of a request means for this model."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One row: everything that is known about a checkpoint without opening it.
+
+    `loader` names the function that opens it (`"app.models.pipelines:load"`), called in the worker as
+    `loader(spec, folder_or_file, device, parts=rows)`. `files` are the paths inside the repository at `revision` (glob
+    patterns allowed); `bytes` is their sum. `parts` names other rows that are put into this one (a VAE, a distilled
+    UNet's LoRA). `tasks` are what the model serves; `rank` orders candidates for `model="auto"` (higher first).
+    `sha256` holds what is known beforehand of single files' contents: a pull that is offered other bytes fails.
+    """
+
+    id: str
+    title: str
+    kind: Kind
+    family: Family
+    licence: Licence
+    bytes: int
+    loader: str = "app.models.pipelines:load"
+    repo: str | None = None
+    revision: str = "main"
+    files: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    recommended: Recommended | None = None
+    parts: tuple[str, ...] = ()
+    rank: int = 0
+    description: str = ""
+    embedded: str | None = None
+    options: dict[str, str] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
