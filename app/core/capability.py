@@ -1,0 +1,192 @@
+"""The contract: a Request, a Capability, the Context that a run is handed, and the Result that it answers.
+
+A capability knows nothing of HTTP, the queue or torch. All that it may do to the world stands in `Context`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+
+from app.core.fields import (
+    SEED_LIMIT,
+    ClipSkip,
+    GuidanceScale,
+    ImagesPerPrompt,
+    Loras,
+    Model,
+    NegativePrompt,
+    Prompt,
+    Scheduler,
+    Seed,
+    Steps,
+    TextualInversions,
+    VaeTiling,
+    WeightedModel,
+)
+
+
+class Request(BaseModel):
+    """The typed wish: frozen, unknown fields refused, pictures as references."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelRequest(Request):
+    """What every wish to a diffusion model may say.
+
+    The service fills what is null (`seed`, `num_inference_steps`, `guidance_scale`, `scheduler`, sizes) from the
+    model's row before a Job is born, so a run never meets a null there and the recipe repeats the picture.
+    """
+
+    prompt: Prompt
+    negative_prompt: NegativePrompt = ""
+    model: Model = "auto"
+    loras: Loras = ()
+    textual_inversions: TextualInversions = ()
+    scheduler: Scheduler = None
+    num_inference_steps: Steps = None
+    guidance_scale: GuidanceScale = None
+    clip_skip: ClipSkip = None
+    num_images_per_prompt: ImagesPerPrompt = 1
+    seed: Seed = None
+    vae_tiling: VaeTiling = False
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each picture: seed, seed + 1, ... (modulo 2**32)."""
+        return [((self.seed or 0) + number) % SEED_LIMIT for number in range(self.num_images_per_prompt)]
+
+    def additions(self) -> dict[str, Any]:
+        """What `Context.borrow` is told beside the model and the task."""
+        return {
+            "loras": self.loras,
+            "textual_inversions": self.textual_inversions,
+            "scheduler": self.scheduler,
+            "vae_tiling": self.vae_tiling,
+        }
+
+    def arguments(self) -> dict[str, Any]:
+        """What every call of a diffusers pipeline is told, by diffusers' own names."""
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "clip_skip": self.clip_skip,
+        }
+
+
+@dataclass
+class Result:
+    """What a run made.
+
+    `images` are PIL RGB; `seeds` holds one seed for each of them (empty where none was used); `data` is JSON-able and
+    goes into the answer as it is; `notes` are sentences for a person about what differs from the wish.
+    """
+
+    images: list[Image.Image] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Pipeline(Protocol):
+    """A borrowed diffusers pipeline: called with diffusers' own argument names."""
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Run it; the answer has `.images`, a list of PIL RGB pictures."""
+
+    @property
+    def size_multiple(self) -> int:
+        """Width and height must be multiples of this (pixels)."""
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(width, height) that the model was trained at."""
+
+    def count_timesteps(self, num_inference_steps: int, strength: float | None = None) -> int:
+        """How often a call reports a step: some schedulers take two for one, `strength` leaves the first out."""
+
+
+class Context(Protocol):
+    """The few things a run may do."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The operator's options of this capability."""
+
+    def image(self, reference: str) -> Image.Image:
+        """The stored picture as PIL RGB; `UnknownImage` if it is gone."""
+
+    def mask(self, reference: str) -> Image.Image:
+        """The stored picture as PIL L: white is repainted."""
+
+    def borrow(
+        self,
+        model: str,
+        *,
+        task: str,
+        loras: Sequence[WeightedModel] = (),
+        textual_inversions: Sequence[str] = (),
+        scheduler: str | None = None,
+        vae_tiling: bool = False,
+    ) -> AbstractContextManager[Pipeline]:
+        """A pipeline of this model for this task, with its additions on; on leaving, they are off again."""
+
+    def generators(self, seed: int, count: int = 1) -> list[Any]:
+        """One noise source for each picture, with seeds seed, seed + 1, ... (modulo 2**32)."""
+
+    def expect_steps(self, count: int) -> None:
+        """Say how many steps the whole run will take, when it calls more than one pipeline."""
+
+    @property
+    def on_step(self) -> Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]:
+        """diffusers' `callback_on_step_end`: reports progress, may send a preview, raises `JobCancelled`."""
+
+    def progress(self, step: int, steps: int) -> None:
+        """Report step i of n without a pipeline; raises `JobCancelled` as `on_step` does."""
+
+    def fetch(self, url: str, *, limit: int) -> bytes:
+        """The guarded client's GET: public hosts only, at most `limit` bytes."""
+
+    def register_model(self, path: str, *, kind: str, title: str, **facts: Any) -> str:
+        """Add a file that this run made to the installed models; answers its id."""
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One thing the service can do, declared as data.
+
+    `name` is the last part of its route (`inpaint`, `pulid/generate`); those that share the part before `/` are
+    sub-tabs of one tab. `summary` is one sentence. `needs` names the tasks that the request's model must serve (any
+    of them; empty: no model). `example` validates as a Request once its picture fields are filled with references.
+    """
+
+    name: str
+    title: str
+    summary: str
+    request: type[Request]
+    run: Callable[[Any, Context], Result]
+    needs: tuple[str, ...] = ()
+    example: Mapping[str, Any] = field(default_factory=dict)
+    group_title: str | None = None
+
+    @property
+    def group(self) -> str:
+        """The part of the name before `/`: capabilities of one group share a tab."""
+        return self.name.partition("/")[0]
+
+
+def image_fields(request: type[BaseModel]) -> dict[str, str]:
+    """Name -> kind (`image` or `mask`, `images` for a tuple of them) of the picture fields of a Request class."""
+    found = {}
+    for name, info in request.model_fields.items():
+        extra = info.json_schema_extra
+        kind = extra.get("kind") if isinstance(extra, dict) else None
+        if kind in {"image", "mask", "images"}:
+            found[name] = kind
+    return found

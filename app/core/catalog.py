@@ -1,0 +1,25 @@
+"""The ordered tuple of all capabilities; the only file that imports them."""
+
+from collections.abc import Iterable
+
+from app.core.capability import Capability
+from app.core.image_to_image import IMAGE_TO_IMAGE
+from app.core.inpaint import INPAINT
+from app.core.outpaint import OUTPAINT
+from app.core.text_to_image import TEXT_TO_IMAGE
+from app.errors import UnknownCapability
+
+CATALOG: tuple[Capability, ...] = (
+    TEXT_TO_IMAGE,
+    IMAGE_TO_IMAGE,
+    INPAINT,
+    OUTPAINT,
+)
+
+
+def find(name: str, catalog: Iterable[Capability] = CATALOG) -> Capability:
+    """The capability of this name; `UnknownCapability` if there is none."""
+    for capability in catalog:
+        if capability.name == name:
+            return capability
+    raise UnknownCapability(f"There is no capability named {name[:80]!r}.")

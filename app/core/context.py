@@ -1,0 +1,154 @@
+"""The Context that a run is handed: pictures, models, noise, progress, the guarded client; and nothing else."""
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from app.core.capability import Pipeline
+from app.core.fields import SEED_LIMIT, WeightedModel
+from app.core.storage import Storage
+from app.errors import JobCancelled, NoDevice
+from app.guarded_http import GuardedClient
+from app.models.library import ModelLibrary
+
+PREVIEW_SECONDS = 0.4
+PREVIEW_SIDE = 512
+
+Report = Callable[[str, dict[str, Any]], None]
+
+
+class RunContext:
+    """One run's window on the service.
+
+    `report(kind, data)` sends a message to the front. `cancelled` is set, from another thread, when the job is to end;
+    `previewed` while somebody watches. `runtime` is None in a worker whose catalog needs no models.
+    """
+
+    def __init__(
+        self,
+        *,
+        storage: Storage,
+        models: ModelLibrary,
+        runtime: Any,
+        client: GuardedClient,
+        report: Report,
+        cancelled: threading.Event,
+        previewed: threading.Event,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.options: Mapping[str, Any] = options or {}
+        self.step = 0
+        self.steps = 0
+        self.notes: list[str] = []
+        self._storage = storage
+        self._models = models
+        self._runtime = runtime
+        self._client = client
+        self._report = report
+        self._cancelled = cancelled
+        self._previewed = previewed
+        self._expected = 0
+        self._before_this_pass = 0
+        self._next_preview = 0.0
+
+    def image(self, reference: str) -> Image.Image:
+        """The stored picture as PIL RGB; `UnknownImage` if it is gone."""
+        return self._storage.open(reference)
+
+    def mask(self, reference: str) -> Image.Image:
+        """The stored picture as PIL L: white is repainted."""
+        return self._storage.open_mask(reference)
+
+    def borrow(
+        self,
+        model: str,
+        *,
+        task: str,
+        loras: Sequence[WeightedModel] = (),
+        textual_inversions: Sequence[str] = (),
+        scheduler: str | None = None,
+        vae_tiling: bool = False,
+    ) -> AbstractContextManager[Pipeline]:
+        """A pipeline of this model for this task, with its additions on; on leaving, they are off again."""
+        self.check_cancelled()
+        return self._noting(
+            self._require_runtime().borrow(
+                model,
+                task=task,
+                loras=tuple(loras),
+                textual_inversions=tuple(textual_inversions),
+                scheduler=scheduler,
+                vae_tiling=vae_tiling,
+            )
+        )
+
+    @contextmanager
+    def _noting(self, borrowed: AbstractContextManager[Pipeline]) -> Iterator[Pipeline]:
+        """The borrowed pipeline; what it says it had to change goes to the notes of the run."""
+        with borrowed as pipeline:
+            yield pipeline
+            self.notes.extend(note for note in getattr(pipeline, "notes", ()) if note not in self.notes)
+
+    def generators(self, seed: int, count: int = 1) -> list[Any]:
+        """One noise source for each picture, with seeds seed, seed + 1, ... (modulo 2**32)."""
+        return self._require_runtime().generators(seed % SEED_LIMIT, count)
+
+    def expect_steps(self, count: int) -> None:
+        """Say how many steps the whole run will take, when it calls more than one pipeline."""
+        self._expected = count
+
+    def on_step(self, pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """diffusers' `callback_on_step_end`: reports progress, may send a preview, raises `JobCancelled`."""
+        if index == 0:
+            self._before_this_pass = self.step
+        step = self._before_this_pass + index + 1
+        of_this_pass = getattr(pipeline, "num_timesteps", 0) or 0
+        # A scheduler of second order takes almost twice as many steps as were asked for.
+        self.progress(step, max(step, self._expected, self._before_this_pass + of_this_pass))
+        if self._previewed.is_set() and "latents" in tensors:
+            self._send_preview(pipeline, tensors["latents"])
+        return tensors
+
+    def progress(self, step: int, steps: int) -> None:
+        """Report step i of n without a pipeline; raises `JobCancelled` as `on_step` does."""
+        self.check_cancelled()
+        self.step, self.steps = step, steps
+        self._report("step", {"step": step, "steps": steps})
+
+    def fetch(self, url: str, *, limit: int) -> bytes:
+        """The guarded client's GET: public hosts only, at most `limit` bytes."""
+        return self._client.get_bytes(url, limit=limit)
+
+    def register_model(self, path: str, *, kind: str, title: str, **facts: Any) -> str:
+        """Add a file that this run made to the installed models; answers its id."""
+        return self._models.add(Path(path), kind=kind, title=title, **facts).spec.id
+
+    def check_cancelled(self) -> None:
+        """Raise `JobCancelled` if the job is to end."""
+        if self._cancelled.is_set():
+            raise JobCancelled
+
+    def _require_runtime(self) -> Any:
+        if self._runtime is None:
+            raise NoDevice("This worker was opened without a runtime for models.")
+        return self._runtime
+
+    def _send_preview(self, pipeline: Any, latents: Any) -> None:
+        now = time.monotonic()
+        if self._runtime is None or now < self._next_preview:
+            return
+        picture = self._runtime.preview(pipeline, latents)
+        picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=80)
+        self._report("preview", {"image": f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"})
+        # Drawing previews takes at most a fifth of the time, however slow the decoder is.
+        took = time.monotonic() - now
+        self._next_preview = now + max(PREVIEW_SECONDS, 5 * took)

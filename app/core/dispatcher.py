@@ -1,0 +1,400 @@
+"""The loop that gives waiting jobs to idle workers, and what becomes of a job while a worker holds it.
+
+One lock guards the queue, the workers' states and the running jobs; the store is never written while it is held. A job
+is claimed in the store before its worker hears of it, and leaves the table of running jobs after its end is committed,
+so whoever asks meanwhile reads a true state. Everything waits on a condition; nothing polls.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from app.core.batch_processing import JobQueue, Waiting, pause_after_loss
+from app.core.channel import Message
+from app.core.engine_options import EngineOptions
+from app.core.job_store import JobStore
+from app.core.jobs import Job, JobEvent, JobStatus
+from app.core.multi_gpu import LOOK_AHEAD, IdleWorker, choose
+from app.core.running import Running, overdue_workers, seconds_until
+from app.core.storage import Storage
+from app.core.watchers import Watchers
+from app.core.worker_handle import WorkerHandle, make_worker
+from app.errors import Unavailable, UnknownImage
+
+logger = logging.getLogger(__name__)
+
+STORE_PAUSE_SECONDS = 1.0
+STOP_SECONDS = 5.0
+
+
+class Dispatcher:
+    """The waiting jobs, the workers, and the way between."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        storage: Storage,
+        watchers: Watchers,
+        options: EngineOptions,
+        devices: Sequence[str],
+        on_ended: Callable[[Job], None],
+    ) -> None:
+        self._store = store
+        self._storage = storage
+        self._watchers = watchers
+        self._options = options
+        self._on_ended = on_ended
+        self._changed = threading.Condition()
+        self._queue = JobQueue()
+        self._running: dict[str, Running] = {}
+        self._claiming: dict[str, bool] = {}
+        self._draining = False
+        self._stopped = False
+        self.ended: Counter[str] = Counter()
+        self.run_seconds = 0.0
+        self.wait_seconds = 0.0
+        self._workers = {
+            device: make_worker(device, options, self._on_message, self._on_lost) for device in devices
+        }
+        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+
+    # What the service asks
+
+    def start(self) -> None:
+        """Take up what the store holds and start the workers."""
+        self._store.recover(self._pause)
+        for entry in self._store.waiting():
+            self._queue.add(entry)
+        for worker in self._workers.values():
+            worker.start()
+        self._thread.start()
+
+    def stop(self, drain_seconds: float) -> None:
+        """Give out nothing more, wait for what runs, then end the workers; what is not done by then waits again."""
+        deadline = time.monotonic() + drain_seconds
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+            while (self._running or self._claiming) and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+            self._stopped = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        for worker in self._workers.values():
+            worker.stop()
+        for worker in self._workers.values():
+            with self._changed:
+                held = [run for run in self._running.values() if run.worker is worker and not run.ending]
+            if held and not worker.kill():
+                # A thread cannot be ended: its job goes back to the queue, and it is asked to stop for nothing.
+                self._on_lost(worker, "the service was stopped")
+                for run in held:
+                    worker.send({"type": "cancel", "job": run.job.id, "attempt": run.job.attempt})
+            worker.join(STOP_SECONDS)
+            if worker.is_alive() and worker.kill():
+                worker.join(STOP_SECONDS)
+
+    def add(self, job: Job) -> None:
+        """A job that was accepted waits from now on."""
+        with self._changed:
+            self._queue.add(Waiting.of(job))
+            pushes_back = (self._queue.position(job.id) or 0) < len(self._queue) - 1
+            self._changed.notify_all()
+        if pushes_back:
+            self._tell_positions()
+
+    def remove(self, job_id: str) -> None:
+        """A job that was cancelled while it waited."""
+        with self._changed:
+            self._queue.remove(job_id)
+        self._tell_positions()
+
+    def cancel(self, job_id: str) -> None:
+        """Ask the worker that holds this job to end it; it is killed when it does not heed."""
+        with self._changed:
+            run = self._running.get(job_id)
+            if job_id in self._claiming:
+                self._claiming[job_id] = True
+            if run is None:
+                return
+            run.kill_at = time.monotonic() + self._options.cancel_grace_seconds
+            self._changed.notify_all()
+            if not run.sent:
+                return
+        run.worker.send({"type": "cancel", "job": job_id, "attempt": run.job.attempt})
+
+    def set_preview(self, job_id: str, on: bool) -> None:
+        """Say whether somebody watches the previews of this job."""
+        with self._changed:
+            run = self._running.get(job_id)
+        if run is not None:
+            run.worker.send({"type": "preview", "job": job_id, "on": on})
+
+    def waiting_count(self) -> int:
+        """How many jobs wait."""
+        with self._changed:
+            return len(self._queue)
+
+    def running_count(self) -> int:
+        """How many jobs workers hold."""
+        with self._changed:
+            return len(self._running)
+
+    def position(self, job_id: str) -> int | None:
+        """How many jobs stand before this one; None if it does not wait."""
+        with self._changed:
+            return self._queue.position(job_id)
+
+    def with_progress(self, job: Job) -> Job:
+        """The stored job with the step that its worker last told."""
+        with self._changed:
+            run = self._running.get(job.id)
+            if run is None or run.job.attempt != job.attempt or job.status is not JobStatus.RUNNING:
+                return job
+            return replace(job, step=run.step, steps=run.steps)
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Each worker's device, state, pid, models and memory."""
+        with self._changed:
+            return [worker.describe() for worker in self._workers.values()]
+
+    # The loop
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self._stopped:
+                    return
+                due = self._queue.wake(time.time())
+                choice = None
+                if not self._draining:
+                    idle = [IdleWorker(w.name, w.resident) for w in self._workers.values() if w.state == "idle"]
+                    choice = choose(self._queue.first(LOOK_AHEAD), idle)
+                if choice is None:
+                    overdue = overdue_workers(self._running.values())
+                    if not overdue:
+                        self._changed.wait(seconds_until(due, self._running.values()))
+                        continue
+                else:
+                    overdue = []
+                    for passed in choice.passed_over:
+                        passed.passed_over += 1
+                    self._queue.remove(choice.job.id)
+                    worker = self._workers[choice.worker.name]
+                    worker.state = "busy"
+                    generation = worker.generation
+                    self._claiming[choice.job.id] = False
+            for late in overdue:
+                logger.warning("the worker for %s did not heed a cancel in time", late.name)
+                late.kill()
+            if choice is not None:
+                try:
+                    self._claim(choice.job, worker, generation)
+                finally:
+                    with self._changed:
+                        self._claiming.pop(choice.job.id, None)
+                        self._changed.notify_all()
+
+    def _claim(self, entry: Waiting, worker: WorkerHandle, generation: int) -> None:
+        try:
+            job = self._store.claim(entry.id, device=worker.name)
+        except Exception:
+            # A disk that is full, or whatever else: this thread must live, and the job keeps its place.
+            logger.exception("job %s could not be claimed", entry.id)
+            with self._changed:
+                entry.not_before = time.time() + STORE_PAUSE_SECONDS
+                self._queue.add(entry)
+            self._set_idle(worker, generation)
+            return
+        if job is None:
+            self._set_idle(worker, generation)
+            return
+        run = Running(job, worker)
+        with self._changed:
+            alive = worker.generation == generation and worker.state == "busy"
+            if alive:
+                self._running[job.id] = run
+                self.wait_seconds += max(0.0, (job.started or 0.0) - job.created)
+        if not alive:
+            self._lose(job, "the worker was lost before it could begin")
+            return
+        previewed = self._watchers.wants_preview(job.id)
+        worker.send(
+            {
+                "type": "run",
+                "job": job.id,
+                "attempt": job.attempt,
+                "capability": job.capability,
+                "request": job.request,
+                "model": job.model,
+                "preview": previewed,
+            },
+            generation,
+        )
+        # A cancel or a watcher that came before the job was sent found nobody to tell; both are told now.
+        with self._changed:
+            run.sent = True
+            cancelled = self._claiming.get(job.id, False)
+        if cancelled:
+            self.cancel(job.id)
+        if self._watchers.wants_preview(job.id) != previewed:
+            self.set_preview(job.id, not previewed)
+        self._tell_positions()
+
+    def _set_idle(self, worker: WorkerHandle, generation: int) -> None:
+        with self._changed:
+            if worker.generation == generation and worker.state == "busy":
+                worker.state = "idle"
+                self._changed.notify_all()
+
+    # What workers say
+
+    def _on_message(self, worker: WorkerHandle, message: Message) -> None:
+        try:
+            self._take_message(worker, message)
+        except Exception:
+            logger.exception("a message of the worker for %s was not understood", worker.name)
+
+    def _take_message(self, worker: WorkerHandle, message: Message) -> None:
+        kind = message["type"]
+        if kind == "ready":
+            with self._changed:
+                worker.pid, worker.trouble = message["pid"], None
+                worker.resident, worker.memory = frozenset(message["resident"]), message["memory"]
+                worker.state = "idle"
+                self._changed.notify_all()
+            return
+        if kind == "broken":
+            with self._changed:
+                worker.state, worker.trouble = "broken", message["message"]
+                self._changed.notify_all()
+            return
+        job_id = message["job"]
+        with self._changed:
+            run = self._running.get(job_id)
+            known = run is not None and run.worker is worker and run.job.attempt == message["attempt"]
+        if not known:
+            # An attempt that was given up on: what it made belongs to nobody.
+            if kind == "done":
+                self._forget_pictures(message["result"]["images"])
+            return
+        if kind == "step":
+            left = run.note_step(message["step"], message["steps"])
+            data = {"step": message["step"], "steps": message["steps"], "seconds_left": left}
+            self._watchers.publish(JobEvent(job_id, "step", data))
+        elif kind == "started":
+            data = {"device": worker.name, "model": run.job.model, "attempt": run.job.attempt}
+            self._watchers.publish(JobEvent(job_id, "started", data))
+        elif kind == "preview":
+            self._watchers.publish(JobEvent(job_id, "preview", {"image": message["image"]}))
+        else:
+            self._finish(run, kind, message)
+
+    def _finish(self, run: Running, kind: str, message: Message) -> None:
+        with self._changed:
+            run.ending = True
+            run.worker.resident, run.worker.memory = frozenset(message["resident"]), message["memory"]
+            if run.worker.state == "busy":
+                run.worker.state = "idle"
+            self._changed.notify_all()
+        names = (run.job.id, run.job.attempt)
+        steps = {"step": message["step"], "steps": message["steps"]}
+        if kind == "done":
+            ended = self._persist(lambda: self._store.succeed(*names, message["result"], **steps))
+            if ended is None:
+                ended = self._written_after_all(run.job, message["result"])
+        elif kind == "failed":
+            ended = self._persist(lambda: self._store.fail(*names, message["error"], **steps))
+        else:
+            ended = self._persist(lambda: self._store.cancelled(*names, **steps))
+        self._leave(run, ended)
+
+    def _on_lost(self, worker: WorkerHandle, reason: str) -> None:
+        with self._changed:
+            worker.pid, worker.resident, worker.memory = None, frozenset(), {}
+            if worker.state == "starting":
+                worker.trouble = reason
+            if worker.state != "broken":
+                worker.state = "stopped" if self._stopped else "starting"
+            lost = [run for run in self._running.values() if run.worker is worker and not run.ending]
+            for run in lost:
+                run.ending = True
+            self._changed.notify_all()
+        if not self._stopped:
+            logger.warning("%s (%s)", reason, worker.name)
+        for run in lost:
+            self._lose(run.job, reason, run)
+
+    def _lose(self, job: Job, reason: str, run: Running | None = None) -> None:
+        stopped = self._stopped
+        reason = "the service was stopped" if stopped else reason
+        after = self._persist(
+            lambda: self._store.lose(job.id, job.attempt, self._pause, reason=reason, counts=not stopped)
+        )
+        if after is not None and after.status is JobStatus.QUEUED:
+            with self._changed:
+                self._running.pop(job.id, None)
+                self._queue.add(Waiting.of(after))
+                position = self._queue.position(job.id)
+                self._changed.notify_all()
+            data = {"position": position, "attempt": after.attempt, "not_before": after.not_before}
+            self._watchers.publish(JobEvent(job.id, "requeued", data))
+        else:
+            self._leave(run, after)
+
+    def _leave(self, run: Running | None, ended: Job | None) -> None:
+        """A job's end is committed (or was not its worker's to say): forget it and tell."""
+        with self._changed:
+            if run is not None and self._running.get(run.job.id) is run:
+                del self._running[run.job.id]
+            if ended is not None:
+                self.ended[ended.status.value] += 1
+                self.run_seconds += max(0.0, (ended.finished or 0.0) - (ended.started or ended.finished or 0.0))
+            self._changed.notify_all()
+        if ended is not None:
+            self._on_ended(ended)
+
+    def _persist(self, write: Callable[[], Job | None]) -> Job | None:
+        """Write an end until it is written: a full disk must not make a finished job run again."""
+        while True:
+            try:
+                return write()
+            except Unavailable as error:
+                logger.error("the end of a job cannot be written: %s", error.message)
+                if self._stopped:
+                    return None
+                time.sleep(STORE_PAUSE_SECONDS)
+
+    def _written_after_all(self, job: Job, result: dict[str, Any]) -> Job | None:
+        """The job, if the store holds this result though its write seemed to fail; else the result is forgotten."""
+        try:
+            stored = self._store.get(job.id)
+        except Exception:
+            # Whether the pictures belong to the job cannot be known; then they stay.
+            return None
+        if stored.result == result:
+            return stored
+        self._forget_pictures(result["images"])
+        return None
+
+    def _forget_pictures(self, pictures: list[dict[str, Any]]) -> None:
+        for picture in pictures:
+            try:
+                self._storage.delete(picture["id"])
+            except UnknownImage:
+                continue
+
+    def _pause(self, attempt: int) -> float:
+        return pause_after_loss(attempt, self._options.retry_seconds)
+
+    def _tell_positions(self) -> None:
+        """Tell those who watch a waiting job where it stands now."""
+        for job_id in self._watchers.watched():
+            position = self.position(job_id)
+            if position is not None:
+                self._watchers.publish(JobEvent(job_id, "queued", {"position": position}))

@@ -1,0 +1,57 @@
+"""The values that the engine is handed by the composition root, and how a thing is found by its `module:NAME`."""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.errors import InvalidRequest
+
+RUNTIME = "app.models.runtime:open_runtime"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What the engine must know; the names are those of the settings, which describe them.
+
+    `retry_seconds` is the first pause after a lost worker. Unfinished picture files are removed when nobody has touched
+    them for `sweep_seconds`: longer than any picture takes to be written. `runtime` opens a device in the worker.
+    """
+
+    home: Path
+    catalog: str = "app.core.catalog:CATALOG"
+    devices: tuple[str, ...] = ("auto",)
+    database_url: str | None = None
+    queue_limit: int = 10_000
+    max_attempts: int = 3
+    heartbeat_seconds: float = 5.0
+    worker_lost_seconds: float = 20.0
+    cancel_grace_seconds: float = 10.0
+    retry_seconds: float = 1.0
+    sweep_seconds: float = 60.0
+    max_image_pixels: int = 32_000_000
+    image_decode_seconds: float = 15.0
+    min_free_bytes: int = 512 * 2**20
+    trusted_hosts: tuple[str, ...] = ()
+    hub_url: str = "https://huggingface.co"
+    hub_token: str | None = None
+    precision: str = "auto"
+    model_memory_bytes: int | None = None
+    parked_memory_bytes: int | None = None
+    callback_secret: str | None = None
+    runtime: str = RUNTIME
+
+    def __post_init__(self) -> None:
+        if self.worker_lost_seconds <= self.heartbeat_seconds:
+            raise InvalidRequest("A worker must have longer to be silent (worker_lost_seconds) than between two beats.")
+
+    @property
+    def store_url(self) -> str:
+        """The job store's SQLAlchemy URL with the default filled in."""
+        return self.database_url or f"sqlite:///{self.home / 'jobs.sqlite'}"
+
+
+def load_by_name(name: str) -> Any:
+    """The object that `module:NAME` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,113 @@
+"""Job, JobStatus, JobEvent, ImageRecord and the legal transitions between states."""
+
+import secrets
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def new_id() -> str:
+    """A random opaque id of 26 characters (134 bits)."""
+    number = secrets.randbelow(36**26)
+    digits = []
+    for _ in range(26):
+        number, digit = divmod(number, 36)
+        digits.append(_DIGITS[digit])
+    return "".join(digits)
+
+
+class JobStatus(StrEnum):
+    """The words of a job's state."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the state is an end."""
+        return self in {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
+
+
+TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.FAILED}),
+    JobStatus.RUNNING: frozenset(
+        {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.QUEUED}
+    ),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
+    JobStatus.CANCELLED: frozenset({JobStatus.QUEUED}),
+}
+"""RUNNING -> QUEUED is a lost worker's job going back; FAILED and CANCELLED -> QUEUED is a retry by hand."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One Request on its way.
+
+    `attempt` is counted at the claim and is the token that every later write must carry. Times are Unix seconds.
+    `request` is the resolved request as JSON; `result` is `{"images": [{"id", "width", "height", "sha256", "seed"}],
+    "data": {...}, "notes": [...], "model": id}` once succeeded; `error` is `{"code", "message"}` once failed.
+    `turn` orders the jobs of one priority: the smaller is served first.
+    """
+
+    id: str
+    capability: str
+    request: dict[str, Any]
+    status: JobStatus
+    priority: int
+    created: float
+    attempt: int = 0
+    max_attempts: int = 3
+    step: int = 0
+    steps: int = 0
+    owner: str = ""
+    model: str | None = None
+    device: str | None = None
+    started: float | None = None
+    finished: float | None = None
+    not_before: float | None = None
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    callback_url: str | None = None
+    idempotency_key: str | None = None
+    cancel_requested: bool = False
+    turn: int = 0
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What the service knows of a stored picture: whose it is, and which job made it with which words."""
+
+    id: str
+    kind: str
+    width: int
+    height: int
+    bytes: int
+    sha256: str
+    media_type: str
+    created: float
+    owner: str = ""
+    job_id: str | None = None
+    capability: str | None = None
+    model: str | None = None
+    prompt: str | None = None
+    seed: int | None = None
+    position: int = 0
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """Something that happened to a job, as watchers meet it.
+
+    `kind` is one of queued, started, step, preview, requeued, succeeded, failed, cancelled. `data` is JSON-able:
+    `position` (queued; 0 is next), `step`, `steps`, `seconds_left` (step), `image` (preview: a JPEG data URI).
+    """
+
+    job_id: str
+    kind: str
+    data: dict[str, Any] = field(default_factory=dict)

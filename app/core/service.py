@@ -1,0 +1,390 @@
+"""The one door for every face: submit, get, list, cancel, retry, wait and watch; pictures by owner; how the house is.
+
+Every method may be called from any thread. `wait` and `watch` are for an event loop and hold no thread while they wait.
+An owner meets only its own jobs and pictures: those of others are answered as if they did not exist.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, Literal
+
+from app.core import crash_points
+from app.core.callbacks import CallbackSender, Signer, secret_of
+from app.core.capability import Capability
+from app.core.dispatcher import Dispatcher
+from app.core.engine_options import EngineOptions, load_by_name
+from app.core.job_store import JobStore
+from app.core.jobs import ImageRecord, Job, JobEvent, JobStatus, new_id
+from app.core.multi_gpu import resolve_devices
+from app.core.storage import Storage, StoredImage
+from app.core.submission import Submission
+from app.core.watchers import Watchers
+from app.errors import InvalidRequest, QueueFull, Unavailable, UnknownCapability, UnknownImage, UnknownJob
+from app.guarded_http import GuardedClient
+from app.models.library import ModelLibrary
+
+logger = logging.getLogger(__name__)
+
+ENDS = frozenset({"succeeded", "failed", "cancelled"})
+KEY_LIMIT = 255
+
+
+class Service:
+    """The engine behind one method call each; `start` before the first submit, `stop` at the end."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        options.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.options = options
+        self.catalog: tuple[Capability, ...] = tuple(load_by_name(options.catalog))
+        self.storage = Storage(
+            options.home,
+            max_pixels=options.max_image_pixels,
+            decode_seconds=options.image_decode_seconds,
+            min_free_bytes=options.min_free_bytes,
+            checkpoint=crash_points.reach,
+        )
+        self.models = ModelLibrary(
+            options.home,
+            hub_url=options.hub_url,
+            hub_token=options.hub_token,
+            trusted_hosts=options.trusted_hosts,
+        )
+        self._by_name = {capability.name: capability for capability in self.catalog}
+        self._client = GuardedClient(options.trusted_hosts)
+        signer = Signer(secret_of(options.home, options.callback_secret))
+        devices = resolve_devices(options.devices)
+        # The store holds the home's lock: nothing that may refuse comes after it.
+        self._store = JobStore(options.store_url)
+        self._submission = Submission(self.storage, self.models, self._store.images)
+        self._watchers = Watchers(lambda job_id, on: self._dispatcher.set_preview(job_id, on))
+        self._dispatcher = Dispatcher(self._store, self.storage, self._watchers, options, devices, self._ended)
+        self._callbacks = CallbackSender(self._store.outbox, signer, self._client)
+        self._accepting = threading.Lock()
+        self._being_accepted = 0
+        self._open = False
+        self._closing = threading.Event()
+        self._submitted = 0
+        self._began = time.time()
+        self.on_end: list[Callable[[Job], None]] = []
+        """Called, in an engine's thread, with each job that has ended."""
+
+    # Life
+
+    def start(self) -> None:
+        """Take up what was left by the process before, start the workers and accept jobs."""
+        self._dispatcher.start()
+        self._callbacks.start()
+        threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
+        self._open = True
+
+    def stop(self, drain_seconds: float) -> None:
+        """Accept nothing more, let what runs end within the time, and close; the rest waits for the next start."""
+        was_open, self._open = self._open, False
+        self._closing.set()
+        if was_open:
+            self._dispatcher.stop(drain_seconds)
+            self._callbacks.stop()
+        self._store.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether jobs are accepted: between `start` and `stop`."""
+        return self._open
+
+    # Jobs
+
+    def submit(
+        self,
+        capability: str,
+        payload: Mapping[str, Any],
+        *,
+        owner: str = "",
+        priority: int = 5,
+        idempotency_key: str | None = None,
+        callback_url: str | None = None,
+    ) -> Job:
+        """Check and resolve the wish and accept it: when this returns, the job is on the disk."""
+        if not self._open:
+            raise Unavailable("The service is not accepting jobs just now.")
+        if not 0 <= priority <= 10:
+            raise InvalidRequest("The priority must be between 0 and 10.", field="priority")
+        if idempotency_key is not None and not 1 <= len(idempotency_key) <= KEY_LIMIT:
+            raise InvalidRequest(f"An Idempotency-Key has 1 to {KEY_LIMIT} characters.", field="idempotency_key")
+        known = self._by_name.get(capability)
+        if known is None:
+            raise UnknownCapability("There is no capability of this name.")
+        prepared = self._submission.prepare(known, payload, owner)
+        body = f"{prepared.fingerprint}:{priority}:{callback_url or ''}"
+        if idempotency_key is not None:
+            earlier = self._store.find_idempotent(owner, idempotency_key, body)
+            if earlier is not None:
+                return self._dispatcher.with_progress(earlier)
+        if callback_url is not None:
+            self._client.check_url(callback_url)
+        self.storage.check_room()
+        job = Job(
+            id=new_id(),
+            capability=known.name,
+            request=prepared.request,
+            status=JobStatus.QUEUED,
+            priority=priority,
+            created=time.time(),
+            max_attempts=self.options.max_attempts,
+            owner=owner,
+            model=prepared.model,
+            callback_url=callback_url,
+            idempotency_key=idempotency_key,
+        )
+        return self._accept(lambda: self._store.insert(job, body=body), job.id)
+
+    def get(self, job_id: str, owner: str = "") -> Job:
+        """The job as it is now; `UnknownJob` also when it is another owner's."""
+        job = self._store.get(job_id)
+        if job.owner != owner:
+            raise UnknownJob("There is no such job.")
+        return self._dispatcher.with_progress(job) if job.status is JobStatus.RUNNING else job
+
+    def list_jobs(
+        self,
+        *,
+        owner: str = "",
+        status: JobStatus | str | None = None,
+        capability: str | None = None,
+        limit: int = 50,
+        offset: int = 0,
+    ) -> tuple[list[Job], int]:
+        """The owner's jobs, newest first, and how many there are in all."""
+        if status is not None and status not in set(JobStatus):
+            raise InvalidRequest(f"A status is one of {', '.join(JobStatus)}.", field="status")
+        wanted = JobStatus(status) if status is not None else None
+        found, total = self._store.list_jobs(
+            owner=owner, status=wanted, capability=capability, limit=limit, offset=offset
+        )
+        return [self._dispatcher.with_progress(job) for job in found], total
+
+    def cancel(self, job_id: str, owner: str = "") -> Job:
+        """End a waiting job now, a running one at its next step; `Conflict` if it succeeded or failed."""
+        self.get(job_id, owner)
+        before = self._store.get(job_id).status
+        job = self._store.cancel(job_id)
+        if job.status is JobStatus.RUNNING:
+            self._dispatcher.cancel(job_id)
+        else:
+            self._dispatcher.remove(job_id)
+            if before is not JobStatus.CANCELLED:
+                self._dispatcher.ended[job.status.value] += 1
+                self._ended(job)
+        return self._dispatcher.with_progress(job)
+
+    def retry(self, job_id: str, owner: str = "") -> Job:
+        """Queue a failed or cancelled job again under the same id; `Conflict` in any other state."""
+        self.get(job_id, owner)
+        return self._accept(lambda: self._store.retry(job_id, attempts=self.options.max_attempts), job_id)
+
+    def position(self, job_id: str) -> int | None:
+        """How many jobs stand before this one (0: next); None if it does not wait."""
+        return self._dispatcher.position(job_id)
+
+    def history(self, job_id: str, owner: str = "") -> list[dict[str, Any]]:
+        """The job's transitions, oldest first."""
+        self.get(job_id, owner)
+        return self._store.history(job_id)
+
+    def callbacks_of(self, job_id: str, owner: str = "") -> list[dict[str, Any]]:
+        """The job's callbacks, with what became of each."""
+        self.get(job_id, owner)
+        return self._store.outbox.of_job(job_id)
+
+    # Waiting and watching
+
+    async def wait(self, job_id: str, seconds: float, owner: str = "") -> Job:
+        """The job at its end, or as it is when the time is over."""
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+        mailbox = self._watchers.subscribe(job_id, lambda: loop.call_soon_threadsafe(arrived.set), ends_only=True)
+        try:
+            job = self.get(job_id, owner)
+            if not job.status.is_terminal and seconds > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(arrived.wait(), seconds)
+                job = self.get(job_id, owner)
+            return job
+        finally:
+            self._watchers.unsubscribe(job_id, mailbox)
+
+    async def watch(self, job_id: str, owner: str = "", preview: bool = False) -> AsyncIterator[JobEvent]:
+        """What happens to the job: first its present state, last its end."""
+        self.get(job_id, owner)
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+        mailbox = self._watchers.subscribe(job_id, lambda: loop.call_soon_threadsafe(arrived.set), preview=preview)
+        try:
+            event = self._present(job_id, owner)
+            yield event
+            while event.kind not in ENDS:
+                await arrived.wait()
+                arrived.clear()
+                for event in mailbox.take():
+                    yield event
+                    if event.kind in ENDS:
+                        break
+        finally:
+            self._watchers.unsubscribe(job_id, mailbox)
+
+    def watch_blocking(
+        self, job_id: str, owner: str = "", preview: bool = False, seconds: float | None = None
+    ) -> Iterator[JobEvent]:
+        """`watch` for a caller without an event loop; ends after `seconds` of silence if they are given."""
+        self.get(job_id, owner)
+        arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
+        mailbox = self._watchers.subscribe(job_id, lambda: arrived.put(None), preview=preview)
+        try:
+            event = self._present(job_id, owner)
+            yield event
+            while event.kind not in ENDS:
+                try:
+                    arrived.get(timeout=seconds)
+                except queue.Empty:
+                    return
+                for event in mailbox.take():
+                    yield event
+                    if event.kind in ENDS:
+                        break
+        finally:
+            self._watchers.unsubscribe(job_id, mailbox)
+
+    # Pictures
+
+    def upload(self, data: bytes, *, kind: Literal["image", "mask"] = "image", owner: str = "") -> StoredImage:
+        """Store a caller's picture and remember whose it is."""
+        stored = self.storage.put(data, kind=kind)
+        self.record_upload(stored, owner=owner, kind=kind)
+        return stored
+
+    def record_upload(self, stored: StoredImage, *, owner: str = "", kind: str = "image") -> None:
+        """Remember whose a stored picture is."""
+        self._store.images.add(ImageRecord(kind=kind, owner=owner, **vars(stored)))
+
+    def image_owner(self, image_id: str) -> str:
+        """Whose picture this is; `UnknownImage` if there is none."""
+        return self._submission.owner_of(image_id)
+
+    def get_image(self, image_id: str, owner: str = "") -> ImageRecord:
+        """What is known of a picture; `UnknownImage` also when it is another owner's."""
+        record = self._store.images.get(image_id)
+        if record is None or record.owner != owner:
+            raise UnknownImage("There is no picture with this id.")
+        return record
+
+    def search_images(
+        self,
+        *,
+        owner: str = "",
+        prompt: str | None = None,
+        model: str | None = None,
+        seed: int | None = None,
+        capability: str | None = None,
+        kind: str | None = "result",
+        limit: int = 50,
+        offset: int = 0,
+    ) -> tuple[list[ImageRecord], int]:
+        """The owner's pictures by words of the prompt, model, seed and capability: newest first, and how many."""
+        return self._store.images.search(
+            owner=owner,
+            prompt=prompt,
+            model=model,
+            seed=seed,
+            capability=capability,
+            kind=kind,
+            limit=limit,
+            offset=offset,
+        )
+
+    def delete_image(self, image_id: str, owner: str = "") -> None:
+        """Forget a picture and remove its file."""
+        if self.image_owner(image_id) != owner:
+            raise UnknownImage("There is no picture with this id.")
+        self._store.images.remove(image_id)
+        with suppress(UnknownImage):
+            self.storage.delete(image_id)
+
+    # How the house is
+
+    def readiness(self) -> dict[str, Any]:
+        """Whether a job would be served now, and who would serve it."""
+        workers = self._dispatcher.workers()
+        return {
+            "ready": self._open and any(worker["state"] in {"idle", "busy"} for worker in workers),
+            "workers": workers,
+            "queued": self._dispatcher.waiting_count(),
+            "running": self._dispatcher.running_count(),
+        }
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts since the start, and the jobs by state in all."""
+        return {
+            **self.readiness(),
+            "since": self._began,
+            "submitted": self._submitted,
+            "ended": dict(self._dispatcher.ended),
+            "run_seconds": self._dispatcher.run_seconds,
+            "wait_seconds": self._dispatcher.wait_seconds,
+            "jobs": self._store.counts(),
+        }
+
+    # What the methods share
+
+    def _accept(self, write: Callable[[], Job], job_id: str) -> Job:
+        """Write a job that is to wait, unless too many do, and hand it to the dispatcher."""
+        with self._accepting:
+            if self._dispatcher.waiting_count() + self._being_accepted >= self.options.queue_limit:
+                raise QueueFull(f"{self.options.queue_limit} jobs wait already; try again later.")
+            self._being_accepted += 1
+        job = None
+        try:
+            job = write()
+            if job.id == job_id:
+                self._dispatcher.add(job)
+            return job
+        finally:
+            with self._accepting:
+                self._being_accepted -= 1
+                self._submitted += job is not None and job.id == job_id
+
+    def _sweep(self) -> None:
+        """Remove the unfinished files of processes that died; other commands may write to this home meanwhile."""
+        while not self._closing.is_set():
+            try:
+                self.storage.sweep(self.options.sweep_seconds)
+            except OSError:
+                logger.exception("unfinished files could not be removed")
+            self._closing.wait(self.options.sweep_seconds)
+
+    def _present(self, job_id: str, owner: str) -> JobEvent:
+        job = self.get(job_id, owner)
+        if job.status.is_terminal:
+            return _end_event(job)
+        if job.status is JobStatus.QUEUED:
+            return JobEvent(job.id, "queued", {"position": self.position(job.id)})
+        if job.step:
+            return JobEvent(job.id, "step", {"step": job.step, "steps": job.steps, "seconds_left": None})
+        return JobEvent(job.id, "started", {"device": job.device, "model": job.model, "attempt": job.attempt})
+
+    def _ended(self, job: Job) -> None:
+        self._watchers.publish(_end_event(job))
+        for observe in self.on_end:
+            observe(job)
+        if job.callback_url:
+            self._callbacks.wake()
+
+
+def _end_event(job: Job) -> JobEvent:
+    data: dict[str, Any] = {"step": job.step, "steps": job.steps}
+    if job.result is not None:
+        data["result"] = job.result
+    if job.error is not None:
+        data["error"] = job.error
+    return JobEvent(job.id, job.status.value, data)

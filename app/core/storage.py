@@ -1,0 +1,259 @@
+"""Pictures in and out by reference: the one place that knows where they lie.
+
+Invariant: a file at its final path is whole. It is written as `.part`, synced, renamed, and the folder is synced, so
+that a kill at any moment leaves either the whole picture or a `.part` that `sweep` removes; readers never see less.
+The price is two syncs for each picture. Several processes may use one home at once: ids are random, files are never
+changed after the rename.
+"""
+
+import errno
+import hashlib
+import io
+import os
+import re
+import secrets
+import shutil
+import string
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from PIL import Image
+
+from app.errors import InvalidRequest, StorageFull, Unavailable, UnknownImage
+from app.imaging.decode import decode_to_png
+from app.imaging.metadata import MEDIA_TYPES, Origin, encode, read_origin
+
+_ALPHABET = string.digits + string.ascii_lowercase
+_REFERENCE = re.compile(r"[0-9a-z]{26}")
+THUMBNAIL_SIZES = (64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A picture that lies in the storage. `created` is Unix seconds; `media_type` is what was handed in."""
+
+    id: str
+    width: int
+    height: int
+    bytes: int
+    sha256: str
+    media_type: str
+    created: float
+
+
+class Storage:
+    """The pictures under one home folder.
+
+    `max_pixels` and `decode_seconds` bound what is taken from strangers; with less than `min_free_bytes` on the disk
+    nothing is stored. `checkpoint(name)` is called after `temp_write`, `fsync` and `rename` of a result, so that a
+    proof can end the process there.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        max_pixels: int = 32_000_000,
+        decode_seconds: float = 15.0,
+        min_free_bytes: int = 0,
+        checkpoint: Callable[[str], None] | None = None,
+    ) -> None:
+        self._folder = Path(home) / "images"
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._max_pixels = max_pixels
+        self._decode_seconds = decode_seconds
+        self._min_free_bytes = min_free_bytes
+        self._checkpoint = checkpoint or (lambda name: None)
+        # Each child may take as much memory as the largest picture needs, so only a few decode at once.
+        self._decoding = threading.BoundedSemaphore(max(2, os.cpu_count() or 2))
+
+    def put(self, data: bytes, *, kind: Literal["image", "mask"] = "image") -> StoredImage:
+        """Store a stranger's picture: decoded in a child, turned upright, stripped, as PNG.
+
+        Pictures become RGB (transparency shows white), masks grey (see `decode_child.to_mask`). An infotext or a
+        recipe inside stays readable. `UnreadableImage`, `TooLarge`, `StorageFull`, `Unavailable`.
+        """
+        if not data:
+            raise InvalidRequest("The picture is empty: it has no bytes.")
+        self.check_room()
+        reference = new_reference()
+        with self._decoding_slot(), self._new_file(reference) as file:
+            decoded = decode_to_png(data, file, kind=kind, max_pixels=self._max_pixels, seconds=self._decode_seconds)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+        return StoredImage(reference, decoded.width, decoded.height, size, digest, decoded.media_type, time.time())
+
+    def save_result(self, image: Image.Image, *, recipe: dict[str, Any], infotext: str) -> StoredImage:
+        """Store a picture that a run made, with its recipe and infotext inside. `StorageFull`."""
+        data = encode(image, "image/png", Origin(infotext, recipe))
+        reference = new_reference()
+        with self._new_file(reference, self._checkpoint) as file:
+            file.write(data)
+        digest = hashlib.sha256(data).hexdigest()
+        return StoredImage(reference, image.width, image.height, len(data), digest, "image/png", time.time())
+
+    def path(self, reference: str) -> Path:
+        """The picture's PNG file; `UnknownImage` if there is none."""
+        path = self._place(reference)
+        if not path.is_file():
+            raise UnknownImage("There is no picture with this id.")
+        return path
+
+    def open(self, reference: str) -> Image.Image:
+        """The picture as PIL RGB."""
+        with self._reading(reference) as image:
+            return image.convert("RGB")
+
+    def open_mask(self, reference: str) -> Image.Image:
+        """The picture as PIL L: white is repainted."""
+        with self._reading(reference) as image:
+            return image.convert("L")
+
+    def size(self, reference: str) -> tuple[int, int]:
+        """(width, height) of a stored picture, from its header alone."""
+        with self._reading(reference) as image:
+            return image.size
+
+    def metadata(self, reference: str) -> dict[str, Any]:
+        """What the file says: size, bytes, time, `infotext` and `recipe` (None where it has none)."""
+        status = self.path(reference).stat()
+        with self._reading(reference) as image:
+            origin = read_origin(image)
+            width, height = image.size
+        return {
+            "width": width,
+            "height": height,
+            "bytes": status.st_size,
+            "media_type": "image/png",
+            "created": status.st_mtime,
+            "infotext": origin.infotext,
+            "recipe": origin.recipe,
+        }
+
+    def encode(self, reference: str, media_type: str = "image/png") -> bytes:
+        """The picture as a file of this media type with its origin inside; PNG is the stored file itself."""
+        if media_type not in MEDIA_TYPES:
+            raise InvalidRequest(f"Pictures are answered as {', '.join(MEDIA_TYPES)}.")
+        path = self.path(reference)
+        if media_type == "image/png":
+            return path.read_bytes()
+        with self._reading(reference) as image:
+            return encode(image.convert("RGB"), media_type, read_origin(image))
+
+    def thumbnail(self, reference: str, size: int = 256) -> bytes:
+        """A small WebP that fits into size x size (the next of THUMBNAIL_SIZES), made once and kept."""
+        size = next((known for known in THUMBNAIL_SIZES if known >= size), THUMBNAIL_SIZES[-1])
+        cached = self._place(reference).with_name(f"{reference}-{size}.webp")
+        self.path(reference)
+        with suppress(FileNotFoundError):
+            return cached.read_bytes()
+        with self._reading(reference) as image:
+            small = image.convert("RGB")
+        small.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        data = encode(small, "image/webp")
+        part = cached.with_name(f"{cached.name}.{secrets.token_hex(4)}.part")
+        with _room_errors():
+            part.write_bytes(data)
+            part.replace(cached)
+        return data
+
+    def delete(self, reference: str) -> None:
+        """Remove a picture and its thumbnails; `UnknownImage` if there is none."""
+        path = self.path(reference)
+        path.unlink(missing_ok=True)
+        for thumbnail in path.parent.glob(f"{reference}-*.webp"):
+            thumbnail.unlink(missing_ok=True)
+
+    def sweep(self, older_than_seconds: float) -> int:
+        """Remove unfinished files that nobody has touched for this long; answers how many."""
+        limit = time.time() - older_than_seconds
+        removed = 0
+        for part in self._folder.glob("*/*.part"):
+            with suppress(FileNotFoundError):
+                if part.stat().st_mtime <= limit:
+                    part.unlink()
+                    removed += 1
+        return removed
+
+    def check_room(self) -> None:
+        """`StorageFull` when the disk has less room than is reserved."""
+        free = shutil.disk_usage(self._folder).free
+        if free < self._min_free_bytes:
+            raise StorageFull(
+                f"The disk has {free / 2**20:,.0f} MiB free; {self._min_free_bytes / 2**20:,.0f} MiB are reserved."
+            )
+
+    @contextmanager
+    def _decoding_slot(self) -> Iterator[None]:
+        """One of the few decodings that run at once; `Unavailable` when none comes free in time."""
+        if not self._decoding.acquire(timeout=2 * self._decode_seconds):
+            raise Unavailable("Too many pictures are being read at once; try again.")
+        try:
+            yield
+        finally:
+            self._decoding.release()
+
+    def _place(self, reference: str) -> Path:
+        if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
+            raise UnknownImage("There is no picture with this id.")
+        return self._folder / reference[:2] / f"{reference}.png"
+
+    @contextmanager
+    def _reading(self, reference: str) -> Iterator[Image.Image]:
+        """The stored file, opened; only files that this class wrote come here, so they are decoded in place."""
+        data = self.path(reference).read_bytes()
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            yield image
+
+    @contextmanager
+    def _new_file(self, reference: str, checkpoint: Callable[[str], None] = lambda name: None) -> Iterator[IO[bytes]]:
+        """An open `.part` file that takes its final name, synced, when the block ends without an error."""
+        final = self._place(reference)
+        part = final.with_suffix(".part")
+        with _room_errors():
+            if not final.parent.is_dir():
+                final.parent.mkdir(exist_ok=True, mode=0o700)
+                _sync_folder(self._folder)
+            try:
+                with part.open("xb+") as file:
+                    yield file
+                    file.flush()
+                    checkpoint("temp_write")
+                    os.fsync(file.fileno())
+                checkpoint("fsync")
+                part.rename(final)
+                checkpoint("rename")
+                _sync_folder(final.parent)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+
+
+def new_reference() -> str:
+    """An opaque random id of 26 characters (134 bits)."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(26))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _room_errors() -> Iterator[None]:
+    """A full disk is said as `StorageFull`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise StorageFull("The disk is full.") from error
+        raise

@@ -1,0 +1,154 @@
+"""What happens to a wish before it becomes a Job: checked whole, then every null that a run would ask about is filled.
+
+A resolved request repeats its picture: the model is named, the seed drawn, steps, guidance, scheduler and size stand in
+it. Nothing of what the caller wrote is echoed in a refusal.
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from app.core.capability import Capability, image_fields
+from app.core.fields import SEED_LIMIT
+from app.core.image_index import ImageIndex
+from app.core.storage import Storage
+from app.errors import InvalidRequest, MaskMismatch, UnknownImage
+from app.models.library import ModelLibrary, ModelRow
+
+RECOMMENDED = ("num_inference_steps", "guidance_scale", "scheduler")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A resolved request as JSON, the model that serves it, and the fingerprint of what was asked."""
+
+    request: dict[str, Any]
+    model: str | None
+    fingerprint: str
+
+
+class Submission:
+    """The checks of the door."""
+
+    def __init__(self, storage: Storage, models: ModelLibrary, images: ImageIndex) -> None:
+        self._storage = storage
+        self._models = models
+        self._images = images
+
+    def prepare(self, capability: Capability, payload: Mapping[str, Any], owner: str) -> Prepared:
+        """Validate and resolve; raises what the caller is to be told."""
+        wish = _validate(capability.request, payload)
+        self._check_pictures(capability, wish, owner)
+        values = wish.model_dump(mode="json")
+        fingerprint = self._fingerprint(capability, values)
+        model = self._resolve(capability, values)
+        resolved = _validate(capability.request, values)
+        return Prepared(resolved.model_dump(mode="json"), model, fingerprint)
+
+    def owner_of(self, reference: str) -> str:
+        """Whose picture this is; one that nobody recorded belongs to the keyless owner. `UnknownImage`."""
+        record = self._images.get(reference)
+        if record is not None:
+            return record.owner
+        self._storage.path(reference)
+        return ""
+
+    def _check_pictures(self, capability: Capability, wish: BaseModel, owner: str) -> None:
+        kinds = image_fields(capability.request)
+        for name in kinds:
+            for reference in _references(getattr(wish, name)):
+                if self.owner_of(reference) != owner:
+                    raise UnknownImage("There is no picture with this id.", field=name)
+                self._storage.path(reference)
+        image = getattr(wish, "image", None) if kinds.get("image") == "image" else None
+        for name in [name for name, kind in kinds.items() if kind == "mask"]:
+            mask = getattr(wish, name)
+            if not (mask and image):
+                continue
+            size, mask_size = self._storage.size(image), self._storage.size(mask)
+            if size != mask_size:
+                raise MaskMismatch(
+                    f"The mask is {mask_size[0]}x{mask_size[1]} pixels and the picture {size[0]}x{size[1]}; "
+                    "they must be equal.",
+                    field=name,
+                    image=list(size),
+                    mask=list(mask_size),
+                )
+
+    def _resolve(self, capability: Capability, values: dict[str, Any]) -> str | None:
+        """Fill what is null, in place; answers the model's id."""
+        if "seed" in values and values["seed"] is None:
+            values["seed"] = secrets.randbelow(SEED_LIMIT)
+        if not capability.needs or "model" not in values:
+            return None
+        row = self._model(capability, values["model"])
+        values["model"] = row.spec.id
+        additions = [self._models.require(lora["model"]) for lora in values.get("loras") or ()]
+        for name in values.get("textual_inversions") or ():
+            self._models.require(name)
+        # A distillation LoRA knows better than the base how many steps it needs.
+        advice = [found.spec.recommended for found in (*additions, row) if found.spec.recommended]
+        if advice:
+            for name in RECOMMENDED:
+                if name in values and values[name] is None:
+                    values[name] = getattr(advice[0], name)
+        base = row.spec.recommended
+        if base and not image_fields(capability.request):
+            for name in ("width", "height"):
+                if name in values and values[name] is None:
+                    values[name] = getattr(base, name)
+        return row.spec.id
+
+    def _model(self, capability: Capability, wished: str) -> ModelRow:
+        if wished == "auto":
+            return self._models.choose(capability.needs)
+        served = self._models.get(wished).spec.tasks
+        task = next((task for task in capability.needs if task in served), capability.needs[0])
+        return self._models.require(wished, task=task)
+
+    def _fingerprint(self, capability: Capability, values: dict[str, Any]) -> str:
+        """The same wish gives the same fingerprint, also when its pictures were stored anew: their bytes count."""
+        told = dict(values)
+        for name in image_fields(capability.request):
+            told[name] = [self._digest(reference) for reference in _references(values[name])]
+        text = json.dumps([capability.name, told], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _digest(self, reference: str) -> str:
+        record = self._images.get(reference)
+        if record is not None:
+            return record.sha256
+        with self._storage.path(reference).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _validate(request: type[BaseModel], payload: Mapping[str, Any]) -> BaseModel:
+    try:
+        wish = request.model_validate(dict(payload))
+        # A lone surrogate is a legal Python string and no legal UTF-8: it could be neither stored nor answered.
+        wish.model_dump_json()
+    except ValidationError as error:
+        raise _refusal(error) from None
+    except ValueError:
+        raise InvalidRequest("The request holds text that is not valid Unicode.") from None
+    return wish
+
+
+def _refusal(error: ValidationError) -> InvalidRequest:
+    found = [
+        {"field": ".".join(str(part) for part in entry["loc"])[:200], "message": entry["msg"]}
+        for entry in error.errors(include_url=False, include_input=False, include_context=False)[:20]
+    ]
+    first = found[0]
+    return InvalidRequest(f"{first['field'] or 'request'}: {first['message']}", errors=found)
+
+
+def _references(value: Any) -> tuple[str, ...]:
+    if not value:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)

@@ -1,0 +1,93 @@
+"""Make a picture from words, optionally enlarged and refined in a second pass."""
+
+from PIL import Image
+
+from app.core.capability import Capability, Context, ModelRequest, Pipeline, Result
+from app.core.fields import Height, SecondPassScale, SecondPassSteps, SecondPassStrength, Width
+from app.errors import InvalidRequest
+from app.imaging.sizes import LARGEST_WORK, Size, require_a_step, require_pixels, round_up
+
+
+class TextToImageRequest(ModelRequest):
+    """A picture from words, optionally enlarged and refined in a second pass."""
+
+    width: Width = None
+    height: Height = None
+    second_pass_scale: SecondPassScale = None
+    second_pass_strength: SecondPassStrength = 0.5
+    second_pass_steps: SecondPassSteps = None
+
+
+def run(request: TextToImageRequest, context: Context) -> Result:
+    """One call for each picture, so that each is the same picture when it is asked for alone."""
+    second_steps = request.second_pass_steps or request.num_inference_steps
+    if request.second_pass_scale is not None:
+        require_a_step(second_steps, request.second_pass_strength)
+    with context.borrow(request.model, task="text-to-image", **request.additions()) as pipeline:
+        width, height = size_for(request, pipeline)
+        steps = pipeline.count_timesteps(request.num_inference_steps)
+        if request.second_pass_scale is not None:
+            require_pixels(enlarged_size(request, (width, height), pipeline), LARGEST_WORK)
+            steps += pipeline.count_timesteps(second_steps, request.second_pass_strength)
+        context.expect_steps(steps * request.num_images_per_prompt)
+        images = [
+            pipeline(
+                **request.arguments(),
+                width=width,
+                height=height,
+                generator=generator,
+                callback_on_step_end=context.on_step,
+            ).images[0]
+            for generator in context.generators(request.seed, request.num_images_per_prompt)
+        ]
+    notes = []
+    if request.second_pass_scale is not None:
+        images = second_pass(request, context, images)
+        notes.append(
+            f"First made at {width}x{height}, then enlarged and refined at {images[0].width}x{images[0].height}."
+        )
+    return Result(images=images, seeds=request.seeds, notes=notes)
+
+
+def second_pass(request: TextToImageRequest, context: Context, images: list[Image.Image]) -> list[Image.Image]:
+    """Each picture enlarged (Lanczos) and made anew in part, with the noise of its own seed."""
+    arguments = request.arguments() | {
+        "num_inference_steps": request.second_pass_steps or request.num_inference_steps,
+        "strength": request.second_pass_strength,
+    }
+    with context.borrow(request.model, task="image-to-image", **request.additions()) as pipeline:
+        refined = []
+        for image, generator in zip(images, context.generators(request.seed, len(images)), strict=True):
+            size = enlarged_size(request, image.size, pipeline)
+            enlarged = image.resize(size, Image.Resampling.LANCZOS)
+            refined += pipeline(
+                **arguments, image=enlarged, generator=generator, callback_on_step_end=context.on_step
+            ).images
+        return refined
+
+
+def enlarged_size(request: TextToImageRequest, size: Size, pipeline: Pipeline) -> Size:
+    """The size of the second pass."""
+    width, height = (round_up(side * request.second_pass_scale, pipeline.size_multiple) for side in size)
+    return width, height
+
+
+def size_for(request: TextToImageRequest, pipeline: Pipeline) -> Size:
+    """(width, height) as asked for, or the model's own."""
+    size = (request.width or pipeline.default_size[0], request.height or pipeline.default_size[1])
+    if any(side % pipeline.size_multiple for side in size):
+        raise InvalidRequest(
+            f"width and height must be multiples of {pipeline.size_multiple} for this model; got {size[0]}x{size[1]}."
+        )
+    return size
+
+
+TEXT_TO_IMAGE = Capability(
+    name="text-to-image",
+    title="Text to image",
+    summary="Make a picture from words.",
+    request=TextToImageRequest,
+    run=run,
+    needs=("text-to-image",),
+    example={"prompt": "a red car, blue background", "seed": 7},
+)
