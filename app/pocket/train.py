@@ -1,0 +1,115 @@
+"""Train pocket from nothing: autoencoder, encoded pictures, text encoders, UNet, weights folder; resumable."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from app.pocket import captions, classifier, latents, spec, train_autoencoder, train_text, train_unet
+from app.pocket.networks import build_pipeline
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the options and train; returns the exit code."""
+    parser = argparse.ArgumentParser("eis pocket train", description=__doc__)
+    parser.add_argument("--out", type=Path, default=spec.WEIGHTS, help="folder of the finished weights")
+    parser.add_argument(
+        "--work", type=Path, default=Path.home() / ".cache/eis-train/pocket", help="folder of checkpoints"
+    )
+    parser.add_argument("--preset", choices=tuple(spec.PRESETS), default="cpu")
+    parser.add_argument("--pictures", type=int, help="pictures that the UNet sees (the preset says how many)")
+    parser.add_argument("--autoencoder-pictures", type=int, help="pictures that the autoencoder sees")
+    parser.add_argument("--text-captions", type=int, help="captions that the text encoders see")
+    parser.add_argument("--latents", type=int, help="different pictures encoded for the UNet")
+    parser.add_argument("--seconds", type=float, help="stop the UNet after this long; the next run goes on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the steps (needs a C++ compiler)")
+    parser.add_argument("--fresh", action="store_true", help="forget the checkpoints")
+    arguments = parser.parse_args(argv)
+    given = {
+        "unet_pictures": arguments.pictures,
+        "autoencoder_pictures": arguments.autoencoder_pictures,
+        "text_captions": arguments.text_captions,
+        "latents": arguments.latents,
+    }
+    preset = replace(
+        spec.PRESETS[arguments.preset], **{name: value for name, value in given.items() if value is not None}
+    )
+    if arguments.fresh and arguments.work.exists():
+        shutil.rmtree(arguments.work)
+    complete = train(
+        preset,
+        arguments.work,
+        arguments.out,
+        arguments.seed,
+        torch.device(arguments.device),
+        arguments.compile,
+        arguments.seconds,
+    )
+    state = "complete" if complete else "not complete yet: the same command goes on"
+    print(f"pocket: {state}, weights in {arguments.out}")
+    return 0
+
+
+def say(line: str) -> None:
+    print(time.strftime("%H:%M:%S"), line, flush=True)
+
+
+def train(
+    preset: spec.Preset,
+    work: Path,
+    out: Path,
+    seed: int,
+    device: torch.device,
+    compiled: bool = False,
+    seconds: float | None = None,
+) -> bool:
+    """Run every stage that is not complete, then write the weights; True when all of it is complete."""
+    torch.manual_seed(seed)
+    pipeline = build_pipeline(preset, captions.vocabulary())
+    train_autoencoder.train(pipeline.vae, preset, work, seed, device, compiled, report=say)
+    texts = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.tokenizer)
+    train_text.train(*texts, preset, work, seed, device, report=say)
+    latents.encode(pipeline.vae, preset, work, seed, device, report=say)
+    complete = train_unet.train(
+        pipeline.unet, *texts, pipeline.scheduler, preset, work, seed, device, compiled, seconds=seconds, report=say
+    )
+    export(pipeline, out, _classifier(preset, work, seed))
+    return complete
+
+
+def _classifier(preset: spec.Preset, work: Path, seed: int) -> classifier.ThingClassifier:
+    """The check's classifier, trained once."""
+    if (work / classifier.FILE_NAME).exists():
+        return classifier.load(work)
+    network, accuracy = classifier.train(preset.classifier_steps, seed)
+    say(f"classifier: {accuracy:.2%} of held-out pictures named right")
+    classifier.save(network, work)
+    return network
+
+
+def export(pipeline: StableDiffusionXLPipeline, out: Path, network: classifier.ThingClassifier) -> None:
+    """Write the weights folder: diffusers' layout, safetensors, float16, and the check's classifier."""
+    for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.unet):
+        module.to("cpu", torch.float16)
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    pipeline.save_pretrained(part, safe_serialization=True)
+    for name in ("text_encoder", "text_encoder_2"):  # else transformers would compute in the files' float16
+        path = part / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    classifier.save(network, part)
+    shutil.rmtree(out, ignore_errors=True)
+    part.rename(out)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,115 @@
+"""Train the UNet on the encoded pictures and their captions: SDXL's objective and conditioning, v-prediction."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch.nn import functional
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from app.pocket import captions
+from app.pocket.checkpoints import Stage, generator_of, rng_of
+from app.pocket.latents import open_latents, scene_of
+from app.pocket.networks import POSITIONS, encode_tokens
+from app.pocket.spec import Preset
+from app.pocket.train_text import add_noise
+
+RATE = 7e-4
+EMPTY_CAPTIONS = 0.1
+OTHER_TIME_IDS = 0.1
+COOL_DOWN = 0.15
+CPU_SHARDS = 2  # parts of a batch, each computed by a thread of its own that meets the other once a step
+
+
+def batch_of(latents: np.ndarray, tokenizer: CLIPTokenizer, preset: Preset, seed: int, number: int):
+    """(latents, tokens, time ids) of one step; an epoch visits every entry once, in an order of its own."""
+    rng = rng_of(seed, "unet", number)
+    epoch, place = divmod(number, max(1, len(latents) // preset.batch))
+    indices = _order(seed, epoch, len(latents))[place * preset.batch : (place + 1) * preset.batch]
+    texts, time_ids = [], []
+    for index in indices:
+        empty = rng.random() < EMPTY_CAPTIONS
+        texts.append("" if empty else add_noise(captions.caption(scene_of(seed, int(index)), rng), rng))
+        size = rng.choice((64, 192, 256, 512, 1024)) if rng.random() < OTHER_TIME_IDS else preset.size
+        time_ids.append((size, size, 0, 0, size, size))
+    tokens = tokenizer(
+        texts, padding="max_length", truncation=True, max_length=POSITIONS, return_tensors="pt"
+    ).input_ids
+    return torch.from_numpy(latents[indices].astype(np.float32)), tokens, torch.tensor(time_ids, dtype=torch.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def train(
+    unet: UNet2DConditionModel,
+    first: CLIPTextModel,
+    second: CLIPTextModelWithProjection,
+    tokenizer: CLIPTokenizer,
+    scheduler: DDIMScheduler,
+    preset: Preset,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    compiled: bool = False,
+    until: int | None = None,
+    seconds: float | None = None,
+    report: Callable[[str], None] = print,
+) -> bool:
+    """Train to the end of the preset; leaves the averaged weights in `unet`."""
+    latents = open_latents(preset, folder)
+    unet.to(device, memory_format=torch.channels_last).train()
+    if device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is several times slower there
+    for module in (first, second):
+        module.to(device).eval().requires_grad_(False)
+    steps = max(1, preset.unet_pictures // preset.batch)
+    stage = Stage("unet", folder, [unet], RATE, steps, horizon=1500, cool_down=COOL_DOWN)
+    cores = torch.get_num_threads()
+    signal = scheduler.alphas_cumprod.to(device)
+
+    def forward(noisy, time, hidden, pooled, time_ids, target):
+        with torch.autocast(device.type, torch.bfloat16):
+            conditions = {"text_embeds": pooled, "time_ids": time_ids}
+            predicted = unet(noisy, time, hidden, added_cond_kwargs=conditions).sample
+        return functional.mse_loss(predicted.float(), target)
+
+    run_forward = torch.compile(forward) if compiled else forward
+    shards = CPU_SHARDS if device.type == "cpu" else 1
+    readers = [(first, second), *[(copy.deepcopy(first), copy.deepcopy(second)) for _ in range(shards - 1)]]
+
+    def gradients(number: int, shard: int, clean, tokens, time_ids) -> tuple[float, tuple[torch.Tensor, ...]]:
+        generator = generator_of(seed, "unet", number, shard)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        time = torch.randint(0, len(signal), (len(clean),), generator=generator).to(device)
+        alpha = signal[time].sqrt()[:, None, None, None]
+        sigma = (1 - signal[time]).sqrt()[:, None, None, None]
+        noisy = (alpha * clean + sigma * noise).to(memory_format=torch.channels_last)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            hidden, pooled = encode_tokens(*readers[shard], tokens)
+        loss = run_forward(noisy, time, hidden, pooled, time_ids, alpha * noise - sigma * clean)
+        return loss.item(), torch.autograd.grad(loss, stage.parameters)
+
+    def step(number: int) -> float:
+        batch = [part.to(device).chunk(shards) for part in batch_of(latents, tokenizer, preset, seed, number)]
+        done = list(threads.map(gradients, [number] * shards, range(shards), *batch))
+        for parameter, *parts in zip(stage.parameters, *[some for _, some in done], strict=True):
+            parameter.grad = sum(parts[1:], parts[0]).div_(shards)
+        return sum(loss for loss, _ in done) / shards
+
+    with ThreadPoolExecutor(shards, initializer=torch.set_num_threads, initargs=(max(1, cores // shards),)) as threads:
+        complete = stage.run(step, until, seconds, report)
+    stage.averages.copy_to_parameters()
+    unet.eval()
+    unet.set_default_attn_processor()
+    return complete
