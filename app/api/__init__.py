@@ -1,0 +1,1 @@
+"""The HTTP face: routes derived from the catalog, jobs, images, models, and the checks before them."""

@@ -1,0 +1,197 @@
+"""Models: list, fetch in the background with progress, add an uploaded file, remove.
+
+A file comes in by upload only; a path of the server's disk is taken by the shell command and never over HTTP.
+"""
+
+import re
+import shutil
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi import Request as HttpRequest
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.responses import Response
+
+from app.api.answers import answer
+from app.api.errors import Refusal
+from app.api.multipart import FORM_TYPE, whole_form
+from app.api.payload import media_type
+from app.api.schemas import PREFIX, ErrorAnswer, documented
+from app.core.service import Service
+from app.errors import Conflict, InvalidRequest, ServiceError
+
+UNKNOWN = {404: documented(ErrorAnswer, "No such model.")}
+UPLOAD_FIELDS = {"id", "title", "kind", "licence"}
+PULLS_AT_ONCE = 2
+UPLOAD_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "file": {"type": "string", "format": "binary", "description": "A .safetensors file."},
+                    **{name: {"type": "string"} for name in sorted(UPLOAD_FIELDS)},
+                },
+                "required": ["file"],
+            }
+        }
+    },
+}
+
+
+class Pulls:
+    """The downloads of this process, at most two at once; the last state of each stays readable."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.lock = threading.Lock()
+        self.states: dict[str, dict[str, Any]] = {}
+        self.threads = ThreadPoolExecutor(PULLS_AT_ONCE, thread_name_prefix="pull")
+
+    def state(self, id: str) -> dict[str, Any] | None:
+        """Where the last pull of this model stands."""
+        with self.lock:
+            state = self.states.get(id)
+            return dict(state) if state else None
+
+    def start(self, id: str, accept_licence: bool) -> None:
+        """Begin a pull; `Conflict` when one runs, the licence's error when it must be accepted first."""
+        row = self.service.models.get(id)
+        licence = row.spec.licence
+        if licence.ask and not accept_licence and not row.installed:
+            raise Conflict(
+                f"The licence {licence.name} limits use; read it and ask again with accept_licence=true.",
+                licence=licence.name,
+                url=licence.url,
+            )
+        with self.lock:
+            if self.states.get(id, {}).get("status") in {"waiting", "running"}:
+                raise Conflict("This model is being pulled already.")
+            self.states[id] = {"status": "waiting", "bytes_done": 0, "bytes_total": row.spec.bytes, "error": None}
+        self.threads.submit(self.pull, id, accept_licence)
+
+    def pull(self, id: str, accept_licence: bool) -> None:
+        """In a thread: fetch it and keep the state current."""
+
+        def progress(done: int, total: int) -> None:
+            self.update(id, status="running", bytes_done=done, bytes_total=total)
+
+        try:
+            self.update(id, status="running")
+            self.service.models.pull(id, accept_licence=accept_licence, progress=progress)
+        except ServiceError as error:
+            self.update(id, status="failed", error={"code": error.code, "message": error.message})
+        except Exception:
+            self.update(id, status="failed", error={"code": "internal", "message": "The pull failed."})
+            raise
+        else:
+            self.update(id, status="succeeded")
+
+    def update(self, id: str, **changes: Any) -> None:
+        with self.lock:
+            self.states[id].update(changes)
+
+
+def model_view(row: Any, pull: dict[str, Any] | None) -> dict[str, Any]:
+    """A model without the paths of the server."""
+    spec = row.spec
+    return {
+        "id": spec.id,
+        "title": spec.title,
+        "kind": spec.kind,
+        "family": spec.family,
+        "description": spec.description,
+        "tasks": list(spec.tasks),
+        "licence": asdict(spec.licence),
+        "recommended": asdict(spec.recommended) if spec.recommended else None,
+        "parts": list(spec.parts),
+        "rank": spec.rank,
+        "repo": spec.repo,
+        "revision": spec.revision,
+        "bytes": spec.bytes,
+        "embedded": spec.embedded is not None,
+        "installed": row.installed,
+        "bytes_on_disk": row.bytes_on_disk,
+        "sha256": row.sha256,
+        "pull": pull,
+    }
+
+
+def model_router(service: Service) -> APIRouter:
+    """Everything under `/api/v1/models`."""
+    router = APIRouter(prefix=f"{PREFIX}/models", tags=["models"])
+    pulls = Pulls(service)
+
+    def view(row: Any) -> dict[str, Any]:
+        return model_view(row, pulls.state(row.spec.id))
+
+    @router.get("", summary="Every known model")
+    def list_models(
+        installed: bool | None = None, kind: Annotated[str | None, Query(max_length=40)] = None
+    ) -> Response:
+        rows = service.models.rows()
+        found = [
+            view(row)
+            for row in rows
+            if (installed is None or row.installed == installed) and (kind is None or row.spec.kind == kind)
+        ]
+        return answer({"models": found, "total": len(found)})
+
+    @router.get("/{id}", summary="A model, and where its pull stands", responses=UNKNOWN)
+    def get_model(id: str) -> Response:
+        return answer(view(service.models.get(id)))
+
+    @router.post(
+        "/{id}/pull",
+        status_code=202,
+        summary="Fetch a model from its hub in the background",
+        responses={
+            **UNKNOWN,
+            409: documented(ErrorAnswer, "Being pulled, or its licence must be accepted."),
+        },
+    )
+    def pull_model(id: str, accept_licence: bool = False) -> Response:
+        pulls.start(id, accept_licence)
+        return answer(view(service.models.get(id)), 202, {"Location": f"{PREFIX}/models/{id}"})
+
+    @router.post(
+        "", status_code=201, summary="Add an uploaded .safetensors file", openapi_extra={"requestBody": UPLOAD_BODY}
+    )
+    async def add_model(request: HttpRequest) -> Response:
+        if media_type(request) != FORM_TYPE:
+            raise Refusal("unsupported_media_type", f"Send {FORM_TYPE} with the file in `file`.")
+        async with whole_form(request, files=1, fields=len(UPLOAD_FIELDS)) as form:
+            file = form.get("file")
+            texts = {name: value for name, value in form.multi_items() if name != "file"}
+            if not isinstance(file, UploadFile) or not set(texts) <= UPLOAD_FIELDS:
+                raise InvalidRequest("The form holds the file `file` and id, title, kind, licence.")
+            row = await run_in_threadpool(add_upload, service, file, texts)
+        return answer(view(row), 201, {"Location": f"{PREFIX}/models/{row.spec.id}"})
+
+    @router.delete(
+        "/{id}", status_code=204, summary="Remove a model's files", responses=UNKNOWN, response_class=Response
+    )
+    def remove_model(id: str) -> Response:
+        service.models.remove(id)
+        return Response(status_code=204)
+
+    return router
+
+
+def add_upload(service: Service, file: UploadFile, texts: dict[str, str]) -> Any:
+    """Give the upload a name of our own and hand it to the library, which looks at what it is."""
+    stem = re.sub(r"[^a-z0-9._-]+", "-", Path(file.filename or "").stem.lower()).strip("-._")[:60]
+    given = {name: value for name, value in texts.items() if value}
+    given.setdefault("id", stem or "upload")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "upload.safetensors"
+        with path.open("wb") as target:
+            shutil.copyfileobj(file.file, target)
+        return service.models.add(path, **given)

@@ -1,0 +1,41 @@
+"""Forms with files, read to their closing boundary: a form that was cut off is refused, not taken for a shorter one."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from app.api.errors import Refusal
+
+FORM_TYPE = "multipart/form-data"
+PART_LIMIT = 2**31
+
+
+class WholeFormParser(MultiPartParser):
+    """Starlette's parser, which remembers whether the closing boundary came."""
+
+    closed = False
+
+    def on_end(self) -> None:
+        """The closing boundary was read."""
+        self.closed = True
+
+
+@asynccontextmanager
+async def whole_form(request: Request, *, files: int, fields: int) -> AsyncIterator[FormData]:
+    """The form of the body; its temporary files go with the block. The size is limited before anything gets here."""
+    parser = WholeFormParser(
+        request.headers, request.stream(), max_files=files, max_fields=fields, max_part_size=PART_LIMIT
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise Refusal("bad_request", f"The form cannot be read: {error.message}") from None
+    try:
+        if not parser.closed:
+            raise Refusal("bad_request", "The form ends before its closing boundary.")
+        yield form
+    finally:
+        await form.close()

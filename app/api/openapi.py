@@ -1,0 +1,95 @@
+"""What FastAPI cannot know of the document: each capability's own JSON schema, and how pictures may be given in it.
+
+It is put together when somebody asks for it: building every schema at the start would cost more than the routes.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from app.api.schemas import ANSWERS, PREFIX, ErrorAnswer
+from app.core.capability import Capability, image_fields
+
+PICTURE_TEXT = "A stored picture's reference, a data URI, base64, or an https URL."
+COMPONENTS = "#/components/schemas/"
+
+
+def complete(document: dict[str, Any], catalog: Iterable[Capability]) -> dict[str, Any]:
+    """The document with the capabilities' bodies, the answers' schemas, and our own shape of a 422."""
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    _, definitions = models_json_schema(
+        [(answer, "serialization") for answer in ANSWERS], ref_template=f"{COMPONENTS}{{model}}"
+    )
+    schemas.update(definitions["$defs"])
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            refusal = operation["responses"].get("422")
+            if refusal is not None:
+                refusal["content"] = {"application/json": {"schema": {"$ref": f"{COMPONENTS}{ErrorAnswer.__name__}"}}}
+    for capability in catalog:
+        reference = wish_schema(capability, schemas)
+        document["paths"][f"{PREFIX}/{capability.name}"]["post"]["requestBody"] = request_body(capability, reference)
+    return document
+
+
+def wish_schema(capability: Capability, components: dict[str, Any], prefix: str = COMPONENTS) -> dict[str, str]:
+    """Put the Request's schema and all it refers to into `components`; answer the reference to it."""
+    name = capability.request.__name__
+    schema = capability.request.model_json_schema(ref_template=f"{prefix}{{model}}")
+    for inner, definition in schema.pop("$defs", {}).items():
+        components.setdefault(inner, definition)
+    for field, kind in image_fields(capability.request).items():
+        given = schema["properties"][field]
+        picture = {"type": "string", "minLength": 1}
+        text = {
+            "title": given.get("title", field),
+            "description": f"{given.get('description', '')} {PICTURE_TEXT}".strip(),
+        }
+        if kind == "images":
+            limits = {key: given[key] for key in ("minItems", "maxItems") if key in given}
+            schema["properties"][field] = {"type": "array", "items": picture, **limits, **text, "x-kind": kind}
+        elif field in schema.get("required", ()):
+            schema["properties"][field] = {**picture, **text, "x-kind": kind}
+        else:
+            schema["properties"][field] = {
+                "anyOf": [picture, {"type": "null"}],
+                "default": given.get("default"),
+                **text,
+                "x-kind": kind,
+            }
+    for given in schema["properties"].values():
+        if "kind" in given:
+            given["x-kind"] = given.pop("kind")
+    components[name] = schema
+    return {"$ref": f"{prefix}{name}"}
+
+
+def request_body(capability: Capability, reference: dict[str, str]) -> dict[str, Any]:
+    """Both encodings of the body: JSON by reference, and a form whose picture fields may be files."""
+    pictures = image_fields(capability.request)
+    schema = capability.request.model_json_schema(ref_template=f"{COMPONENTS}{{model}}")
+    properties = {}
+    for name, given in schema["properties"].items():
+        text = {key: given[key] for key in ("title", "description") if key in given}
+        if name in pictures:
+            file = {"type": "string", "format": "binary"}
+            one = {"anyOf": [file, {"type": "string", "minLength": 1}]}
+            properties[name] = {**({"type": "array", "items": one} if pictures[name] == "images" else one), **text}
+        else:
+            properties[name] = {key: value for key, value in given.items() if key != "kind"}
+    form = {
+        "type": "object",
+        "properties": properties,
+        "required": schema.get("required", []),
+        "additionalProperties": False,
+    }
+    return {
+        "required": True,
+        "content": {
+            "application/json": {"schema": reference, "example": dict(capability.example)},
+            "multipart/form-data": {"schema": form},
+        },
+    }

@@ -1,0 +1,151 @@
+"""What a job, a picture and a model look like to a caller.
+
+The classes document the answers in `/openapi.json`; the answers themselves are plain dictionaries made by the
+functions beside them, encoded once and not validated again.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from app.core.jobs import Job
+
+PREFIX = "/api/v1"
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    code: str = Field(description="Stable slug for programs.")
+    message: str = Field(description="A sentence for a person.")
+    details: dict[str, Any] = Field(default_factory=dict, description="Facts for programs, such as a field's name.")
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every refusal."""
+
+    error: ErrorBody
+
+
+class ResultImage(BaseModel):
+    """One picture that a job made."""
+
+    id: str
+    url: str
+    width: int
+    height: int
+    seed: int | None
+    sha256: str
+
+
+class JobResult(BaseModel):
+    """What a job made."""
+
+    images: list[ResultImage]
+    data: dict[str, Any]
+    notes: list[str]
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class JobLinks(BaseModel):
+    """Where to go on."""
+
+    self: str
+    events: str
+    cancel: str
+
+
+class JobAnswer(BaseModel):
+    """A job: the wish with everything filled in, where it stands, and what it made."""
+
+    id: str
+    capability: str
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    priority: int
+    created: float = Field(description="Unix seconds.")
+    started: float | None
+    finished: float | None
+    attempt: int
+    step: int
+    steps: int
+    position: int | None = Field(description="Jobs before this one in the queue; null when it does not wait.")
+    model: str | None
+    device: str | None
+    request: dict[str, Any] = Field(description="The resolved request: sending it again repeats the result.")
+    result: JobResult | None
+    error: JobError | None
+    links: JobLinks
+
+
+class JobList(BaseModel):
+    """One page of jobs, newest first."""
+
+    jobs: list[JobAnswer]
+    total: int
+    limit: int
+    offset: int
+
+
+class ImageAnswer(BaseModel):
+    """A stored picture."""
+
+    id: str
+    url: str
+    width: int
+    height: int
+    bytes: int
+    sha256: str
+    media_type: str
+    created: float
+
+
+ANSWERS: tuple[type[BaseModel], ...] = (ErrorAnswer, ImageAnswer, JobAnswer, JobList)
+"""What the document's answers refer to."""
+
+
+def documented(answer: type[BaseModel], description: str) -> dict[str, Any]:
+    """One answer of an operation, for the document alone: FastAPI would build a validator for a `model`."""
+    schema = {"$ref": f"#/components/schemas/{answer.__name__}"}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def job_url(id: str) -> str:
+    return f"{PREFIX}/jobs/{id}"
+
+
+def image_url(id: str) -> str:
+    return f"{PREFIX}/images/{id}"
+
+
+def job_view(job: Job, position: int | None) -> dict[str, Any]:
+    """The dictionary of a `JobAnswer`."""
+    result = None
+    if job.result is not None:
+        images = [{**image, "url": image_url(image["id"])} for image in job.result.get("images", ())]
+        result = {"images": images, "data": job.result.get("data", {}), "notes": job.result.get("notes", [])}
+    url = job_url(job.id)
+    return {
+        "id": job.id,
+        "capability": job.capability,
+        "status": job.status.value,
+        "priority": job.priority,
+        "created": job.created,
+        "started": job.started,
+        "finished": job.finished,
+        "attempt": job.attempt,
+        "step": job.step,
+        "steps": job.steps,
+        "position": position,
+        "model": job.model,
+        "device": job.device,
+        "request": job.request,
+        "result": result,
+        "error": job.error,
+        "links": {"self": url, "events": f"{url}/events", "cancel": f"{url}/cancel"},
+    }

@@ -1,0 +1,136 @@
+"""The engine inside a command: the server's own service on a device of this process, its jobs in a store that goes
+with the command.
+"""
+
+import json
+import re
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+from app.cli_progress import ProgressLine
+from app.cli_settings import read_settings
+from app.core.capability import Capability, image_fields
+from app.core.jobs import Job, JobStatus
+from app.errors import InvalidRequest, ServiceError, error_class
+from app.guarded_http import GuardedClient
+from app.main import build_service
+
+REFERENCE = re.compile(r"[0-9a-z]{26}")
+PRIVATE = {"owner", "idempotency_key", "callback_url", "cancel_requested", "not_before"}
+FORMATS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+
+
+class Inline:
+    """Context manager around a started service."""
+
+    def __init__(self) -> None:
+        self.settings = read_settings()
+        self.folder = tempfile.TemporaryDirectory(prefix="eis-")
+        url = f"sqlite:///{Path(self.folder.name) / 'jobs.sqlite'}"
+        self.service = build_service(self.settings, devices=("inline",), database_url=url)
+        self.client = GuardedClient(self.settings.trusted_hosts)
+
+    def __enter__(self) -> Self:
+        self.service.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.service.stop(0)
+        self.folder.cleanup()
+
+    def submit(self, capability: Capability, payload: dict[str, Any]) -> Job:
+        """Queue a wish whose pictures may be files, URLs or references; a refused one leaves no picture behind."""
+        given, stored = dict(payload), []
+
+        def reference(named: Any, kind: str) -> Any:
+            if not isinstance(named, str) or REFERENCE.fullmatch(named):
+                return named
+            image = self.service.upload(self.bytes_of(named), kind="mask" if kind == "mask" else "image")
+            stored.append(image.id)
+            return image.id
+
+        try:
+            for name, kind in image_fields(capability.request).items():
+                value = payload.get(name)
+                if value is not None:
+                    many = isinstance(value, list)
+                    given[name] = [reference(one, kind) for one in value] if many else reference(value, kind)
+            return self.service.submit(capability.name, given)
+        except ServiceError:
+            for image in stored:
+                self.service.delete_image(image)
+            raise
+
+    def bytes_of(self, named: str) -> bytes:
+        """What lies behind a file's name or a URL."""
+        if named.startswith(("http://", "https://")):
+            return self.client.get_bytes(named, limit=self.settings.max_body_bytes)
+        try:
+            return Path(named).read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "is no name of a file"
+            raise InvalidRequest(f"{named[:200]}: {reason}.") from None
+
+    def run(self, capability: Capability, payload: dict[str, Any], *, quiet: bool = False, title: str = "") -> Job:
+        """Run a wish to its end; a failure is raised as the error that it is."""
+        job = self.submit(capability, payload)
+        line = ProgressLine(title or capability.name, quiet=quiet)
+        try:
+            for event in self.service.watch_blocking(job.id):
+                line.show(event)
+        except KeyboardInterrupt:
+            self.service.cancel(job.id)
+            raise
+        finally:
+            line.close()
+        job = self.service.get(job.id)
+        if job.status is not JobStatus.SUCCEEDED:
+            error = job.error or {"code": "service_error", "message": f"The job ended as {job.status.value}."}
+            raise error_class(error["code"])(error["message"])
+        return job
+
+    def write(self, images: list[dict[str, Any]], out: Path | None, name: str) -> list[Path]:
+        """The pictures as files, in the format that the name asks for."""
+        written = []
+        for index, image in enumerate(images):
+            path = target(out, name, image.get("seed"), index, len(images))
+            path.write_bytes(self.service.storage.encode(image["id"], FORMATS[path.suffix.lower()]))
+            written.append(path)
+        return written
+
+
+def target(out: Path | None, name: str, seed: int | None, index: int, count: int) -> Path:
+    """Where picture n goes; without --out, into the working folder, never over another file."""
+    if out is not None:
+        return out if count == 1 else out.with_stem(f"{out.stem}-{index + 1}")
+    stem = f"{name.replace('/', '-')}-{seed if seed is not None else index + 1}"
+    path = Path(f"{stem}.png")
+    copy = 2
+    while path.exists():
+        path = Path(f"{stem}-{copy}.png")
+        copy += 1
+    return path
+
+
+def report(job: Job, written: list[Path], *, as_json: bool) -> None:
+    """What served, on stderr; the files (or the job) on stdout."""
+    seconds = (job.finished or 0) - (job.started or 0)
+    images = (job.result or {}).get("images", [])
+    seeds = ", ".join(str(image["seed"]) for image in images if image.get("seed") is not None)
+    served = f"served by {job.model or 'no model'} on {job.device} in {seconds:.1f} s" + (
+        f", seed {seeds}" if seeds else ""
+    )
+    print(served, file=sys.stderr)
+    for note in (job.result or {}).get("notes", []):
+        print(f"note: {note}", file=sys.stderr)
+    if as_json:
+        told = {name: value for name, value in asdict(job).items() if name not in PRIVATE}
+        print(json.dumps({**told, "files": [str(path) for path in written]}))
+        return
+    for path in written:
+        print(path)
+    if not written:
+        print(json.dumps((job.result or {}).get("data", {})))

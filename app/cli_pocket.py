@@ -1,0 +1,29 @@
+"""`eis pocket train | check`: the embedded model's own commands, with their own flags."""
+
+import argparse
+import importlib
+from collections.abc import Sequence
+
+from app.errors import InvalidRequest
+
+COMMANDS = {
+    "train": ("train the embedded model again from nothing", "app.pocket.train"),
+    "check": ("draw prompts of its grammar and measure the pictures", "app.pocket.check"),
+}
+
+
+def declare(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
+    """Both commands hand everything after their name on, `--help` included."""
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (summary, module) in COMMANDS.items():
+        child = commands.add_parser(name, help=summary, add_help=False, prefix_chars="\0")
+        child.add_argument("rest", nargs="*")
+        child.set_defaults(act=act, module=module)
+
+
+def act(options: argparse.Namespace) -> int:
+    try:
+        module = importlib.import_module(options.module)
+    except ModuleNotFoundError as error:
+        raise InvalidRequest(f"This installation has no {error.name}.") from None
+    return module.main(options.rest) or 0

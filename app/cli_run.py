@@ -1,0 +1,136 @@
+"""`eis run <capability>`: one wish, run in this process, with a progress line and the pictures as files.
+
+The job lives in a store of its own that goes with the command; models and input pictures are those of EIS_HOME.
+`--recipe FILE` takes everything from a picture that the service made, or from its recipe as JSON, and repeats it to
+the pixel; a flag beside it changes one thing.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app.cli_fields import add_flags, given_fields
+from app.cli_settings import served_catalog
+from app.core.capability import Capability
+from app.core.catalog import find
+from app.errors import InvalidRequest, UnknownImage
+
+
+def declare(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
+    """The common flags, and one for each field of the chosen capability."""
+    catalog = served_catalog()
+    parser.usage = "eis run CAPABILITY [--FIELD VALUE ...] [--out FILE] | eis run --recipe FILE [--out FILE]"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = "Run one capability in this process.\n\ncapabilities:\n" + "\n".join(
+        f"  {capability.name:20} {capability.summary}" for capability in catalog
+    )
+    parser.epilog = "`eis run CAPABILITY --help` lists the fields."
+    parser.add_argument("capability", nargs="?", metavar="CAPABILITY", help="what to run; --recipe knows it itself")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="where to write (.png, .jpg, .webp); several get -1, -2"
+    )
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="repeat this picture (or JSON recipe) to the pixel")
+    parser.add_argument("--json", action="store_true", help="print the finished job as JSON on stdout")
+    parser.add_argument("--quiet", action="store_true", help="no progress line")
+    capability = chosen(rest, catalog)
+    if capability is not None:
+        parser.description = capability.summary
+        parser.epilog = None
+        add_flags(parser.add_argument_group("fields"), capability.request)
+    parser.set_defaults(act=act)
+
+
+def chosen(rest: Sequence[str], catalog: Sequence[Capability]) -> Capability | None:
+    """The capability that the words name, by themselves or through the recipe; None when there is none yet."""
+    names = {capability.name: capability for capability in catalog}
+    if rest and not rest[0].startswith("-"):
+        return names.get(rest[0]) or find(rest[0], catalog)
+    for word in rest:
+        if word in names:
+            return names[word]
+    for index, word in enumerate(rest):
+        path = rest[index + 1] if word == "--recipe" and index + 1 < len(rest) else word.removeprefix("--recipe=")
+        if word.startswith("--recipe") and path != "--recipe":
+            return find(str(read_recipe(Path(path))["capability"]), catalog)
+    return None
+
+
+def act(options: argparse.Namespace) -> int:
+    """Run it and write the pictures."""
+    recipe = read_recipe(options.recipe) if options.recipe else None
+    name = options.capability or (recipe or {}).get("capability")
+    if name is None:
+        raise InvalidRequest("Say what to run: eis run CAPABILITY, or eis run --recipe FILE.")
+    capability = find(str(name), served_catalog())
+    given = given_fields(options, capability.request)
+    payload = {**recipe["request"], **given} if recipe else given
+    check_out(options.out)
+    from app.cli_inline import Inline, report
+
+    with Inline() as inline:
+        if recipe:
+            check_inputs(recipe, payload, inline)
+        job = inline.run(capability, payload, quiet=options.quiet)
+        images = (job.result or {}).get("images", [])
+        position = recipe.get("position") if recipe else None
+        if isinstance(position, int) and position < len(images) and "num_images_per_prompt" not in given:
+            images = [images[position]]
+        written = inline.write(images, options.out, capability.name)
+        report(job, written, as_json=options.json)
+    return 0
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe inside a picture, or in a JSON file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"{path}: {error.strerror}.") from None
+    if data.lstrip()[:1] == b"{":
+        try:
+            recipe = json.loads(data)
+        except ValueError:
+            raise InvalidRequest(f"{path} is no JSON.") from None
+        recipe = recipe.get("recipe", recipe)
+    else:
+        from PIL import Image
+
+        from app.imaging.metadata import read_origin
+
+        try:
+            with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+                image.load()
+                recipe = read_origin(image).recipe
+        except (OSError, ValueError, Image.DecompressionBombError):
+            raise InvalidRequest(f"{path} is no picture that can be read.") from None
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("request"), dict) or "capability" not in recipe:
+        raise InvalidRequest(f"{path} holds no recipe of this service.")
+    return recipe
+
+
+def check_inputs(recipe: dict[str, Any], payload: dict[str, Any], inline: Any) -> None:
+    """The input pictures of a recipe must still be the same files, where no flag replaces them."""
+    for name, held in (recipe.get("inputs") or {}).items():
+        if payload.get(name) != recipe["request"].get(name):
+            continue
+        for one in held if isinstance(held, list) else [held]:
+            flag = "--" + name.replace("_", "-")
+            try:
+                data = inline.service.storage.path(one["id"]).read_bytes()
+            except UnknownImage:
+                raise InvalidRequest(f"The recipe's {name} is not stored here; give it with {flag} FILE.") from None
+            if hashlib.sha256(data).hexdigest() != one.get("sha256"):
+                raise InvalidRequest(f"The recipe's {name} has changed since; give it with {flag} FILE.")
+
+
+def check_out(out: Path | None) -> None:
+    """Refuse before the work what could not be written after it."""
+    if out is None:
+        return
+    if out.suffix.lower() not in {".png", ".jpg", ".jpeg", ".webp"}:
+        raise InvalidRequest(f"--out {out}: the name must end with .png, .jpg or .webp.")
+    if not out.parent.is_dir():
+        raise InvalidRequest(f"--out {out}: there is no folder {out.parent}.")

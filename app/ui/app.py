@@ -1,0 +1,240 @@
+"""The browser page: a tab for each capability of the catalog, then the gallery, the jobs and the models.
+
+The page speaks to the service in this process; pictures cross as references, and nothing of the page is a public API.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+
+from app.core.service import Service
+from app.errors import ServiceError
+from app.ui.gallery import Gallery
+from app.ui.header import header
+from app.ui.panel import QUIET, Panel
+from app.ui.parts import model_list, part
+from app.ui.queue_page import QueuePage
+from app.ui.session import Session, owner_of, require_own, warn
+from app.ui.theme import head, icon, style_sheet, theme
+from app.ui.wording import label
+
+SECONDS_BETWEEN_HEADERS = 1.5
+SECONDS_BETWEEN_SIGNS = 8
+SECONDS_UNTIL_LOOKED_AFTER = 20
+OPEN_PAGES = 500
+"""Browsers that may look at once; each holds one of the queue's places for as long as it looks."""
+
+BROWSER_KEY = "eis.session"
+
+
+class Page:
+    """All tabs and what connects them."""
+
+    def __init__(self, service: Service, version: str) -> None:
+        self.service = service
+        self.version = version
+        self.panels: dict[str, Panel] = {}
+        self.inner: dict[str, gr.Tabs] = {}
+        self.tabs: list[gr.Tab] = []
+
+    def build(self) -> gr.Blocks:
+        """The page, ready to be mounted."""
+        with gr.Blocks(title="Edit Image Service", analytics_enabled=False, fill_width=True) as page:
+            session = gr.State(Session())
+            # The browser keeps this for itself; the word only spares Gradio from drawing a new one at each start.
+            kept = gr.BrowserState({}, storage_key=BROWSER_KEY, secret=BROWSER_KEY)
+            self.header = part("", elem_classes=["eis-top"])
+            self.clock = gr.Timer(SECONDS_UNTIL_LOOKED_AFTER)
+            with gr.Tabs(elem_classes=["eis-tabs"]) as self.outer:
+                for group, capabilities in self.groups().items():
+                    self.add_group(group, capabilities, session, kept)
+                with gr.Tab("Gallery", id="gallery") as gallery_tab:
+                    self.gallery = Gallery(self.service)
+                with gr.Tab("Jobs", id="jobs") as jobs_tab:
+                    self.queue = QueuePage(self.service)
+                with gr.Tab("Models", id="models") as models_tab:
+                    self.models = model_list()
+            self.connect(gallery_tab, jobs_tab, models_tab)
+            outputs = [output for panel in self.panels.values() for output in panel.restorable]
+            page.load(self.restore, [session, kept], outputs, **QUIET)
+            gr.on([page.load, self.clock.tick], self.look, None, self.header, trigger_mode="once", **QUIET)
+        page.queue(default_concurrency_limit=None)
+        page._queue.max_thread_count = OPEN_PAGES
+        return page
+
+    def groups(self) -> dict[str, list[Any]]:
+        """Capabilities by the part of their name before `/`, in the catalog's order."""
+        found: dict[str, list[Any]] = {}
+        for capability in self.service.catalog:
+            found.setdefault(capability.group, []).append(capability)
+        return found
+
+    def add_group(self, group: str, capabilities: list[Any], session: gr.State, kept: gr.BrowserState) -> None:
+        """One tab; sub-tabs when several capabilities share it."""
+        alone = len(capabilities) == 1 and "/" not in capabilities[0].name
+        title = capabilities[0].title if alone else capabilities[0].group_title or label(group)
+        with gr.Tab(title, id=group) as tab:
+            self.tabs.append(tab)
+            if alone:
+                self.add_panel(capabilities[0], session, kept)
+                return
+            with gr.Tabs(elem_classes=["eis-subtabs"]) as inner:
+                self.inner[group] = inner
+                for capability in capabilities:
+                    with gr.Tab(capability.title, id=capability.name):
+                        self.add_panel(capability, session, kept)
+
+    def add_panel(self, capability: Any, session: gr.State, kept: gr.BrowserState) -> None:
+        """The form and stage of one capability."""
+        self.panels[capability.name] = Panel(self.service, capability, session, kept)
+
+    def connect(self, gallery_tab: gr.Tab, jobs_tab: gr.Tab, models_tab: gr.Tab) -> None:
+        """Attach every listener."""
+        targets = self.targets()
+        self.gallery.targets = targets
+        for panel in self.panels.values():
+            panel.targets = targets
+            panel.connect()
+        self.gallery.connect(gallery_tab)
+        self.queue.connect(jobs_tab, [*self.tabs, gallery_tab, models_tab])
+        widgets = [widget for panel in self.panels.values() for widget in panel.form.widgets]
+        outputs = [self.outer, *self.inner.values(), *widgets]
+        for source in (self.gallery.detail, *(panel.stage for panel in self.panels.values())):
+            source.act(self.deliver, None, outputs, **QUIET)
+        for panel in self.panels.values():
+            for note in (note for control in panel.form.controls for note in control.notes):
+                note.act(lambda: gr.Tabs(selected="models"), None, self.outer, **QUIET)
+        # The list looks again whenever its tab is opened.
+        models_tab.select(None, None, self.models, js="() => Date.now()", queue=False, api_visibility="private")
+        self.models.act(self.models_changed, None, widgets, **QUIET)
+
+    def targets(self) -> list[tuple[str, str]]:
+        """(where, words) of everything that takes a picture."""
+        found = []
+        for name, panel in self.panels.items():
+            pictures = panel.form.pictures
+            for field in pictures:
+                title = panel.capability.title
+                found.append((f"{name}:{field}", title if len(pictures) == 1 else f"{title}: {label(field)}"))
+        return found
+
+    async def restore(self, session: Session, kept: Any, request: gr.Request) -> dict[Any, Any]:
+        """After a refresh: every form and stage as this browser knew it. One event for all, so that it is quick."""
+        owner = owner_of(request)
+
+        def restored() -> dict[Any, Any]:
+            found: dict[Any, Any] = {}
+            for panel in self.panels.values():
+                found.update(panel.restored(session, kept, owner))
+            return found
+
+        return await asyncio.to_thread(restored)
+
+    async def look(self, request: gr.Request) -> AsyncIterator[Any]:
+        """The header for as long as the page is open.
+
+        It never ends by itself, so that the browser's one stream of events stays open: Gradio closes that stream when
+        nothing is under way, and an event that begins in the same moment would lose its answers.
+        """
+        logged_in = bool(owner_of(request))
+        shown, said, was_open = None, 0.0, False
+        while self.service.is_open or not was_open:
+            was_open = was_open or self.service.is_open
+            now = await asyncio.to_thread(header, self.service, self.version, logged_in=logged_in)
+            # Only when it says something does Gradio notice that the browser has gone.
+            if now != shown or time.monotonic() - said > SECONDS_BETWEEN_SIGNS:
+                yield now if now != shown else gr.skip()
+                shown, said = now, time.monotonic()
+            await asyncio.sleep(SECONDS_BETWEEN_HEADERS)
+
+    async def deliver(self, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+        """Send a picture to a form, or fill a form with a picture's settings, and go there."""
+        data: Mapping[str, Any] = event._data or {}
+        try:
+            if data.get("action") == "send":
+                return await asyncio.to_thread(self.sent, data, owner_of(request))
+            if data.get("action") == "settings":
+                return await asyncio.to_thread(self.set, str(data["image"]), owner_of(request))
+        except ServiceError as error:
+            warn(error.message)
+        return {self.outer: gr.skip()}
+
+    def sent(self, data: Mapping[str, Any], owner: str) -> dict[Any, Any]:
+        """A picture on its way to a form."""
+        name, _, field = str(data.get("value")).partition(":")
+        panel = self.panels[name]
+        reference = str(data["image"])
+        require_own(self.service, reference, owner)
+        width, height = self.service.storage.size(reference)
+        value = {"image": reference, "width": width, "height": height}
+        return {**self.to(name), panel.form.pictures[field]: gr.update(value=value)}
+
+    def set(self, reference: str, owner: str) -> dict[Any, Any]:
+        """A picture's recipe back into its form, its input picture included while it exists."""
+        require_own(self.service, reference, owner)
+        recipe = self.service.storage.metadata(reference).get("recipe") or {}
+        panel = self.panels.get(str(recipe.get("capability")))
+        if panel is None:
+            warn("The picture does not say how it was made.")
+            return {self.outer: gr.skip()}
+        request = dict(recipe.get("request") or {})
+        for field in panel.form.pictures:
+            request[field] = self.picture_value(request.get(field), owner)
+        shown = dict(zip(panel.form.widgets, panel.form.show(request), strict=True))
+        return {**self.to(panel.name), **shown}
+
+    def picture_value(self, reference: Any, owner: str) -> dict[str, Any] | None:
+        """What a picture's widget holds for a stored picture; None once it is gone."""
+        try:
+            require_own(self.service, str(reference), owner)
+            width, height = self.service.storage.size(str(reference))
+        except ServiceError:
+            return None
+        return {"image": str(reference), "width": width, "height": height}
+
+    def to(self, name: str) -> dict[Any, Any]:
+        """Updates that open a capability's tab."""
+        group = self.panels[name].capability.group
+        found: dict[Any, Any] = {self.outer: gr.Tabs(selected=group)}
+        if group in self.inner:
+            found[self.inner[group]] = gr.Tabs(selected=name)
+        return found
+
+    def models_changed(self) -> list[Any]:
+        """After a pull or a removal: what the forms offer."""
+        return [update for panel in self.panels.values() for update in panel.form.refresh("auto")]
+
+
+def build_ui(service: Service, *, version: str = "") -> gr.Blocks:
+    """The whole page for a service."""
+    return Page(service, version).build()
+
+
+def mount_ui(service: Service, *, version: str = "", max_upload_bytes: int = 64 * 2**20) -> FastAPI:
+    """An application that serves the page at its root; its lifespan starts and ends the page's own tasks.
+
+    No file of the server may be read through it, no call of it is documented, and nothing is fetched from elsewhere.
+    """
+    application = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    return gr.mount_gradio_app(
+        application,
+        build_ui(service, version=version),
+        path="/",
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
+        favicon_path=str(icon()),
+        show_error=False,
+        max_file_size=max_upload_bytes,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=theme(),
+        css=style_sheet(),
+        head=head(),
+    )

@@ -1,0 +1,345 @@
+"""The widgets of a form's fields: each builder here turns one question into a control.
+
+A null-able number is an empty box whose placeholder says what empty means; a bounded number that always has a value is
+a slider. Builders lay their widgets out where the caller's Gradio context stands.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, Literal, get_args, get_origin
+
+import gradio as gr
+from pydantic.fields import FieldInfo
+
+from app.errors import InvalidRequest
+from app.ui.model_choices import ModelChoices, size_presets
+from app.ui.parts import lora_rows, mask_painter, number_box, number_text, parse_number, part, picture_picker
+from app.ui.wording import button, label
+
+LEFT_OUT = object()
+"""What a widget reads when its field shall not stand in the request at all, so that the default holds."""
+
+CLEAR_BY_ITSELF = {"guidance_scale", "height", "loras", "num_images_per_prompt", "num_inference_steps", "seed", "width"}
+"""Fields whose label needs no sentence under it."""
+
+WIDEST_SLIDER = 1000
+MOST_PICTURES = 4
+FROM_THE_MODEL = "what the model's row recommends"
+
+
+@dataclass
+class Control:
+    """One or two fields on the form: their widgets, how to read them, and how to show a value."""
+
+    fields: tuple[str, ...]
+    widgets: list[Any]
+    read: Callable[..., dict[str, Any]]
+    show: Callable[[Mapping[str, Any]], list[Any]]
+    refresh: Callable[[str], list[Any]] | None = None
+    pictures: dict[str, int] = field(default_factory=dict)
+    """Field of a picture -> which of the widgets takes it."""
+    notes: list[Any] = field(default_factory=list)
+    """Widgets that hold a button which leads to the Models tab."""
+
+
+@dataclass
+class Question:
+    """Everything that a builder may know about a field."""
+
+    name: str
+    info: FieldInfo
+    annotation: Any
+    nullable: bool
+    limits: dict[str, Any]
+    choices: ModelChoices
+    mask: str | None = None
+    """The request's mask field, for the picture that it is painted on."""
+    mask_required: bool = False
+
+    @property
+    def label(self) -> str:
+        return label(self.name)
+
+    @property
+    def description(self) -> str:
+        """The field's sentence without the part that explains null."""
+        return (self.info.description or "").partition("null:")[0].rstrip(" ;.") + "."
+
+    @property
+    def empty_means(self) -> str:
+        """What null means, in the field's own words."""
+        return (self.info.description or "").partition("null:")[2].partition(",")[0].strip(" .") or "none"
+
+
+def same(value: Any) -> Any:
+    """The value itself."""
+    return value
+
+
+def plain(
+    question: Question, widget: Any, to_value: Callable[[Any], Any] = same, to_text: Callable[[Any], Any] = same
+) -> Control:
+    """A control of one field and one widget whose value is the field's."""
+    name = question.name
+    default = None if question.info.is_required() else question.info.default
+
+    def read(value: Any) -> dict[str, Any]:
+        value = to_value(value)
+        return {} if value is LEFT_OUT else {name: value}
+
+    def show(request: Mapping[str, Any]) -> list[Any]:
+        return [gr.update(value=to_text(request.get(name, default)))]
+
+    return Control((name,), [widget], read, show)
+
+
+def prompt(question: Question) -> Control:
+    main = question.name == "prompt"
+    widget = gr.Textbox(
+        label=question.label,
+        lines=3 if main else 1,
+        max_lines=12 if main else 6,
+        placeholder=question.description.partition(";")[0].rstrip("."),
+        elem_classes=["eis-prompt"] if main else [],
+    )
+    return plain(question, widget, lambda value: value or "")
+
+
+def number(question: Question) -> Control:
+    """A bounded number: a box when it may be empty, else a slider."""
+    whole = float not in (question.annotation, *get_args(question.annotation))
+    low, high = bounds(question)
+    step = question.limits.get("multiple_of") or (1 if whole else 0.01 if (high or 99) <= 1 else 0.1)
+    name, choices = question.name, question.choices
+    if not question.nullable and None not in (low, high) and high - low <= WIDEST_SLIDER:
+        slider = gr.Slider(
+            low if "ge" in question.limits else low + step,
+            high,
+            value=question.info.default,
+            step=step,
+            label=question.label,
+            info=question.description if name not in CLEAR_BY_ITSELF else None,
+        )
+        return plain(question, slider)
+
+    default = None if question.info.is_required() else question.info.default
+
+    def placeholder(model: str) -> str:
+        if not question.nullable:
+            return "" if default is None else f"{default:g}"
+        if FROM_THE_MODEL in question.empty_means:
+            return choices.automatic(model, name)
+        return question.empty_means
+
+    hint = None if name in CLEAR_BY_ITSELF or not question.nullable else question.description
+    box = number_box(question.label, default, placeholder=placeholder("auto"), info=hint)
+
+    def value_of(typed: str) -> Any:
+        value = parse_number(question.label, typed, whole=whole)
+        return LEFT_OUT if value is None and not question.nullable else value
+
+    control = plain(question, box, value_of, number_text)
+    control.refresh = lambda model: [gr.update(placeholder=placeholder(model))]
+    return control
+
+
+def bounds(question: Question) -> tuple[Any, Any]:
+    """The lowest and the highest value, each None where there is none."""
+    limits = question.limits
+    return limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
+
+
+def choice(question: Question) -> Control:
+    """A Literal: a dropdown, with what null means as its first entry."""
+    values = [value for part in literal_values(question.annotation) for value in part]
+    name, choices = question.name, question.choices
+
+    def entries(model: str) -> list[tuple[str, str]]:
+        words = [(str(value), value) for value in values]
+        if not question.nullable:
+            return words
+        automatic = FROM_THE_MODEL in question.empty_means
+        return [(choices.automatic(model, name) if automatic else question.empty_means, ""), *words]
+
+    widget = gr.Dropdown(
+        entries("auto"),
+        value="" if question.info.default is None else question.info.default,
+        label=question.label,
+        info=question.description,
+    )
+    control = plain(question, widget, lambda value: value or None)
+    control.show = lambda request: [gr.update(value=request.get(name) or "")]
+    if question.nullable:
+        control.refresh = lambda model: [gr.update(choices=entries(model))]
+    return control
+
+
+def tick(question: Question) -> Control:
+    widget = gr.Checkbox(value=question.info.default, label=question.label, info=question.description)
+    return plain(question, widget)
+
+
+def text(question: Question) -> Control:
+    widget = gr.Textbox(label=question.label, info=question.description, value=question.info.get_default() or "")
+    return plain(question, widget, lambda value: value or (None if question.nullable else ""))
+
+
+def seed(question: Question) -> Control:
+    with gr.Row(elem_classes=["eis-seed"]):
+        box = number_box(question.label, placeholder="random")
+        random = gr.Button("Random", size="sm", scale=0, min_width=86, elem_classes=["eis-random"])
+    random.click(None, outputs=box, js="() => ''", queue=False, api_visibility="private")
+    return plain(question, box, lambda typed: parse_number(question.label, typed, whole=True), number_text)
+
+
+def size(question: Question) -> Control:
+    """Width and height with presets made from the model's own size."""
+    choices = question.choices
+    presets = gr.Dropdown(
+        size_presets(choices.recommended("auto")), value="", label="Size", elem_classes=["eis-size-preset"]
+    )
+    with gr.Row():
+        boxes = [
+            number_box(label(name), placeholder=choices.automatic("auto", name))
+            for name in ("width", "height")
+        ]
+    presets.input(
+        None,
+        inputs=presets,
+        outputs=boxes,
+        js="(preset) => preset ? preset.split('x') : ['', '']",
+        queue=False,
+        api_visibility="private",
+    )
+
+    def read(_preset: str, width: str, height: str) -> dict[str, Any]:
+        sides = {"width": width, "height": height}
+        return {name: parse_number(label(name), typed, whole=True) for name, typed in sides.items()}
+
+    def show(request: Mapping[str, Any]) -> list[Any]:
+        return [gr.update(value=""), *(gr.update(value=number_text(request.get(name))) for name in ("width", "height"))]
+
+    def refresh(model: str) -> list[Any]:
+        words = [gr.update(placeholder=choices.automatic(model, name)) for name in ("width", "height")]
+        return [gr.update(choices=size_presets(choices.recommended(model))), *words]
+
+    return Control(("width", "height"), [presets, *boxes], read, show, refresh)
+
+
+def model(question: Question) -> Control:
+    widget = gr.Dropdown(
+        question.choices.entries(), value=question.info.get_default() or "auto", label=question.label
+    )
+    note = part(missing_note(question.choices, "auto"))
+    name = question.name
+    return Control(
+        (name,),
+        [widget, note],
+        lambda value, _note: {name: value or "auto"},
+        lambda request: [gr.update(value=request.get(name) or "auto"), gr.skip()],
+        lambda chosen: [
+            gr.update(choices=question.choices.entries()),
+            gr.update(value=missing_note(question.choices, chosen)),
+        ],
+        notes=[note],
+    )
+
+
+def missing_note(choices: ModelChoices, model: str) -> str:
+    """The line under the dropdown when the chosen model is not installed."""
+    text = choices.missing_note(model)
+    return f'<p class="eis-note">{escape(text)} {button("Open Models", "models")}</p>' if text else ""
+
+
+def loras(question: Question) -> Control:
+    name, choices = question.name, question.choices
+    widget = lora_rows(question.label, choices.additions("lora"), question.limits.get("max_length", 8))
+
+    def read(value: Mapping[str, Any] | None) -> dict[str, Any]:
+        rows = (value or {}).get("rows") or []
+        return {name: [{"model": str(row["model"]), "weight": float(row["weight"])} for row in rows]}
+
+    def show(request: Mapping[str, Any]) -> list[Any]:
+        rows = [dict(row) for row in request.get(name) or ()]
+        return [gr.update(value={"options": choices.additions("lora"), "rows": rows})]
+
+    def refresh(_model: str) -> list[Any]:
+        return [gr.update(value={"options": choices.additions("lora")})]
+
+    return Control((name,), [widget], read, show, refresh)
+
+
+def embeddings(question: Question) -> Control:
+    def offered() -> dict[str, Any]:
+        entries = [(row["title"], row["id"]) for row in question.choices.additions("embedding")]
+        info = question.description if entries else "None is installed. The Models tab adds one."
+        return {"choices": entries, "info": info, "interactive": bool(entries)}
+
+    widget = gr.Dropdown(value=[], multiselect=True, label=question.label, **offered())
+    control = plain(question, widget, lambda value: list(value or ()))
+    control.show = lambda request: [gr.update(value=list(request.get(question.name) or ()))]
+    control.refresh = lambda _model: [gr.update(**offered())]
+    return control
+
+
+def picture(question: Question) -> Control:
+    """A picture, or a picture with the mask that is painted on it when the request has one for it."""
+    name = question.name
+    mask = question.mask
+
+    def shown(request: Mapping[str, Any]) -> Any:
+        value = request.get(name)
+        return gr.update(value=value) if isinstance(value, Mapping) else gr.skip()
+
+    if name != "image" or mask is None:
+        widget = picture_picker(question.label)
+
+        def read(value: Mapping[str, Any] | None) -> dict[str, Any]:
+            if value and value.get("image"):
+                return {name: value["image"]}
+            if question.info.is_required():
+                raise InvalidRequest(f"{question.label}: choose a picture first.", field=name)
+            return {}
+
+        return Control((name,), [widget], read, lambda request: [shown(request)], pictures={name: 0})
+
+    widget = mask_painter(question.label)
+
+    def read_both(value: Mapping[str, Any] | None) -> dict[str, Any]:
+        if not value or not value.get("image"):
+            raise InvalidRequest(f"{question.label}: choose a picture first.", field=name)
+        if not value.get("mask"):
+            if not question.mask_required:
+                return {name: value["image"]}
+            raise InvalidRequest(f"{label(mask)}: paint the part to make anew, or load a mask.", field=mask)
+        return {name: value["image"], mask: value["mask"]}
+
+    return Control((name, mask), [widget], read_both, lambda request: [shown(request)], pictures={name: 0})
+
+
+def pictures(question: Question) -> Control:
+    """Several pictures in order: as many inputs as the field allows, at most `MOST_PICTURES`; empty ones are left."""
+    name = question.name
+    count = min(question.limits.get("max_length", MOST_PICTURES), MOST_PICTURES)
+    widgets = [picture_picker(f"{question.label} {number}") for number in range(1, count + 1)]
+
+    def read(*values: Mapping[str, Any] | None) -> dict[str, Any]:
+        chosen = [value["image"] for value in values if value and value.get("image")]
+        if not chosen and question.info.is_required():
+            raise InvalidRequest(f"{question.label}: choose a picture first.", field=name)
+        return {name: chosen} if chosen else {}
+
+    def show(request: Mapping[str, Any]) -> list[Any]:
+        value = request.get(name)
+        first = gr.update(value=value) if isinstance(value, Mapping) else gr.skip()
+        return [first, *(gr.skip() for _ in widgets[1:])]
+
+    return Control((name,), widgets, read, show, pictures={name: 0})
+
+
+def literal_values(annotation: Any) -> list[tuple[Any, ...]]:
+    """The values of the Literals inside an annotation."""
+    if get_origin(annotation) is Literal:
+        return [get_args(annotation)]
+    return [found for part in get_args(annotation) for found in literal_values(part)]

@@ -1,0 +1,213 @@
+"""A Request class becomes a form: one table says which widget a field's kind or type gets.
+
+A form reads its widgets into the JSON that `Service.submit` takes, and shows such JSON again.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import gradio as gr
+
+from app.core.capability import Capability
+from app.ui.controls import (
+    CLEAR_BY_ITSELF,
+    WIDEST_SLIDER,
+    Control,
+    Question,
+    bounds,
+    choice,
+    embeddings,
+    literal_values,
+    loras,
+    model,
+    number,
+    picture,
+    pictures,
+    prompt,
+    seed,
+    size,
+    text,
+    tick,
+)
+from app.ui.model_choices import ModelChoices
+
+ADVANCED = {"second_pass_strength", "mask_blur", "seam"}
+WORDS_AND_PICTURES = {"prompt", "image", "images", "mask"}
+LAST_KNOBS = ("num_inference_steps", "guidance_scale", "num_images_per_prompt", "seed", "loras")
+
+def members(annotation: Any) -> set[Any]:
+    """The types that a value may have: those of a union, or the one."""
+    return set(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else {annotation}
+
+
+KINDS: dict[str, Callable[[Question], Control]] = {
+    "prompt": prompt,
+    "model": model,
+    "loras": loras,
+    "embeddings": embeddings,
+    "seed": seed,
+    "size": size,
+    "image": picture,
+    "images": pictures,
+    "mask": picture,
+}
+TYPES: tuple[tuple[Callable[[Any], bool], Callable[[Question], Control]], ...] = (
+    (lambda annotation: bool(literal_values(annotation)), choice),
+    (lambda annotation: bool in members(annotation), tick),
+    (lambda annotation: bool({int, float} & members(annotation)), number),
+    (lambda annotation: str in members(annotation), text),
+)
+
+
+def kinds(wish: Any) -> dict[str, str | None]:
+    """Field name -> kind, in the order of the class; that of `MaskImage | None` is the mask's."""
+    found = {}
+    for name, info in wish.model_fields.items():
+        inner = [note for part in get_args(info.annotation) for note in getattr(part, "__metadata__", ())]
+        extras = [getattr(note, "json_schema_extra", None) for note in (info, *inner)]
+        found[name] = next((extra["kind"] for extra in extras if isinstance(extra, dict) and "kind" in extra), None)
+    return found
+
+
+def bare(annotation: Any) -> Any:
+    """The annotation without its notes: `Annotated[int, ...] | None` is `int | None`."""
+    if get_origin(annotation) is Annotated:
+        return bare(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return Union[tuple(bare(part) for part in get_args(annotation))]  # noqa: UP007 (built at run time)
+    return annotation
+
+
+def question_of(wish: Any, name: str, choices: ModelChoices) -> Question:
+    """What the class says about one field."""
+    info = wish.model_fields[name]
+    limits = {}
+    for item in info.metadata:
+        for limit in ("ge", "gt", "le", "lt", "multiple_of", "max_length", "min_length"):
+            if getattr(item, limit, None) is not None:
+                limits[limit] = getattr(item, limit)
+    annotation = bare(info.annotation)
+    mask = next((other for other, kind in kinds(wish).items() if kind == "mask"), None)
+    required = mask is not None and wish.model_fields[mask].is_required()
+    return Question(name, info, annotation, NoneType in get_args(annotation), limits, choices, mask, required)
+
+
+def builder_of(question: Question, kind: str | None) -> Callable[[Question], Control]:
+    """The table's answer; a field that no line serves is a mistake of the capability, said when the page is built."""
+    if kind is not None and kind in KINDS:
+        return KINDS[kind]
+    for serves, build in TYPES:
+        if serves(question.annotation):
+            return build
+    raise TypeError(f"No widget serves the field {question.name!r} ({question.annotation}, kind {kind!r}).")
+
+
+def is_advanced(question: Question, kind: str | None) -> bool:
+    """Whether a field stands under Advanced: optional things beyond the usual knobs."""
+    if question.name in CLEAR_BY_ITSELF or question.info.is_required():
+        return False
+    if kind in {*WORDS_AND_PICTURES, "model", "size"}:
+        return False
+    if question.name in ADVANCED or question.nullable:
+        return True
+    return not ({int, float} & {question.annotation})
+
+
+class Form:
+    """The form of one capability. Its three groups are laid out by whoever builds the page."""
+
+    def __init__(self, capability: Capability, choices: ModelChoices) -> None:
+        self.capability = capability
+        self.controls: list[Control] = []
+        wish = capability.request
+        by_kind = kinds(wish)
+        questions = {name: question_of(wish, name, choices) for name in wish.model_fields}
+        self._pending = [
+            (group_of(questions[name], by_kind[name]), questions[name], by_kind[name]) for name in wish.model_fields
+        ]
+
+    def build(self, group: Literal["words", "knobs", "advanced"]) -> None:
+        """Lay out one group where the caller's Gradio context stands."""
+        order = {"image": 0, "images": 0, "mask": 0}
+        questions = [(question, kind) for own, question, kind in self._pending if own == group]
+        if group == "words":
+            questions.sort(key=lambda item: order.get(item[1] or "", 1))
+        elif group == "knobs":
+            questions.sort(key=lambda item: knob_rank(*item))
+        for boxes, run in groupby(questions, key=lambda item: group == "knobs" and is_box(*item)):
+            if boxes:
+                with gr.Row(elem_classes=["eis-numbers"]):
+                    self.add(run)
+            else:
+                self.add(run)
+
+    def add(self, questions: Iterable[tuple[Question, str | None]]) -> None:
+        """Make the controls of these fields; one that a control before them covers already is passed over."""
+        for question, kind in questions:
+            if not any(question.name in control.fields for control in self.controls):
+                self.controls.append(builder_of(question, kind)(question))
+
+    def has(self, group: Literal["words", "knobs", "advanced"]) -> bool:
+        """Whether any field stands in the group."""
+        return any(own == group for own, _, _ in self._pending)
+
+    @property
+    def widgets(self) -> list[Any]:
+        """Every widget, in the order in which `read` and `show` speak of them."""
+        return [widget for control in self.controls for widget in control.widgets]
+
+    def read(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The request's JSON; a mask is still the painted data URI."""
+        payload: dict[str, Any] = {}
+        at = 0
+        for control in self.controls:
+            count = len(control.widgets)
+            payload.update(control.read(*values[at : at + count]))
+            at += count
+        return payload
+
+    def show(self, request: Mapping[str, Any]) -> list[Any]:
+        """Updates that make the form say this request; pictures stay as they are."""
+        return [update for control in self.controls for update in control.show(request)]
+
+    def refresh(self, model: str) -> list[Any]:
+        """Updates that say what empty means for this model, and which models there are."""
+        updates: list[Any] = []
+        for control in self.controls:
+            updates += control.refresh(model) if control.refresh else [gr.skip() for _ in control.widgets]
+        return updates
+
+    def widget(self, name: str) -> Any | None:
+        """The (first) widget of a field."""
+        return next((control.widgets[0] for control in self.controls if name in control.fields), None)
+
+    @property
+    def pictures(self) -> dict[str, Any]:
+        """Field -> the widget that takes a picture for it."""
+        return {
+            name: control.widgets[at] for control in self.controls for name, at in control.pictures.items()
+        }
+
+
+def knob_rank(question: Question, kind: str | None) -> int:
+    """The model and the size first, then what the capability has of its own, then what all of them have."""
+    if kind in ("model", "size"):
+        return -1
+    return LAST_KNOBS.index(question.name) + 1 if question.name in LAST_KNOBS else 0
+
+
+def is_box(question: Question, kind: str | None) -> bool:
+    """Whether a field is a narrow box that shares its line with others."""
+    if builder_of(question, kind) is not number:
+        return False
+    low, high = bounds(question)
+    return question.nullable or None in (low, high) or high - low > WIDEST_SLIDER
+
+
+def group_of(question: Question, kind: str | None) -> Literal["words", "knobs", "advanced"]:
+    """Where a field stands on the page."""
+    if kind in WORDS_AND_PICTURES:
+        return "words"
+    return "advanced" if is_advanced(question, kind) else "knobs"

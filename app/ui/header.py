@@ -1,0 +1,46 @@
+"""The line at the top: name, version, the model in use, how the service is, and the switch between light and dark."""
+
+from html import escape
+from typing import Any
+
+from app.errors import WeightsMissing
+
+
+def header(service: Any, version: str, *, logged_in: bool) -> str:
+    """The header's HTML for this moment."""
+    readiness = service.readiness()
+    workers = readiness.get("workers", [])
+    queued, running = readiness.get("queued", 0), readiness.get("running", 0)
+    if readiness.get("ready"):
+        tone, state = "eis-good", "Ready"
+        if running:
+            tone, state = "eis-go", "Working" if not queued else f"Working, {queued} waiting"
+        elif queued:
+            state = f"{queued} waiting"
+    else:
+        tone, state = "eis-wait", "Starting"
+    devices = ", ".join(sorted({str(worker.get("device")) for worker in workers})) or "no device"
+    resident = sorted({model for worker in workers for model in worker.get("resident_models") or ()})
+    model = ", ".join(resident) or automatic(service)
+    leave = '<a class="eis-button eis-quiet" href="login">Change key</a>' if logged_in else ""
+    return (
+        f'<header class="eis-header"><span class="eis-mark" aria-hidden="true"></span><h1>Edit Image Service</h1>'
+        f'<span class="eis-version">{escape(version)}</span><span class="eis-grow"></span>'
+        f'<span class="eis-fact" title="The model in use">{escape(model)}</span>'
+        f'<span class="eis-fact eis-device" title="Where it runs">{escape(devices)}</span>'
+        f'<span class="eis-health {tone}" role="status"><i></i>{escape(state)}</span>'
+        f'<a class="eis-button eis-quiet eis-docs" href="docs" target="_blank" rel="noopener">API</a>{leave}'
+        '<button type="button" class="eis-button eis-quiet" data-client="theme"><span class="eis-to-dark">Dark</span>'
+        '<span class="eis-to-light">Light</span></button></header>'
+    )
+
+
+def automatic(service: Any) -> str:
+    """The model that `auto` means for the first capability that needs one."""
+    needs = next((capability.needs for capability in service.catalog if capability.needs), ())
+    if not needs:
+        return ""
+    try:
+        return service.models.choose(needs).spec.title
+    except WeightsMissing:
+        return "no model installed"

@@ -1,0 +1,89 @@
+"""What a form says about models: which there are for a capability, and what `auto` means for each of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from app.errors import NotFound, WeightsMissing
+from app.models.spec import ModelSpec, Recommended
+
+SHAPES = (
+    ("Square", 1, 1),
+    ("Portrait 3:4", 3, 4),
+    ("Landscape 4:3", 4, 3),
+    ("Tall 9:16", 9, 16),
+    ("Wide 16:9", 16, 9),
+)
+
+
+class ModelChoices:
+    """The models that serve one capability, read from the library each time so that a pull shows at once."""
+
+    def __init__(self, library: Any, tasks: Sequence[str]) -> None:
+        self._library = library
+        self._tasks = set(tasks)
+
+    def entries(self) -> list[tuple[str, str]]:
+        """(text, id) for the dropdown: auto, the installed, then those that a pull line would fetch."""
+        checkpoints = [row for row in self._library.rows() if row.spec.kind == "checkpoint"]
+        rows = [row for row in checkpoints if self._tasks & set(row.spec.tasks)]
+        automatic = self._automatic()
+        first = f"auto · {automatic.title}" if automatic else "auto · no model is installed"
+        ready = [(row.spec.title, row.spec.id) for row in rows if row.installed]
+        absent = [(f"{row.spec.title} · not installed", row.spec.id) for row in rows if not row.installed]
+        return [(first, "auto"), *ready, *absent]
+
+    def missing_note(self, model: str) -> str:
+        """How to get a model that is not installed; empty when there is nothing to say."""
+        try:
+            if model == "auto":
+                self._library.choose(sorted(self._tasks))
+            else:
+                self._library.require(model)
+        except (WeightsMissing, NotFound) as error:
+            return error.message
+        return ""
+
+    def additions(self, kind: str) -> list[dict[str, str]]:
+        """The installed LoRAs or textual inversions."""
+        return [
+            {"id": row.spec.id, "title": row.spec.title}
+            for row in self._library.rows()
+            if row.spec.kind == kind and row.installed
+        ]
+
+    def recommended(self, model: str) -> Recommended | None:
+        """What the row of this model, or of the one that auto means, recommends."""
+        if model == "auto":
+            spec = self._automatic()
+        else:
+            try:
+                spec = self._library.get(model).spec
+            except NotFound:
+                return None
+        return spec.recommended if spec else None
+
+    def automatic(self, model: str, name: str) -> str:
+        """The placeholder of a field that the model's row fills: `auto (18)`."""
+        recommended = self.recommended(model)
+        value = getattr(recommended, name, None) if recommended else None
+        return "auto" if value is None else f"auto ({value:g})" if isinstance(value, float) else f"auto ({value})"
+
+    def _automatic(self) -> ModelSpec | None:
+        try:
+            return self._library.choose(sorted(self._tasks)).spec
+        except WeightsMissing:
+            return None
+
+
+def size_presets(recommended: Recommended | None) -> list[tuple[str, str]]:
+    """Entries for the size dropdown: the model's own size, and other shapes with about as many pixels."""
+    if recommended is None:
+        return [("the model's own", "")]
+    width, height = recommended.width, recommended.height
+    step = 64 if min(width, height) >= 512 else 16
+    entries = [(f"auto ({width} × {height})", "")]
+    for title, across, down in SHAPES:
+        scale = (width * height / (across * down)) ** 0.5
+        sides = [max(step, round(part * scale / step) * step) for part in (across, down)]
+        entries.append((f"{title} · {sides[0]} × {sides[1]}", f"{sides[0]}x{sides[1]}"))
+    return entries

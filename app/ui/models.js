@@ -1,0 +1,176 @@
+/* The list of models: installed or not, pull with progress and the licence question, add a file, remove. */
+"use strict";
+
+(() => {
+  const { make } = window.eis;
+  const ROUTE = "api/v1/models";
+  const MILLISECONDS_BETWEEN_LOOKS = 1000;
+  const KINDS = [["checkpoint", "Checkpoints"], ["lora", "LoRAs"], ["embedding", "Textual inversions"], ["vae", "Autoencoders"], ["controlnet", "ControlNets"], ["other", "Other"]];
+  const UNITS = ["B", "kB", "MB", "GB", "TB"];
+
+  function size(bytes) {
+    let value = bytes, unit = 0;
+    while (value >= 1000 && unit < UNITS.length - 1) { value /= 1000; unit += 1; }
+    return `${value >= 10 || unit === 0 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`;
+  }
+  async function call(path, options) {
+    const answer = await fetch(path, options);
+    const json = answer.status === 204 ? {} : await answer.json().catch(() => ({}));
+    if (!answer.ok) throw new Error(json.error?.message || `The server answered ${answer.status}.`);
+    return json;
+  }
+  const button = (text, onclick, extra = "") => make("button", { type: "button", className: `eis-button ${extra}`, textContent: text, onclick });
+  const under = (model) => `${ROUTE}/${encodeURIComponent(model.id)}`;
+
+  eis.models = (element, props, watch, changed) => {
+    const root = element.querySelector(".eis-models");
+    const list = make("div", { className: "eis-model-list" });
+    const message = make("p", { className: "eis-error-line", hidden: true });
+    message.setAttribute("role", "alert");
+    root.append(addCard(), message, list);
+    const asking = new Set();
+    const errors = new Map();
+    let models = [], timer = null, signature = "";
+
+    const say = (text) => { message.textContent = text; message.hidden = !text; };
+    const visible = () => root.isConnected && root.offsetParent !== null;
+
+    async function look() {
+      clearTimeout(timer);
+      try {
+        models = (await call(ROUTE)).models;
+        say("");
+      } catch (error) {
+        say(`The list could not be read: ${error.message}`);
+      }
+      const now = models.filter((model) => model.installed).map((model) => model.id).join(" ");
+      if (signature && signature !== now) changed();
+      signature = now || " ";
+      draw();
+      const pulling = models.some((model) => ["waiting", "running"].includes(model.pull?.status));
+      if (pulling && visible()) timer = setTimeout(look, MILLISECONDS_BETWEEN_LOOKS);
+    }
+
+    async function act(model, path, options) {
+      errors.delete(model.id);
+      asking.delete(model.id);
+      try {
+        await call(path, options);
+      } catch (error) {
+        errors.set(model.id, error.message);
+      }
+      await look();
+    }
+    const pull = (model, accepted) => act(model, `${under(model)}/pull${accepted ? "?accept_licence=true" : ""}`, { method: "POST" });
+
+    function draw() {
+      list.replaceChildren();
+      for (const [kind, title] of KINDS) {
+        const own = models.filter((model) => model.kind === kind);
+        if (!own.length) continue;
+        list.append(make("h2", { className: "eis-heading", textContent: title }));
+        own.sort((a, b) => Number(b.installed) - Number(a.installed));
+        for (const model of own) list.append(card(model));
+      }
+    }
+
+    function card(model) {
+      const box = make("article", { className: "eis-model" });
+      box.dataset.model = model.id;
+      const text = make("div", { className: "eis-model-text" });
+      const head = make("div", { className: "eis-model-title" });
+      head.append(make("strong", { textContent: model.title }), make("code", { textContent: model.id }));
+      const state = model.embedded && model.installed ? ["Included", "eis-good"] : model.installed ? ["Installed", "eis-good"] : ["Not installed", ""];
+      head.append(make("span", { className: `eis-badge ${state[1]}`, textContent: state[0] }));
+      const facts = [];
+      const bytes = model.bytes_on_disk || model.bytes;
+      if (bytes) facts.push(size(bytes));
+      if (model.family !== "other") facts.push(model.family === "sd15" ? "SD 1.5" : "SDXL");
+      if (model.recommended) facts.push(`${model.recommended.width} × ${model.recommended.height}, ${model.recommended.num_inference_steps} steps`);
+      const line = make("p", { className: "eis-hint" });
+      line.append(facts.join(" · "), facts.length ? " · " : "");
+      const licence = make("a", { href: model.licence.url, target: "_blank", rel: "noopener noreferrer", textContent: model.licence.name });
+      line.append(model.licence.url ? licence : model.licence.name || "no licence stated");
+      text.append(head, make("p", { className: "eis-model-about", textContent: model.description || "Added by you." }), line);
+      const actions = make("div", { className: "eis-model-act" });
+      const state_ = model.pull?.status;
+      if (state_ === "waiting" || state_ === "running") {
+        const share = model.pull.bytes_total ? (100 * model.pull.bytes_done) / model.pull.bytes_total : 0;
+        const bar = make("div", { className: `eis-progress${state_ === "waiting" ? " waiting" : ""}` });
+        bar.append(Object.assign(make("i"), { style: `width:${Math.min(100, share).toFixed(1)}%` }));
+        text.append(bar, make("p", { className: "eis-hint", textContent: state_ === "waiting" ? "Waiting for another pull" : `${size(model.pull.bytes_done)} of ${size(model.pull.bytes_total)}` }));
+      } else if (!model.installed && model.repo) {
+        actions.append(button("Pull", () => (model.licence.ask ? (asking.add(model.id), draw()) : pull(model, false)), "eis-strong"));
+      } else if (model.installed && !model.embedded) {
+        const remove = button("Remove", () => {
+          if (remove.dataset.armed) { act(model, under(model), { method: "DELETE" }); return; }
+          remove.dataset.armed = "1";
+          remove.textContent = "Remove its files?";
+          setTimeout(() => { delete remove.dataset.armed; remove.textContent = "Remove"; }, 4000);
+        }, "eis-danger");
+        actions.append(remove);
+      }
+      if (!model.installed && model.repo) {
+        const shell = make("code", { className: "eis-shell", textContent: `eis models pull ${model.id}` });
+        text.append(shell);
+      }
+      const failed = errors.get(model.id) || (state_ === "failed" ? model.pull.error?.message : "");
+      if (failed) text.append(make("p", { className: "eis-error-line", textContent: failed }));
+      box.append(text, actions);
+      if (asking.has(model.id)) {
+        const ask = make("div", { className: "eis-ask" });
+        ask.setAttribute("role", "group");
+        const words = make("p");
+        words.append("The licence ", licence.cloneNode(true), " limits what these weights may be used for. Read it before you accept.");
+        ask.append(words, button("I accept, pull", () => pull(model, true), "eis-strong"), button("Not now", () => { asking.delete(model.id); draw(); }));
+        box.append(ask);
+      }
+      return box;
+    }
+
+    function addCard() {
+      const box = make("div", { className: "eis-add" });
+      const file = make("input", { type: "file", accept: ".safetensors", hidden: true });
+      const choose = button("Add a file", () => file.click());
+      const note = make("span", { className: "eis-hint", textContent: "A .safetensors checkpoint, LoRA or textual inversion. Large files: eis models add FILE." });
+      const bar = make("div", { className: "eis-progress", hidden: true });
+      const fill = make("i");
+      bar.append(fill);
+      const problem = make("p", { className: "eis-error-line", hidden: true });
+      problem.setAttribute("role", "alert");
+      file.onchange = () => {
+        const chosen = file.files[0];
+        file.value = "";
+        if (!chosen) return;
+        const body = new FormData();
+        body.append("file", chosen, chosen.name);
+        const request = new XMLHttpRequest();
+        const end = (text) => {
+          bar.hidden = true;
+          choose.disabled = false;
+          problem.textContent = text;
+          problem.hidden = !text;
+          look();
+        };
+        request.upload.onprogress = (event) => { fill.style.width = `${(100 * event.loaded) / event.total}%`; };
+        request.onload = () => {
+          let json = {};
+          try { json = JSON.parse(request.responseText); } catch { /* told below by the status */ }
+          end(request.status < 300 ? "" : json.error?.message || `The server answered ${request.status}.`);
+        };
+        request.onerror = () => end("The file was refused while it was being sent; it may be larger than this server takes in. Use: eis models add FILE.");
+        request.open("POST", ROUTE);
+        fill.style.width = "0";
+        bar.hidden = false;
+        choose.disabled = true;
+        problem.hidden = true;
+        request.send(body);
+      };
+      box.append(choose, note, file, bar, problem);
+      return box;
+    }
+
+    watch("value", look);
+    look();
+  };
+})();

@@ -1,0 +1,301 @@
+"""One capability on the page: its form, the stage beside it, and what happens between a click and a picture."""
+
+import asyncio
+import base64
+import binascii
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import gradio as gr
+
+from app.core.capability import Capability
+from app.core.jobs import Job, JobStatus
+from app.errors import InvalidRequest, NotFound, ServiceError
+from app.ui import stage
+from app.ui.forms import Form, kinds
+from app.ui.model_choices import ModelChoices
+from app.ui.parts import part
+from app.ui.session import Session, owner_of, require_own, warn
+
+SECONDS_BETWEEN_UPDATES = 0.08
+RECENT = 12
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""What every listener says: no Gradio spinner over our own, and nothing of the page in the public API."""
+
+
+class Panel:
+    """The tab of one capability."""
+
+    def __init__(self, service: Any, capability: Capability, session: gr.State, kept: gr.BrowserState) -> None:
+        self.service = service
+        self.capability = capability
+        self.name = capability.name
+        self.session = session
+        self.kept = kept
+        self.targets: list[tuple[str, str]] = []
+        self.choices = ModelChoices(service.models, capability.needs)
+        self.form = Form(capability, self.choices)
+        with gr.Row(elem_classes=["eis-panel"]):
+            with gr.Column(elem_classes=["eis-words-column"]):
+                gr.HTML(f'<p class="eis-summary">{capability.summary}</p>', apply_default_css=False)
+                self.form.build("words")
+                style = {"variant": "primary", "size": "lg", "elem_classes": ["eis-generate"]}
+                self.generate = gr.Button("Generate", elem_id=f"generate-{self.slug}", **style)
+            with gr.Column(elem_classes=["eis-stage"], elem_id=f"stage-{self.slug}"):
+                self.stage = part(stage.nothing_yet("Your pictures appear here as they are made."))
+                self.recent = part("")
+            if self.form.has("knobs") or self.form.has("advanced"):
+                with gr.Column(elem_classes=["eis-knobs"]):
+                    self.form.build("knobs")
+                    if self.form.has("advanced"):
+                        with gr.Accordion("Advanced", open=False, elem_classes=["eis-advanced"]):
+                            self.form.build("advanced")
+
+    @property
+    def slug(self) -> str:
+        """The name as an element id."""
+        return self.name.replace("/", "-")
+
+    def connect(self) -> None:
+        """Attach the listeners; called once every tab stands."""
+        following = {"fn": self.follow, "inputs": [self.session], "outputs": [self.stage, self.recent]}
+        settings = {**QUIET, "trigger_mode": "multiple", "concurrency_limit": None}
+        self.generate.click(
+            self.enqueue,
+            [self.session, self.kept, *self.form.widgets],
+            [self.stage, self.kept],
+            **settings,
+        ).then(**following, **settings)
+        self.stage.act(
+            self.act, [self.session, self.kept], [self.stage, self.kept, *self.seed_widgets], **settings
+        ).then(**following, **settings)
+        self.recent.act(self.act, [self.session, self.kept], [self.stage, self.kept, *self.seed_widgets], **settings)
+        model = self.form.widget("model")
+        if model is not None:
+            model.change(self.form.refresh, model, self.form.widgets, **QUIET)
+
+    @property
+    def restorable(self) -> list[Any]:
+        """Everything that `restored` may update."""
+        return [self.stage, self.recent, *self.form.widgets]
+
+    @property
+    def seed_widgets(self) -> list[Any]:
+        """The seed's box, where the form has one."""
+        widget = self.form.widget("seed")
+        return [widget] if widget is not None else []
+
+    # ---- from a click to a job ---------------------------------------------------------------------------------
+
+    async def enqueue(self, request: gr.Request, session: Session, kept: Any, *values: Any) -> tuple[Any, Any]:
+        """Submit what the form says. A refusal is told and leaves the form as it is."""
+        owner = owner_of(request)
+        try:
+            payload = self.form.read(values)
+            job = await asyncio.to_thread(self.submit, payload, owner)
+        except ServiceError as error:
+            warn(error.message, "Not accepted")
+            fields = error.details.get("errors") or ()
+            return (gr.skip() if self.name in session.followed else stage.refused(error.message, fields)), gr.skip()
+        session.expect(self.name, job.id)
+        kept = remember(kept, self.name, session.jobs[self.name], drawn(self.form, values, payload))
+        if self.name in session.followed:
+            return gr.skip(), kept
+        return stage.working(stage.Progress(job.id)), kept
+
+    def submit(self, payload: dict[str, Any], owner: str) -> Job:
+        """Blocking: painted masks become stored pictures, then the service takes the wish."""
+        stored = []
+        payload = dict(payload)
+        try:
+            for name, kind in kinds(self.capability.request).items():
+                value = payload.get(name)
+                if kind == "mask" and isinstance(value, str) and value.startswith("data:"):
+                    picture = self.service.upload(decode_data_uri(value), kind="mask", owner=owner)
+                    stored.append(picture.id)
+                    payload[name] = picture.id
+            return self.service.submit(self.name, payload, owner=owner)
+        except ServiceError:
+            for reference in stored:
+                self.service.delete_image(reference, owner)
+            raise
+
+    # ---- from a job to its picture -----------------------------------------------------------------------------
+
+    async def follow(self, session: Session, request: gr.Request) -> AsyncIterator[tuple[Any, Any]]:
+        """Show this form's jobs one after the other, each to its end; only one generator of a page does so."""
+        # A generator that ends without a word would empty its outputs.
+        yield gr.skip(), gr.skip()
+        if self.name in session.followed:
+            return
+        owner = owner_of(request)
+        session.followed.add(self.name)
+        try:
+            while job_id := session.next(self.name):
+                try:
+                    async for view in self.progress_of(job_id, session, owner):
+                        yield view, gr.skip()
+                    job = await asyncio.to_thread(self.service.get, job_id, owner)
+                    yield await asyncio.to_thread(self.ended, job), gr.skip()
+                except NotFound as error:
+                    yield stage.refused(error.message), gr.skip()
+                session.shown(self.name, job_id)
+            yield gr.skip(), await asyncio.to_thread(self.recent_pictures, owner)
+        finally:
+            session.followed.discard(self.name)
+
+    async def progress_of(self, job_id: str, session: Session, owner: str) -> AsyncIterator[str]:
+        """The stage while a job waits and runs."""
+        progress = stage.Progress(job_id)
+        shown = 0.0
+        async for event in self.service.watch(job_id, owner, preview=True):
+            progress.take(event)
+            progress.behind = session.unshown.get(self.name, [])[1:]
+            now = time.monotonic()
+            if event.kind in {"step", "preview"} and now - shown < SECONDS_BETWEEN_UPDATES:
+                continue
+            if event.kind not in {"succeeded", "failed", "cancelled"}:
+                shown = now
+                yield stage.working(progress)
+
+    def find_jobs(self, references: list[str], owner: str) -> list[Job]:
+        """The jobs that still exist and are the caller's."""
+        found = []
+        for reference in references:
+            try:
+                found.append(self.service.get(reference, owner))
+            except NotFound:
+                continue
+        return found
+
+    def ended(self, job: Job) -> str:
+        """The stage after a job's end."""
+        if job.status != JobStatus.SUCCEEDED:
+            return stage.ended_badly(job)
+        metadata = {}
+        for image in (job.result or {}).get("images", []):
+            try:
+                metadata[image["id"]] = self.service.storage.metadata(image["id"])
+            except NotFound:
+                continue
+        if not metadata and (job.result or {}).get("images"):
+            return stage.nothing_yet("The last picture was deleted.")
+        return stage.finished(job, metadata, self.targets)
+
+    def recent_pictures(self, owner: str) -> str:
+        """The strip of this capability's latest pictures."""
+        images, _ = self.service.search_images(owner=owner, capability=self.name, limit=RECENT)
+        return stage.recent(images)
+
+    # ---- what the stage's buttons do ---------------------------------------------------------------------------
+
+    async def act(
+        self, session: Session, kept: Any, event: gr.EventData, request: gr.Request
+    ) -> tuple[Any, ...]:
+        """Cancel, try again, show an earlier picture, reuse a seed; other actions belong to the whole page."""
+        data: Mapping[str, Any] = event._data or {}
+        owner = owner_of(request)
+        shown, seeds = gr.skip(), [gr.skip() for _ in self.seed_widgets]
+        stored = gr.skip()
+        try:
+            match data.get("action"):
+                case "cancel":
+                    await asyncio.to_thread(self.service.cancel, str(data["job"]), owner)
+                    session.cancelled(self.name, str(data["job"]))
+                case "retry":
+                    job = await asyncio.to_thread(self.service.retry, str(data["job"]), owner)
+                    session.expect(self.name, job.id)
+                    stored = remember(kept, self.name, session.jobs[self.name])
+                    shown = stage.working(stage.Progress(job.id))
+                case "resume":
+                    # The page's script asks for this when it has heard nothing of a job for a while.
+                    session.expect(self.name, (await asyncio.to_thread(self.service.get, str(data["job"]), owner)).id)
+                case "open":
+                    shown = await asyncio.to_thread(self.opened, str(data["image"]), owner)
+                case "seed":
+                    seeds = [int(data["seed"]) for _ in self.seed_widgets]
+        except ServiceError as error:
+            warn(error.message)
+        return shown, stored, *seeds
+
+    def opened(self, reference: str, owner: str) -> str:
+        """An earlier picture on the stage."""
+        require_own(self.service, reference, owner)
+        metadata = self.service.storage.metadata(reference)
+        recipe = metadata.get("recipe") or {}
+        sides = {name: metadata[name] for name in ("width", "height")}
+        image = {"id": reference, **sides, "seed": picture_seed(recipe)}
+        return f'<div class="eis-result">{stage.picture_view(image, metadata, self.targets)}</div>'
+
+    # ---- after a refresh ---------------------------------------------------------------------------------------
+
+    def restored(self, session: Session, kept: Any, owner: str) -> dict[Any, Any]:
+        """Blocking: updates that bring back the form and the jobs that this browser knew."""
+        own = own_part(kept, self.name)
+        jobs = self.find_jobs(own["jobs"], owner)
+        for job in jobs:
+            session.remember(self.name, job.id)
+            if not job.status.is_terminal:
+                session.expect(self.name, job.id)
+        model = str((own["form"] or {}).get("model") or "auto")
+        updates = merged(self.form.refresh(model), self.form.show(own["form"]) if own["form"] else [])
+        found = dict(zip(self.form.widgets, updates, strict=True))
+        found[self.recent] = self.recent_pictures(owner)
+        if running := session.next(self.name):
+            found[self.stage] = stage.working(stage.Progress(running), resume=True)
+        elif jobs:
+            found[self.stage] = self.ended(jobs[-1])
+        return found
+
+
+def merged(first: list[Any], second: list[Any]) -> list[Any]:
+    """Two lists of updates of the same widgets as one; the second wins."""
+    if not second:
+        return first
+    return [{**one, **other} for one, other in zip(first, second, strict=True)]
+
+
+def drawn(form: Form, values: tuple[Any, ...], payload: Mapping[str, Any]) -> dict[str, Any]:
+    """What the form says, fit for the browser's own memory: pictures as their widgets hold them."""
+    said = dict(payload)
+    widgets = form.widgets
+    for name, widget in form.pictures.items():
+        said[name] = values[widgets.index(widget)]
+    for name, kind in kinds(form.capability.request).items():
+        if kind == "mask":
+            said.pop(name, None)
+    return said
+
+
+def own_part(kept: Any, name: str) -> dict[str, Any]:
+    """What the browser kept for one form; it may hold anything, so only the expected shape is taken."""
+    part = kept.get(name) if isinstance(kept, Mapping) else None
+    part = part if isinstance(part, Mapping) else {}
+    jobs = [job for job in part.get("jobs") or [] if isinstance(job, str)]
+    form = part.get("form")
+    return {"jobs": jobs, "form": dict(form) if isinstance(form, Mapping) else None}
+
+
+def remember(kept: Any, name: str, jobs: list[str], form: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The browser's memory with this form's jobs and contents in it."""
+    memory = dict(kept) if isinstance(kept, Mapping) else {}
+    before = own_part(kept, name)["form"]
+    memory[name] = {"jobs": list(jobs), "form": form if form is not None else before}
+    return memory
+
+
+def picture_seed(recipe: Mapping[str, Any]) -> int | None:
+    """The seed of the one picture that a recipe belongs to."""
+    seed = (recipe.get("request") or {}).get("seed")
+    return None if seed is None else (int(seed) + int(recipe.get("position") or 0)) % 2**32
+
+
+def decode_data_uri(value: str) -> bytes:
+    """The bytes of a base64 data URI."""
+    try:
+        return base64.b64decode(value.partition(",")[2], validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest("The mask could not be read.") from None
+
+

@@ -1,0 +1,83 @@
+"""The page's own building blocks: HTML whose buttons report to Python, and the inputs that Gradio has no widget for.
+
+Every value crosses as small JSON. A picture crosses as the id that `POST /api/v1/images` answered, so neither this
+process nor Gradio's cache ever holds an unchecked file. (Functions, not subclasses: Gradio writes a stub file beside
+the source of every subclass of a component.)
+"""
+
+import json
+from typing import Any
+
+import gradio as gr
+
+from app.errors import InvalidRequest
+
+
+def part(value: str = "", **settings: Any) -> gr.HTML:
+    """HTML written by Python; a click on an element with `data-action` arrives at `.act` listeners as its data."""
+    script = "eis.part(element, (data) => trigger('act', data))"
+    return gr.HTML(value, js_on_load=script, apply_default_css=False, **settings)
+
+
+def own_input(kind: str, script: str, value: Any = None, **options: Any) -> gr.HTML:
+    """An input that the page's script draws into an empty element; its value is JSON."""
+    return gr.HTML(
+        value,
+        html_template=f'<div class="{kind}"></div>',
+        js_on_load=f"eis.{script}(element, props, watch, {json.dumps(options)})",
+        apply_default_css=False,
+    )
+
+
+def picture_picker(title: str) -> gr.HTML:
+    """A picture: `{"image": id, "width", "height"}`, or null. Drop, choose, or paste."""
+    return own_input("eis-picker", "picker", title=title)
+
+
+def mask_painter(title: str) -> gr.HTML:
+    """A picture and the mask painted on it: `{"image", "width", "height", "mask": PNG data URI or null}`, or null.
+
+    The mask is painted at the picture's own size, white on black, and only its own pixels cross.
+    """
+    return own_input("eis-picker eis-painter", "painter", title=title)
+
+
+def lora_rows(title: str, options: list[dict[str, str]], limit: int) -> gr.HTML:
+    """Additions with weights: `{"options": [{"id", "title"}], "rows": [{"model", "weight"}]}`."""
+    return own_input("eis-loras", "loras", {"options": options, "rows": []}, title=title, limit=limit)
+
+
+def model_list() -> gr.HTML:
+    """The list of models, drawn from the REST routes; it reports `act` when what is installed changed."""
+    return gr.HTML(
+        None,
+        html_template='<div class="eis-models"></div>',
+        js_on_load="eis.models(element, props, watch, () => trigger('act', {action: 'changed'}))",
+        apply_default_css=False,
+        elem_id="model-list",
+    )
+
+
+def number_box(title: str, value: float | None = None, **settings: Any) -> gr.Textbox:
+    """A number that may be left empty. (Gradio's own number box shows 0 for an empty value.)"""
+    settings.setdefault("min_width", 90)
+    return gr.Textbox(number_text(value), label=title, lines=1, max_lines=1, elem_classes=["eis-number"], **settings)
+
+
+def number_text(value: Any) -> str:
+    """What a number box shows for a value; nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+
+
+def parse_number(title: str, typed: str | None, *, whole: bool) -> float | None:
+    """The number that was typed; None for an empty box."""
+    text = (typed or "").strip().replace(",", ".")
+    if not text:
+        return None
+    try:
+        return int(text) if whole else float(text)
+    except ValueError:
+        kind = "a whole number" if whole else "a number"
+        raise InvalidRequest(f"{title}: {text[:20]!r} is not {kind}.") from None

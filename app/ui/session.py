@@ -1,0 +1,70 @@
+"""What one open page remembers on the server: whose it is, and which jobs of which form it follows."""
+
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from app.errors import UnknownImage
+
+KEPT_JOBS = 20
+
+
+@dataclass
+class Session:
+    """Jobs by capability, oldest first; which of them the stage has not shown to their end; who follows.
+
+    Gradio hands every event of one page the same object. Its fields change between awaits only, on the one event
+    loop, so a check and the change after it cannot be torn apart.
+    """
+
+    jobs: dict[str, list[str]] = field(default_factory=dict)
+    unshown: dict[str, list[str]] = field(default_factory=dict)
+    followed: set[str] = field(default_factory=set)
+
+    def remember(self, capability: str, job_id: str) -> None:
+        """Know a job of a form."""
+        known = self.jobs.setdefault(capability, [])
+        if job_id not in known:
+            known.append(job_id)
+            del known[:-KEPT_JOBS]
+
+    def expect(self, capability: str, job_id: str) -> None:
+        """Know a job of a form that the stage shall show to its end."""
+        self.remember(capability, job_id)
+        waiting = self.unshown.setdefault(capability, [])
+        if job_id not in waiting:
+            waiting.append(job_id)
+
+    def next(self, capability: str) -> str | None:
+        """The job that the stage shows now."""
+        waiting = self.unshown.get(capability)
+        return waiting[0] if waiting else None
+
+    def shown(self, capability: str, job_id: str) -> None:
+        """The stage has shown this job to its end."""
+        waiting = self.unshown.get(capability, [])
+        if job_id in waiting:
+            waiting.remove(job_id)
+
+    def cancelled(self, capability: str, job_id: str) -> None:
+        """A job that was cancelled behind another one is not worth showing; the one on the stage is."""
+        if self.next(capability) != job_id:
+            self.shown(capability, job_id)
+
+
+def owner_of(request: gr.Request) -> str:
+    """The owner that the checks before every route found behind the request's key or cookie."""
+    return getattr(request.request.state, "owner", "") or ""
+
+
+def require_own(service: Any, reference: str, owner: str) -> None:
+    """`UnknownImage` unless the picture is the owner's: ids that a browser sends are only claims."""
+    if service.image_owner(reference) != owner:
+        raise UnknownImage("There is no picture with this id.")
+
+
+def warn(message: str, title: str = "Warning") -> None:
+    """Tell the person; the message is text, although Gradio would take it as HTML."""
+    gr.Warning(escape(message), title=title)

@@ -1,0 +1,110 @@
+"""Words and small pieces of HTML that several pages share; everything that a person wrote is escaped here."""
+
+import time
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+LABELS = {
+    "bottom": "Add below",
+    "clip_skip": "CLIP skip",
+    "guidance_scale": "Guidance",
+    "image": "Picture",
+    "mask_image": "Mask",
+    "left": "Add on the left",
+    "loras": "LoRAs",
+    "num_images_per_prompt": "Pictures",
+    "num_inference_steps": "Steps",
+    "padding_mask_crop": "Padding around the mask",
+    "right": "Add on the right",
+    "second_pass_scale": "Second pass: enlarge by",
+    "second_pass_strength": "Second pass: strength",
+    "second_pass_steps": "Second pass: steps",
+    "seam": "Fade at the seam",
+    "textual_inversions": "Textual inversions",
+    "top": "Add above",
+    "vae_tiling": "Decode in tiles",
+}
+STATUS_WORDS = {
+    "queued": "Waiting",
+    "running": "Running",
+    "succeeded": "Done",
+    "failed": "Failed",
+    "cancelled": "Cancelled",
+}
+
+
+def label(name: str) -> str:
+    """A field's name as a person reads it."""
+    return LABELS.get(name) or name.replace("_", " ").capitalize()
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them: 61 MB, 6.9 GB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 0.8 s, 42 s, 3 min 5 s."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def moment(unix: float | None) -> str:
+    """A time as an element that the page's script rewrites in the reader's own time zone."""
+    if unix is None:
+        return ""
+    iso = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix))
+    return f'<time datetime="{iso}">{iso.replace("T", " ").rstrip("Z")} UTC</time>'
+
+
+def button(text: str, action: str, *, style: str = "", confirm: str = "", **data: Any) -> str:
+    """A button that the page reports as an event with `action` and the data; `confirm` asks for a second click."""
+    attributes = "".join(f' data-{key}="{escape(str(value))}"' for key, value in data.items())
+    ask = f' data-confirm="{escape(confirm)}"' if confirm else ""
+    return (
+        f'<button type="button" class="eis-button {style}" data-action="{action}"{ask}{attributes}>'
+        f"{escape(text)}</button>"
+    )
+
+
+def chooser(prompt: str, action: str, options: Iterable[tuple[str, str]], **data: Any) -> str:
+    """A menu whose choice the page reports as an event; it goes back to its prompt afterwards."""
+    attributes = "".join(f' data-{key}="{escape(str(value))}"' for key, value in data.items())
+    items = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in options)
+    return (
+        f'<select class="eis-button eis-menu" data-action="{action}" aria-label="{escape(prompt)}"{attributes}>'
+        f'<option value="" selected>{escape(prompt)}</option>{items}</select>'
+    )
+
+
+def picture_url(reference: str) -> str:
+    """Where the browser finds a stored picture."""
+    return f"api/v1/images/{reference}?format=png"
+
+
+def thumbnail_url(reference: str) -> str:
+    """Where the browser finds a stored picture's small version."""
+    return f"api/v1/images/{reference}/thumbnail"
+
+
+def empty(title: str, hint: str) -> str:
+    """What stands where nothing is yet."""
+    return f'<div class="eis-empty"><strong>{escape(title)}</strong><span>{escape(hint)}</span></div>'
+
+
+def badge(text: str, tone: str = "") -> str:
+    """A short word in a small coloured frame."""
+    return f'<span class="eis-badge {tone}">{escape(text)}</span>'
