@@ -1,0 +1,137 @@
+"""Models over HTTP: list, pull in the background, upload, remove."""
+
+import json
+import struct
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.api.serving import Running, serving
+from tests.library.conftest import hub, library_at  # noqa: F401 - fixtures
+from tests.library.hub_server import Fault, HubServer
+
+
+@pytest.fixture
+def own_server(tmp_path) -> Iterator[Running]:
+    with serving(tmp_path) as running:
+        yield running
+
+
+def lora_file() -> bytes:
+    """A tiny LoRA for SDXL by its key names; the library looks at the header alone."""
+    name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora"
+    tensors = {f"{name}_A.weight": [4, 2048], f"{name}_B.weight": [640, 4]}
+    header: dict[str, object] = {}
+    offset = 0
+    for key, shape in tensors.items():
+        size = 2 * shape[0] * shape[1]
+        header[key] = {"dtype": "F16", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + b"\0" * offset
+
+
+def test_every_model_is_told_without_a_path(server: Running) -> None:
+    answer = server.client.get("/api/v1/models")
+    rows = {row["id"]: row for row in answer.json()["models"]}
+    assert {"pocket", "sd15", "sdxl"} <= set(rows) and str(server.home) not in answer.text
+    assert rows["pocket"]["installed"] and rows["pocket"]["embedded"] and not rows["sdxl"]["installed"]
+    assert rows["sdxl"]["licence"]["url"].startswith("https://") and rows["sdxl"]["bytes"] > 1e9
+    assert server.client.get("/api/v1/models/sdxl").json() == rows["sdxl"]
+    kinds = {row["kind"] for row in server.client.get("/api/v1/models?kind=lora").json()["models"]}
+    assert kinds == {"lora"}
+
+
+def test_a_licence_that_limits_use_is_asked_for(server: Running) -> None:
+    ids = [row["id"] for row in server.client.get("/api/v1/models").json()["models"] if row["licence"]["ask"]]
+    for id in ids[:1]:
+        answer = server.client.post(f"/api/v1/models/{id}/pull")
+        assert answer.status_code == 409 and "accept_licence" in answer.json()["error"]["message"]
+        assert server.client.get(f"/api/v1/models/{id}").json()["pull"] is None
+    assert ids, "no row's licence limits use"
+
+
+def pull_state(server: Running, id: str) -> dict:
+    return server.client.get(f"/api/v1/models/{id}").json()["pull"]
+
+
+def ended_pull(server: Running, id: str) -> dict:
+    """The state of a pull at its end."""
+    deadline = time.monotonic() + 30
+    while (state := pull_state(server, id))["status"] in {"waiting", "running"}:
+        assert time.monotonic() < deadline, state
+        time.sleep(0.01)
+    return state
+
+
+@pytest.fixture
+def pulling(own_server: Running, hub: HubServer, library_at) -> Running:  # noqa: F811
+    """A server whose models come from the small hub."""
+    own_server.service.models = library_at(own_server.home)
+    return own_server
+
+
+def test_a_pull_runs_in_the_background_and_tells_how_far(pulling: Running, hub: HubServer) -> None:  # noqa: F811
+    name = "diffusion_pytorch_model.safetensors"
+    hub.faults[name] = [Fault(after=100_000, ending="stall")]
+    answer = pulling.client.post("/api/v1/models/vae/pull")
+    assert answer.status_code == 202 and answer.headers["location"] == "/api/v1/models/vae"
+    deadline = time.monotonic() + 20
+    while not (state := pull_state(pulling, "vae"))["bytes_done"]:
+        assert time.monotonic() < deadline, state
+        time.sleep(0.01)
+    assert state["status"] == "running" and 0 < state["bytes_done"] < state["bytes_total"]
+    again = pulling.client.post("/api/v1/models/vae/pull")
+    assert again.status_code == 409 and again.json()["error"]["code"] == "conflict"
+    ended = ended_pull(pulling, "vae")
+    assert ended["status"] == "succeeded" and ended["error"] is None
+    row = pulling.client.get("/api/v1/models/vae").json()
+    assert row["installed"] and row["bytes_on_disk"] >= ended["bytes_total"]
+    assert pulling.client.delete("/api/v1/models/vae").status_code == 204
+    assert not pulling.client.get("/api/v1/models/vae").json()["installed"]
+
+
+def test_a_pull_that_fails_says_why_and_may_be_tried_again(pulling: Running, hub: HubServer) -> None:  # noqa: F811
+    name = "diffusion_pytorch_model.safetensors"
+    hub.faults[name] = [Fault(status=500)] * 10
+    pulling.client.post("/api/v1/models/vae/pull")
+    ended = ended_pull(pulling, "vae")
+    assert ended["status"] == "failed" and ended["error"]["code"] == "transfer_failed"
+    assert "127.0.0.1" not in ended["error"]["message"]
+    hub.faults.clear()
+    assert pulling.client.post("/api/v1/models/vae/pull").status_code == 202
+    assert ended_pull(pulling, "vae")["status"] == "succeeded"
+
+
+def test_an_accepted_licence_lets_the_pull_begin(pulling: Running, hub: HubServer) -> None:  # noqa: F811
+    assert pulling.client.post("/api/v1/models/painter/pull").status_code == 409
+    assert pulling.client.post("/api/v1/models/painter/pull?accept_licence=true").status_code == 202
+    assert ended_pull(pulling, "painter")["status"] == "succeeded"
+
+
+def test_a_file_is_uploaded_listed_and_removed(own_server: Running) -> None:
+    client = own_server.client
+    files = {"file": ("My Style.safetensors", lora_file())}
+    answer = client.post("/api/v1/models", files=files, data={"title": "My style"})
+    assert answer.status_code == 201, answer.text
+    row = answer.json()
+    assert (row["id"], row["kind"], row["family"], row["title"]) == ("my-style", "lora", "sdxl", "My style")
+    assert row["installed"] and client.get(answer.headers["location"]).json()["sha256"] == row["sha256"]
+    assert client.delete("/api/v1/models/my-style").status_code == 204
+    assert client.get("/api/v1/models/my-style").status_code == 404
+
+
+@pytest.mark.parametrize("id", ["../../evil", "a/b", "UPPER", "", "x" * 200, ".hidden"])
+def test_an_uploads_id_cannot_leave_the_folder(own_server: Running, id: str) -> None:
+    answer = own_server.client.post("/api/v1/models", files={"file": ("a.safetensors", lora_file())}, data={"id": id})
+    assert answer.status_code in {201, 422}
+    assert (answer.status_code == 201) == (id == "")
+    folders = {path.name for path in (own_server.home / "models").glob("[!.]*") if path.is_dir()}
+    assert folders <= {"a"} and not list(own_server.home.parent.glob("evil*"))
+
+
+def test_the_embedded_model_stays(server: Running) -> None:
+    answer = server.client.delete("/api/v1/models/pocket")
+    assert 400 <= answer.status_code < 500
+    assert server.client.get("/api/v1/models/pocket").json()["installed"]

@@ -1,0 +1,1 @@
+"""Capabilities on tiny real checkpoints."""

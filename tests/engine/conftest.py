@@ -1,0 +1,94 @@
+"""Services over the test catalog: inline, and with real worker processes."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.core.engine_options import EngineOptions
+from app.core.job_store import JobStore
+from app.core.jobs import Job, JobStatus, new_id
+from app.core.service import Service
+
+CATALOG = "tests.engine.capabilities:CATALOG"
+
+
+def options(home: Path, **changes: object) -> EngineOptions:
+    """Options of a small service with short times."""
+    values: dict = {
+        "home": home,
+        "catalog": CATALOG,
+        "devices": ("inline",),
+        "min_free_bytes": 0,
+        "retry_seconds": 0.05,
+        "heartbeat_seconds": 0.2,
+        "cancel_grace_seconds": 0.5,
+    }
+    return EngineOptions(**{**values, **changes})
+
+
+@pytest.fixture
+def make_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Start services that are stopped at the end of the test."""
+    started: list[Service] = []
+
+    def make(**changes: object) -> Service:
+        service = Service(options(changes.pop("home", tmp_path), **changes))
+        service.start()
+        started.append(service)
+        return service
+
+    yield make
+    for service in started:
+        service.stop(0.0)
+
+
+@pytest.fixture
+def service(make_service: Callable[..., Service]) -> Service:
+    """A service whose worker is a thread of this process."""
+    return make_service()
+
+
+@pytest.fixture
+def process_service(make_service: Callable[..., Service]) -> Service:
+    """A service with one worker process."""
+    return make_service(devices=("cpu",))
+
+
+@pytest.fixture(params=["sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
+    """An empty job store of each kind of database."""
+    store = JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    yield store
+    store.close()
+
+
+def new_job(**changes: object) -> Job:
+    """A job that could be inserted."""
+    values: dict = {
+        "id": new_id(),
+        "capability": "test/paint",
+        "request": {"prompt": "a red car", "seed": 1},
+        "status": JobStatus.QUEUED,
+        "priority": 5,
+        "created": time.time(),
+    }
+    return Job(**{**values, **changes})
+
+
+def end_of(service: Service, job_id: str, seconds: float = 30.0) -> Job:
+    """The job at its end."""
+    for _ in service.watch_blocking(job_id, seconds=seconds):
+        pass
+    job = service.get(job_id)
+    assert job.status.is_terminal, f"{job.status} after {seconds} s of silence; {service.readiness()}"
+    return job
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never became so"
+        time.sleep(0.01)

@@ -1,0 +1,84 @@
+"""A catalog whose capability needs a model, and runtimes for it that need no torch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from PIL import Image
+
+from app.core.capability import Capability, Context, ModelRequest, Result
+from app.core.fields import Height, Width
+from app.errors import NoDevice, OutOfMemory, ServiceError
+from tests.engine.capabilities import squares
+
+
+class DrawRequest(ModelRequest):
+    """A picture from a model."""
+
+    width: Width = None
+    height: Height = None
+
+
+def draw(request: DrawRequest, context: Context) -> Result:
+    """Two passes of a pipeline for each picture."""
+    context.expect_steps(2 * request.num_inference_steps)
+    with context.borrow(request.model, task="text-to-image", loras=request.loras) as pipeline:
+        for _ in range(2):
+            pipeline(num_inference_steps=request.num_inference_steps, callback_on_step_end=context.on_step)
+    if request.prompt == "too large":
+        raise RuntimeError("CUDA out of memory")
+    return Result(images=[squares(request.seed)], seeds=[request.seed])
+
+
+class Pipeline:
+    """Calls the step callback as diffusers does."""
+
+    num_timesteps = 0
+
+    def __call__(self, *, num_inference_steps: int, callback_on_step_end: Any) -> None:
+        self.num_timesteps = num_inference_steps
+        for step in range(num_inference_steps):
+            callback_on_step_end(self, step, 999 - step, {"latents": (step, num_inference_steps)})
+
+
+class Runtime:
+    """The runtime's interface over plain pictures."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+
+    @contextmanager
+    def borrow(self, model: str, **additions: Any) -> Iterator[Pipeline]:
+        self.opened.append(model)
+        yield Pipeline()
+
+    def preview(self, pipeline: Pipeline, latents: tuple[int, int]) -> Image.Image:
+        return Image.new("RGB", (900, 900), (255 * latents[0] // latents[1], 0, 0))
+
+    def memory(self) -> dict:
+        return {"allocated": 10}
+
+    def resident(self) -> list[str]:
+        return sorted(set(self.opened))
+
+    def translate(self, error: BaseException) -> ServiceError | None:
+        return OutOfMemory("Make the picture smaller.") if "out of memory" in str(error) else None
+
+    def close(self) -> None:
+        self.opened.clear()
+
+
+def open_runtime(**facts: Any) -> Runtime:
+    """As `app.models.runtime.open_runtime` is called."""
+    assert set(facts) == {"device", "library", "precision", "model_memory_bytes", "parked_memory_bytes"}
+    return Runtime()
+
+
+def refuse(**facts: Any) -> Runtime:
+    """A device that is not there."""
+    raise NoDevice("There is no such device.")
+
+
+CATALOG = (
+    Capability("test/draw", "Draw", "Draw with a model.", DrawRequest, draw, needs=("text-to-image",)),
+)

@@ -1,0 +1,126 @@
+"""The proof of the queue's promise: kill -9 in the middle of work, again and again, and nothing is lost or done twice.
+
+The server is the real one, driven over REST by clients that only know what they were acknowledged. What holds at the
+end is read from the home's files by `ledger.audit`, not asked of the service.
+"""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.engine_options import EngineOptions
+from app.core.service import Service
+from app.models.library import ModelLibrary
+from tests.engine.conftest import CATALOG, until
+from tests.engine.ledger import audit, processes_of, tell
+from tests.engine.server import Load, Server
+
+CYCLES = int(os.environ.get("EIS_PROVE_CYCLES", "3"))
+PAINT = {"num_inference_steps": 6, "step_seconds": 0.02}
+POCKET = {"prompt": "a red car, blue background", "num_inference_steps": 6}
+
+pytestmark = [pytest.mark.prove, pytest.mark.timeout(7200)]
+
+
+def finish(server: Server, load: Load, cycles: int, began: float) -> dict[str, Any]:
+    """Let everything end, stop the server, and audit what it left."""
+    load.stop()
+    accepted = set(load.accepted.values())
+    server.wait_until(lambda: remaining(server) == 0, "finish what it had accepted")
+    age_unfinished_files(server.home)
+    assert server.stop() == 0
+    assert processes_of(server.home) == [], "a process outlived the server"
+    assert len(accepted) == len(load.accepted), "two keys were given one job"
+    figures = audit(server.home, accepted)
+    # What killed processes left unfinished is swept by whoever serves the home next, once it is old enough.
+    service = Service(EngineOptions(home=server.home, catalog=CATALOG, devices=("inline",), min_free_bytes=0))
+    service.start()
+    until(lambda: not list(server.home.glob("images/*/*.part")))
+    service.stop(5.0)
+    return {"cycles": cycles, **figures, "seconds": round(time.monotonic() - began, 1)}
+
+
+def remaining(server: Server) -> int:
+    """How many jobs have not ended."""
+    return sum(server.request(f"/api/v1/jobs?status={status}&limit=1")["total"] for status in ("queued", "running"))
+
+
+def age_unfinished_files(home: Path) -> None:
+    """Make unfinished files look old, so that the sweep's patience need not be waited for."""
+    for part in home.glob("images/*/*.part"):
+        os.utime(part, (0, 0))
+
+
+def kill_server(server: Server) -> None:
+    """Kill the server's process; its worker must go with it."""
+    server.kill()
+    deadline = time.monotonic() + 10
+    while left := processes_of(server.home):
+        assert time.monotonic() < deadline, f"the server's worker lives on: {left}"
+        time.sleep(0.02)
+
+
+def kill_worker(server: Server) -> int:
+    """Kill the worker's process while it is at work."""
+    pid = server.wait_until(
+        lambda: (worker := server.worker())["state"] == "busy" and worker["pid"], "keep its worker busy"
+    )
+    time.sleep(random.uniform(0, 0.5))
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def wait_for_another_worker(server: Server, pid: int) -> None:
+    server.wait_until(lambda: server.worker()["pid"] not in {None, pid}, "start another worker")
+
+
+def test_killing_the_server_loses_nothing(tmp_path: Path) -> None:
+    began = time.monotonic()
+    server = Server(tmp_path, catalog=CATALOG)
+    server.start()
+    load = Load(server, "test/paint", PAINT, clients=3, ahead=20)
+    for _ in range(CYCLES):
+        server.wait_until(lambda: server.worker()["state"] == "busy", "get to work")
+        time.sleep(random.uniform(0, 0.5))
+        kill_server(server)
+        server.start()
+    figures = finish(server, load, CYCLES, began)
+    assert figures["accepted"] >= CYCLES
+    tell("server killed", figures)
+
+
+def test_killing_the_worker_loses_nothing(tmp_path: Path) -> None:
+    began = time.monotonic()
+    server = Server(tmp_path, catalog=CATALOG)
+    server.start()
+    load = Load(server, "test/paint", PAINT, clients=2, ahead=20)
+    for _ in range(CYCLES):
+        wait_for_another_worker(server, kill_worker(server))
+    figures = finish(server, load, CYCLES, began)
+    assert figures["run_again"] >= 1
+    tell("worker killed", figures)
+
+
+def test_killing_server_and_worker_while_the_embedded_model_draws(tmp_path: Path) -> None:
+    if not ModelLibrary(tmp_path / "look").get("pocket").installed:
+        pytest.skip("the embedded model's weights are not there: `eis pocket train` makes them")
+    began = time.monotonic()
+    cycles = max(1, CYCLES // 10)
+    server = Server(tmp_path)
+    server.start()
+    load = Load(server, "text-to-image", POCKET, clients=1, ahead=2)
+    for cycle in range(cycles):
+        if cycle % 2:
+            wait_for_another_worker(server, kill_worker(server))
+        else:
+            server.wait_until(lambda: server.worker()["state"] == "busy", "get to work")
+            time.sleep(random.uniform(0, 0.5))
+            kill_server(server)
+            server.start()
+    figures = finish(server, load, cycles, began)
+    tell("server and worker killed with pocket", figures)

@@ -1,0 +1,97 @@
+"""The order of waiting, against a list that is sorted anew each time, and the choice of a worker."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.core.batch_processing import JobQueue, Waiting, pause_after_loss
+from app.core.multi_gpu import LOOK_AHEAD, PATIENCE, IdleWorker, choose, count_cuda_devices, resolve_devices
+from app.errors import InvalidRequest
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["add", "remove", "wake"]), st.integers(0, 12), st.integers(0, 10), st.integers(0, 3)
+        )
+    )
+)
+def test_the_queue_is_a_sorted_list(moves: list[tuple[str, int, int, int]]) -> None:
+    queue, model, now = JobQueue(), {}, 0.0
+    for move, number, priority, pause in moves:
+        job_id = str(number)
+        if move == "add":
+            entry = Waiting(job_id, priority, number, not_before=now + pause if pause else None)
+            queue.add(entry)
+            model[job_id] = entry
+        elif move == "remove":
+            assert queue.remove(job_id) is model.pop(job_id, None)
+        else:
+            now += 1.0
+            pending = [entry.not_before for entry in model.values() if entry.not_before and entry.not_before > now]
+            assert queue.wake(now) == (min(pending) if pending else None)
+        ready = sorted((e for e in model.values() if e.not_before is None), key=lambda e: (-e.priority, e.turn))
+        assert queue.first(100) == ready
+        assert len(queue) == len(model)
+        for job_id, entry in model.items():
+            assert queue.position(job_id) == sum(other.place < entry.place for other in ready)
+    assert queue.position("none") is None
+
+
+def test_pauses_double_with_jitter_and_end_at_a_minute() -> None:
+    for attempt, longest in ((1, 1.0), (2, 2.0), (5, 16.0), (20, 60.0)):
+        pauses = {pause_after_loss(attempt, 1.0) for _ in range(50)}
+        assert len(pauses) > 10
+        assert all(longest / 2 <= pause <= longest for pause in pauses)
+
+
+def waiting(*models: str | None, priority: int = 5) -> list[Waiting]:
+    return [Waiting(str(turn), priority, turn, model) for turn, model in enumerate(models)]
+
+
+def test_the_head_goes_to_the_worker_that_holds_its_model() -> None:
+    workers = [IdleWorker("cuda:0", frozenset({"a"})), IdleWorker("cuda:1", frozenset({"b"}))]
+    choice = choose(waiting("b", "a"), workers)
+    assert (choice.job.id, choice.worker.name, choice.passed_over) == ("0", "cuda:1", ())
+    assert choose([], workers) is None
+    assert choose(waiting("a"), []) is None
+
+
+def test_a_warm_job_passes_a_cold_one_but_not_for_ever() -> None:
+    jobs = waiting("cold", *["warm"] * 10)
+    worker = [IdleWorker("cpu", frozenset({"warm"}))]
+    served = []
+    for _ in range(PATIENCE + 1):
+        choice = choose(jobs, worker)
+        for passed in choice.passed_over:
+            passed.passed_over += 1
+        jobs.remove(choice.job)
+        served.append(choice.job.model)
+    assert served == ["warm"] * PATIENCE + ["cold"]
+
+
+def test_no_warm_job_is_looked_for_too_far_or_below_its_priority() -> None:
+    worker = [IdleWorker("cpu", frozenset({"warm"}))]
+    assert choose(waiting(*["cold"] * LOOK_AHEAD, "warm"), worker).job.model == "cold"
+    lower = [*waiting("cold"), *waiting("warm", priority=4)]
+    assert choose(lower, worker).job.model == "cold"
+
+
+def test_a_cold_job_goes_where_least_is_put_aside() -> None:
+    workers = [IdleWorker("cuda:0", frozenset({"a", "b"})), IdleWorker("cuda:1", frozenset())]
+    assert choose(waiting("c"), workers).worker.name == "cuda:1"
+
+
+def test_devices_are_named_or_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_devices(["cpu", "cuda:3", "inline", "cpu"]) == ("cpu", "cuda:3", "inline")
+    monkeypatch.setattr("app.core.multi_gpu._count_by_nvml", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert resolve_devices(["auto"]) == ("cuda:0", "cuda:1", "cuda:2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
+    assert count_cuda_devices() == 2
+    for nothing in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
+        assert resolve_devices(["auto"]) == ("cpu",)
+    for wrong in (["gpu"], ["cuda:x"], []):
+        with pytest.raises(InvalidRequest):
+            resolve_devices(wrong)

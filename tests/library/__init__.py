@@ -1,0 +1,1 @@
+"""The model library: catalog, recognition of files, pulling from a hub, adding and removing."""

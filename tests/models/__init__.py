@@ -1,0 +1,1 @@
+"""The models: cache policy, pipelines, prompts, adapters, schedulers."""

@@ -1,0 +1,53 @@
+"""The engine's torch-free capabilities, and two more that show pictures and masks on their way through the page."""
+
+import time
+from typing import Annotated
+
+from PIL import Image
+from pydantic import Field
+
+from app.core.capability import Capability, Context, Request, Result
+from app.core.fields import InitImage, MaskImage, Prompt, Seed
+from tests.engine.capabilities import CATALOG as ENGINE_CATALOG
+from tests.engine.capabilities import squares
+
+RED = (200, 20, 20)
+
+
+class FillRequest(Request):
+    """A picture whose masked part becomes red."""
+
+    prompt: Prompt = ""
+    image: InitImage
+    mask_image: MaskImage
+
+
+def fill(request: FillRequest, context: Context) -> Result:
+    """Red where the mask is white, the picture's own bytes elsewhere."""
+    image, mask = context.image(request.image), context.mask(request.mask_image)
+    return Result(images=[Image.composite(Image.new("RGB", image.size, RED), image, mask)])
+
+
+class SlowRequest(Request):
+    """A picture that takes its time, and shows previews meanwhile."""
+
+    prompt: Prompt
+    seed: Seed = None
+    num_inference_steps: Annotated[int | None, Field(description="Steps; null: ten.", ge=1, le=150)] = None
+    step_seconds: Annotated[float, Field(ge=0, le=5, description="How long one step takes.")] = 0.2
+
+
+def slow(request: SlowRequest, context: Context) -> Result:
+    """Wait at every step."""
+    steps = request.num_inference_steps or 10
+    for step in range(steps):
+        time.sleep(request.step_seconds)
+        context.progress(step + 1, steps)
+    return Result(images=[squares(request.seed)], seeds=[request.seed])
+
+
+CATALOG = (
+    Capability("slow", "Slow", "Draw squares, slowly.", SlowRequest, slow, example={"prompt": "squares"}),
+    Capability("fill", "Fill", "Make the masked part red.", FillRequest, fill, example={}),
+    *ENGINE_CATALOG,
+)

@@ -1,0 +1,90 @@
+"""Through a real browser: pull from a small hub with progress and licence, add a file, use it, remove it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.api.serving import Running, serving
+from tests.api.test_models import lora_file
+from tests.library.conftest import hub, library_at  # noqa: F401 - fixtures
+from tests.library.hub_server import Fault, HubServer
+from tests.ui.serving import answers
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def pulling(tmp_path, monkeypatch, library_at) -> Iterator[Running]:  # noqa: F811
+    """A server with a page, whose models come from the small hub."""
+    monkeypatch.setattr("app.core.service.ModelLibrary", lambda home, **settings: library_at(home))
+    with serving(tmp_path / "home", ui=True, ready_seconds=60) as running:
+        for _ in range(600):
+            if answers(f"{running.address}/config", ""):
+                break
+        yield running
+
+
+def tab(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def test_pull_with_progress_and_licence_then_the_form_offers_it(
+    pulling: Running, hub: HubServer, open_page  # noqa: F811
+) -> None:
+    hub.faults["diffusion_pytorch_model.safetensors"] = [Fault(after=100_000, ending="stall")]
+    page = open_page(pulling.address)
+    tab(page, "Models")
+    vae = page.locator("[data-model=vae]")
+    vae.get_by_role("button", name="Pull").click()
+    vae.locator(".eis-progress").wait_for()
+    vae.locator("text=/ of /").wait_for()
+    vae.locator("text=Installed").wait_for()
+
+    painter = page.locator("[data-model=painter]")
+    painter.get_by_role("button", name="Pull").click()
+    assert "OpenRAIL" in painter.locator(".eis-ask").inner_text()
+    painter.get_by_role("button", name="I accept, pull").click()
+    painter.locator("text=Installed").wait_for()
+
+    tab(page, "Inpaint")
+    page.get_by_label("Model", exact=True).locator("visible=true").click()
+    page.get_by_role("option", name="Painter", exact=True).wait_for()
+    page.keyboard.press("Escape")
+
+    tab(page, "Models")
+    painter.get_by_role("button", name="Remove").click()
+    painter.get_by_role("button", name="Remove its files?").click()
+    painter.locator("text=Not installed").wait_for()
+
+
+def test_an_added_lora_is_offered_with_a_weight_and_travels_with_the_wish(
+    pulling: Running, open_page, tmp_path
+) -> None:
+    page = open_page(pulling.address)
+    tab(page, "Models")
+    file = tmp_path / "my style.safetensors"
+    file.write_bytes(lora_file())
+    page.locator("[data-model=vae]").wait_for()
+    page.locator(".eis-add input[type=file]").set_input_files(file)
+    page.locator("[data-model=my-style] >> text=Installed").wait_for()
+
+    tab(page, "Text to image")
+    page.get_by_role("button", name="Add a LoRA").locator("visible=true").click()
+    weight = page.get_by_label("Weight").locator("visible=true")
+    weight.fill("0.65")
+    weight.press("Tab")
+    page.locator(".eis-prompt textarea:visible").fill("with a style")
+    with page.expect_request(lambda request: '"weight":0.65' in (request.post_data or "")) as sent:
+        page.locator("#generate-text-to-image").click()
+    assert '"model":"my-style"' in sent.value.post_data
+    page.wait_for_selector("#stage-text-to-image >> text=/eis models pull/")
+    assert page.locator(".eis-lora:visible").count() == 1
+
+    tab(page, "Models")
+    row = page.locator("[data-model=my-style]")
+    row.get_by_role("button", name="Remove").click()
+    row.get_by_role("button", name="Remove its files?").click()
+    row.wait_for(state="detached")
+    tab(page, "Text to image")
+    page.locator("text=No LoRA is installed").locator("visible=true").wait_for()

@@ -1,0 +1,186 @@
+"""A form says what the Request class says: every field has a widget, and what is read validates."""
+
+from typing import Annotated, Any
+
+import gradio as gr
+import pytest
+from pydantic import Field
+
+from app.core.capability import Capability, Request, Result
+from app.core.catalog import CATALOG
+from app.core.fields import ImageReference, InitImage, MaskImage, field
+from app.errors import InvalidRequest
+from app.models.library import ModelLibrary
+from app.ui.controls import LEFT_OUT
+from app.ui.forms import Form, kinds
+from app.ui.model_choices import ModelChoices, size_presets
+from tests.ui.capabilities import CATALOG as TEST_CATALOG
+
+PICTURE = {"image": "0" * 26, "width": 64, "height": 64, "mask": "data:image/png;base64,AAAA"}
+
+
+@pytest.fixture
+def library(tmp_path):
+    return ModelLibrary(tmp_path)
+
+
+def form_of(capability: Capability, library: ModelLibrary) -> Form:
+    with gr.Blocks():
+        form = Form(capability, ModelChoices(library, capability.needs))
+        for group in ("words", "knobs", "advanced"):
+            form.build(group)
+    return form
+
+
+def values_of(form: Form) -> list[Any]:
+    """What the browser would send for an untouched form, with a picture in every picture input."""
+    taking = set(form.pictures.values())
+    return [PICTURE if widget in taking else widget.value for widget in form.widgets]
+
+
+@pytest.mark.parametrize("capability", CATALOG, ids=lambda capability: capability.name)
+def test_every_field_has_a_widget_and_the_untouched_form_validates(capability, library):
+    form = form_of(capability, library)
+    covered = {name for control in form.controls for name in control.fields}
+    assert covered == set(capability.request.model_fields)
+    assert len(form.widgets) == len(form.show({})) == len(form.refresh("auto"))
+
+    values = values_of(form)
+    payload = form.read(values) | {name: value for name, value in capability.example.items() if name == "prompt"}
+    for name, kind in kinds(capability.request).items():
+        if kind == "mask":
+            payload[name] = "0" * 26
+    for side in ("left", "right"):
+        if side in capability.request.model_fields:
+            payload[side] = 64
+    request = capability.request.model_validate(payload)
+    for name, info in capability.request.model_fields.items():
+        if not info.is_required() and name not in {"left", "right"}:
+            assert getattr(request, name) == info.default, name
+
+
+@pytest.mark.parametrize("capability", TEST_CATALOG, ids=lambda capability: capability.name)
+def test_other_catalogs_build_too(capability, library):
+    form = form_of(capability, library)
+    assert {name for control in form.controls for name in control.fields} == set(capability.request.model_fields)
+
+
+def test_a_shown_request_is_read_back(library):
+    form = form_of(CATALOG[0], library)
+    wish = {
+        "prompt": "a red car",
+        "negative_prompt": "blur",
+        "model": "sdxl",
+        "loras": [{"model": "lcm-lora-sdxl", "weight": 0.8}],
+        "textual_inversions": [],
+        "scheduler": "Euler a",
+        "num_inference_steps": 12,
+        "guidance_scale": 4.5,
+        "clip_skip": 2,
+        "num_images_per_prompt": 3,
+        "seed": 4294967295,
+        "vae_tiling": True,
+        "width": 96,
+        "height": 128,
+        "second_pass_scale": 1.5,
+        "second_pass_strength": 0.4,
+        "second_pass_steps": 7,
+    }
+    shown = [
+        update.get("value", widget.value) for update, widget in zip(form.show(wish), form.widgets, strict=True)
+    ]
+    assert form.read(shown) == wish
+
+
+def test_empty_boxes_say_what_empty_means(library, tmp_path):
+    form = form_of(CATALOG[0], library)
+    assert form.widget("num_inference_steps").placeholder.startswith("auto (")
+    at = form.widgets.index(form.widget("num_inference_steps"))
+    assert form.refresh("sdxl")[at]["placeholder"] == "auto (30)"
+    assert form.widget("clip_skip").placeholder == "none"
+    scheduler = form.widgets.index(form.widget("scheduler"))
+    assert form.refresh("sdxl")[scheduler]["choices"][0] == ("auto (DPM++ 2M Karras)", "")
+    inpaint = form_of(next(one for one in CATALOG if one.name == "inpaint"), library)
+    assert inpaint.widget("padding_mask_crop").placeholder == "the whole picture"
+
+
+def test_what_is_no_number_is_refused_by_name(library):
+    form = form_of(CATALOG[0], library)
+    values = values_of(form)
+    values[form.widgets.index(form.widget("num_inference_steps"))] = "twelve"
+    with pytest.raises(InvalidRequest, match="Steps: 'twelve' is not a whole number"):
+        form.read(values)
+
+
+def test_a_missing_picture_or_mask_is_told_in_words(library):
+    form = form_of(next(one for one in CATALOG if one.name == "inpaint"), library)
+    values = values_of(form)
+    at = form.widgets.index(form.pictures["image"])
+    values[at] = None
+    with pytest.raises(InvalidRequest, match="choose a picture first"):
+        form.read(values)
+    values[at] = {**PICTURE, "mask": None}
+    with pytest.raises(InvalidRequest, match="paint the part to make anew"):
+        form.read(values)
+
+
+def test_not_installed_models_are_listed_with_their_pull_line(library):
+    choices = ModelChoices(library, ("text-to-image",))
+    entries = choices.entries()
+    assert entries[0][1] == "auto"
+    assert ("Stable Diffusion XL 1.0 · not installed", "sdxl") in entries
+    assert "sdxl-inpainting" not in {entry[1] for entry in entries}
+    assert "eis models pull sdxl" in choices.missing_note("sdxl")
+    assert choices.missing_note("no-such-model")
+
+
+def test_presets_have_about_the_models_own_area(library):
+    recommended = ModelChoices(library, ("text-to-image",)).recommended("sdxl")
+    presets = [tuple(map(int, value.split("x"))) for _, value in size_presets(recommended) if value]
+    assert (1024, 1024) in presets and len(presets) == 5
+    for width, height in presets:
+        assert width % 64 == height % 64 == 0
+        assert 0.9 < width * height / 1024**2 < 1.1
+
+
+def test_a_field_that_no_widget_serves_is_a_mistake(library):
+    class Odd(Request):
+        """A request with a field of a type that the table does not know."""
+
+        odd: Annotated[dict[str, int], Field(description="A mapping.")]
+
+    def run(request: Odd, context: Any) -> Result:
+        return Result()
+
+    with pytest.raises(TypeError, match="odd"):
+        form_of(Capability("odd", "Odd", "Odd.", Odd, run), library)
+
+
+def test_an_optional_mask_may_stay_unpainted(library):
+    class Wish(Request):
+        """A picture and perhaps a mask."""
+
+        image: InitImage
+        mask_image: MaskImage | None = None
+
+    form = form_of(Capability("wish", "Wish", "Wish.", Wish, lambda request, context: Result()), library)
+    assert form.read([{**PICTURE, "mask": None}]) == {"image": "0" * 26}
+    assert form.read([PICTURE])["mask_image"].startswith("data:")
+
+
+def test_several_pictures_are_read_in_order_without_the_empty_ones(library):
+    class Wish(Request):
+        """A few pictures."""
+
+        pictures: Annotated[tuple[ImageReference, ...], field("Some pictures.", kind="images", max_length=3)]
+
+    form = form_of(Capability("wish", "Wish", "Wish.", Wish, lambda request, context: Result()), library)
+    assert len(form.widgets) == 3
+    payload = form.read([{"image": "a" * 26}, None, {"image": "b" * 26}])
+    assert Wish.model_validate(payload).pictures == ("a" * 26, "b" * 26)
+    with pytest.raises(InvalidRequest, match="choose a picture first"):
+        form.read([None, None, None])
+
+
+def test_left_out_is_not_a_value():
+    assert LEFT_OUT not in (None, "", 0)

@@ -1,0 +1,84 @@
+"""How the page is put together: a tab for each capability, nothing of it public, nothing fetched from elsewhere."""
+
+import re
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+import app.ui
+from app.core.catalog import CATALOG
+from app.ui.app import Page
+from app.ui.theme import head, style_sheet, theme
+from tests.ui.capabilities import CATALOG as TEST_CATALOG
+
+
+class Catalogued:
+    """The little of a service that building the page asks for."""
+
+    def __init__(self, catalog, models):
+        self.catalog = catalog
+        self.models = models
+
+
+@pytest.fixture
+def built(tmp_path):
+    from app.models.library import ModelLibrary
+
+    def build(catalog):
+        page = Page(Catalogued(catalog, ModelLibrary(tmp_path)), "1.2.3")
+        return page, page.build()
+
+    return build
+
+
+def tab_titles(blocks: gr.Blocks) -> list[str]:
+    return [block.label for block in blocks.blocks.values() if isinstance(block, gr.Tab)]
+
+
+def test_a_tab_for_each_capability_then_the_pages(built):
+    _, blocks = built(CATALOG)
+    assert tab_titles(blocks) == [capability.title for capability in CATALOG] + ["Gallery", "Jobs", "Models"]
+
+
+def test_capabilities_of_one_group_are_sub_tabs_of_one_tab(built):
+    page, blocks = built(TEST_CATALOG)
+    assert list(page.inner) == ["test"]
+    titles = tab_titles(blocks)
+    assert titles[:3] == ["Slow", "Fill", "Test"]
+    assert "Paint" in titles and titles[-3:] == ["Gallery", "Jobs", "Models"]
+
+
+def test_send_to_names_everything_that_takes_a_picture(built):
+    page, _ = built(CATALOG)
+    assert [value for value, _ in page.targets()] == ["image-to-image:image", "inpaint:image", "outpaint:image"]
+
+
+def test_no_listener_is_part_of_a_public_api(built):
+    _, blocks = built(CATALOG)
+    functions = list(blocks.fns.values())
+    assert len(functions) > 20
+    assert {function.api_visibility for function in functions} == {"private"}
+    assert blocks.get_api_info()["named_endpoints"] == {}
+
+
+def test_no_listener_waits_for_another(built):
+    """Gradio's own default is one call at a time: one long job would hold up every other browser."""
+    _, blocks = built(CATALOG)
+    assert {function.concurrency_limit for function in blocks.fns.values()} <= {"default", None}
+    assert blocks._queue.default_concurrency_limit is None
+
+
+def test_style_and_script_name_no_other_host():
+    look = theme()
+    assert look._stylesheets == []
+    text = style_sheet() + head() + look._get_theme_css()
+    hosts = {found for found in re.findall(r"(?:https?:)?//([\w.-]+\.\w+)", text)} - {"www.w3.org"}
+    assert not hosts, hosts
+    assert "@import" not in text
+
+
+def test_building_the_page_leaves_no_file_beside_the_source():
+    folder = Path(app.ui.__file__).parent
+    strange = [path.name for path in folder.iterdir() if path.suffix not in {".py", ".css", ".js", ".svg", ""}]
+    assert not strange, strange

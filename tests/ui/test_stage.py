@@ -1,0 +1,123 @@
+"""What the stage and the lists say, and that nothing which a person wrote becomes markup."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from app.core.jobs import Job, JobEvent, JobStatus
+from app.errors import InvalidRequest
+from app.ui import stage
+from app.ui.gallery import tile
+from app.ui.panel import decode_data_uri, merged, own_part, picture_seed, remember
+from app.ui.session import Session
+from app.ui.wording import button, chooser, duration, size
+
+EVIL = '<img src=x onerror="alert(1)">'
+
+
+def job(status: JobStatus, **facts) -> Job:
+    settings = {"request": {"prompt": EVIL}, "priority": 5, "created": 0.0, **facts}
+    return Job("j" * 26, "text-to-image", status=status, **settings)
+
+
+def test_progress_follows_the_events():
+    progress = stage.Progress("j" * 26)
+    assert "Waiting" in stage.working(progress)
+    progress.take(JobEvent("j", "queued", {"position": 0}))
+    assert "Next in line" in stage.working(progress)
+    progress.take(JobEvent("j", "queued", {"position": 3}))
+    assert "3 before it in line" in stage.working(progress)
+    progress.take(JobEvent("j", "started", {}))
+    assert "Starting" in stage.working(progress)
+    progress.take(JobEvent("j", "step", {"step": 3, "steps": 12, "seconds_left": 4.5}))
+    progress.take(JobEvent("j", "preview", {"image": "data:image/jpeg;base64,AAAA"}))
+    shown = stage.working(progress)
+    assert "Step 3 of 12 · 4.5 s left" in shown
+    assert 'aria-valuenow="3"' in shown and "width:25.0%" in shown
+    assert 'src="data:image/jpeg;base64,AAAA"' in shown
+    assert f'data-job="{"j" * 26}"' in shown
+    progress.take(JobEvent("j", "requeued", {}))
+    assert "Waiting" in stage.working(progress)
+
+
+def test_nothing_written_by_a_person_becomes_markup():
+    images = [{"id": "0" * 26, "width": 8, "height": 8, "seed": 1}]
+    metadata = {"0" * 26: {"infotext": EVIL, "recipe": {"request": {"prompt": EVIL, "scheduler": EVIL}, "model": EVIL}}}
+    made = job(JobStatus.SUCCEEDED, result={"images": images, "notes": [EVIL]}, model=EVIL)
+    failed = job(JobStatus.FAILED, error={"code": "x", "message": EVIL})
+    record = SimpleNamespace(id="0" * 26, prompt=EVIL, seed=1)
+    texts = [
+        stage.finished(made, metadata, [("a", EVIL)]),
+        stage.ended_badly(failed),
+        stage.refused(EVIL, [{"message": EVIL}]),
+        stage.recent([record]),
+        tile(record),
+        button(EVIL, "act", job=EVIL),
+        chooser(EVIL, "send", [(EVIL, EVIL)], image=EVIL),
+    ]
+    for text in texts:
+        assert "<img src=x" not in text
+        assert "&lt;img src=x" in text
+
+
+def test_several_pictures_get_a_strip_and_only_the_first_is_open():
+    images = [{"id": str(n) * 26, "width": 8, "height": 8, "seed": n} for n in range(3)]
+    shown = stage.finished(job(JobStatus.SUCCEEDED, result={"images": images}), {}, [])
+    assert shown.count('data-client="pick"') == 3
+    assert shown.count(" hidden>") == 2
+
+
+def test_a_cancelled_job_says_where_it_stopped():
+    assert "Stopped at step 2 of 9." in stage.ended_badly(job(JobStatus.CANCELLED, step=2, steps=9))
+    assert "Stopped before it began." in stage.ended_badly(job(JobStatus.CANCELLED))
+
+
+@pytest.mark.parametrize(("count", "text"), [(12, "12 B"), (61_000_000, "61 MB"), (6_938_078_334, "6.9 GB")])
+def test_sizes_read_well(count, text):
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.84, "0.8 s"), (42.2, "42 s"), (125, "2 min 5 s"), (7300, "2 h 1 min")]
+)
+def test_durations_read_well(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_browsers_memory_may_hold_anything():
+    for kept in (None, 7, "x", {"slow": 3}, {"slow": {"jobs": [1, None, "a"], "form": []}}):
+        part = own_part(kept, "slow")
+        assert part["form"] is None and part["jobs"] in ([], ["a"])
+    kept = remember({"other": {"jobs": ["b"]}}, "slow", ["a"], {"prompt": "x"})
+    assert kept["other"] == {"jobs": ["b"]}
+    assert remember(kept, "slow", ["a", "c"])["slow"] == {"jobs": ["a", "c"], "form": {"prompt": "x"}}
+
+
+def test_the_seed_of_one_picture_of_several():
+    assert picture_seed({"request": {"seed": 2**32 - 1}, "position": 2}) == 1
+    assert picture_seed({}) is None
+
+
+def test_updates_are_merged_in_order():
+    assert merged([{"a": 1, "b": 1}], [{"b": 2}]) == [{"a": 1, "b": 2}]
+
+
+def test_a_mask_that_is_no_base64_is_refused():
+    assert decode_data_uri("data:image/png;base64,QUJD") == b"ABC"
+    with pytest.raises(InvalidRequest):
+        decode_data_uri("data:image/png;base64,***")
+
+
+def test_a_session_shows_its_jobs_in_order_and_leaves_out_what_was_cancelled_in_line():
+    session = Session()
+    for job_id in ("a", "b", "c"):
+        session.expect("slow", job_id)
+    session.cancelled("slow", "b")
+    session.cancelled("slow", "a")
+    assert session.next("slow") == "a", "the job on the stage is shown to its end"
+    session.shown("slow", "a")
+    assert session.next("slow") == "c"
+    session.shown("slow", "c")
+    session.shown("slow", "c")
+    assert session.next("slow") is None and session.jobs["slow"] == ["a", "b", "c"]
+    assert session.next("other") is None
