@@ -1,0 +1,128 @@
+"""Write the pages that are derived from the code: capabilities, settings, errors, models.
+
+`make docs` writes them; the suite compares them with what this file would write, so that no page lags behind.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))
+
+from app.api.errors import HTTP_CODES, status_of  # noqa: E402
+from app.core.catalog import CATALOG  # noqa: E402
+from app.errors import ServiceError  # noqa: E402
+from app.models.catalog import CATALOG as MODELS  # noqa: E402
+from app.settings import Settings  # noqa: E402
+
+NOTE = "<!-- Derived from the code by `make docs`. -->\n"
+
+
+def cell(text: object) -> str:
+    """Text that stands safely inside a table."""
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(cell(value) for value in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def limits(schema: dict[str, Any]) -> str:
+    """What a value may be, in a few words."""
+    variants = schema.get("anyOf", [schema])
+    words = []
+    for variant in variants:
+        if variant.get("type") == "null":
+            words.append("null")
+        elif "enum" in variant:
+            words.append("one of " + ", ".join(str(value) for value in variant["enum"]))
+        elif "pattern" in variant:
+            words.append("a picture")
+        else:
+            low = variant.get("minimum", variant.get("exclusiveMinimum"))
+            high = variant.get("maximum", variant.get("exclusiveMaximum"))
+            span = f" {low} to {high}" if low is not None and high is not None else ""
+            words.append(variant.get("type", "object") + span)
+    return "; ".join(words)
+
+
+def capabilities_page() -> str:
+    """Every capability with its fields."""
+    parts = [NOTE, "# Capabilities\n"]
+    rows = [(f"[`{c.name}`](#{c.name.replace('/', '')})", c.title, c.summary) for c in CATALOG]
+    parts.append(table(("capability", "title", "what it does"), rows))
+    for capability in CATALOG:
+        schema = capability.request.model_json_schema()
+        required = set(schema.get("required", ()))
+        parts.append(f"\n## {capability.name}\n\n{capability.summary}\n")
+        parts.append(f"`POST /api/v1/{capability.name}` · `eis run {capability.name}`\n")
+        rows = []
+        for name, facts in schema["properties"].items():
+            default = "required" if name in required else f"`{facts.get('default')}`".replace("None", "null")
+            rows.append((f"`{name}`", limits(facts), default, facts.get("description", "")))
+        parts.append(table(("field", "value", "default", "meaning"), rows))
+    return "\n".join(parts)
+
+
+def settings_page() -> str:
+    """Every setting with its variable."""
+    rows = []
+    for name, info in Settings.model_fields.items():
+        default = "the platform's data folder" if name == "home" else info.get_default(call_default_factory=True)
+        shown = "" if default in (None, ()) else f"`{','.join(default) if isinstance(default, tuple) else default}`"
+        rows.append((f"`EIS_{name.upper()}`", shown, info.description))
+    head = "Read once at the start, from the environment and from `.env` in the working folder.\n"
+    return "\n".join([NOTE, "# Settings\n", head, table(("variable", "default", "meaning"), rows)])
+
+
+def error_classes() -> list[type[ServiceError]]:
+    """Every class of the error tree, parents first."""
+    found, pending = [], [ServiceError]
+    while pending:
+        current = pending.pop(0)
+        found.append(current)
+        pending = [*sorted(current.__subclasses__(), key=lambda kind: kind.__name__), *pending]
+    return found
+
+
+def errors_page() -> str:
+    """Every error code with its status."""
+    rows = [(f"`{kind.code}`", status_of(kind), (kind.__doc__ or "").split("\n")[0]) for kind in error_classes()]
+    rows += [(f"`{code}`", status, meaning) for code, (status, meaning) in HTTP_CODES.items()]
+    head = 'An answer that is an error reads `{"error": {"code", "message", "details"}}`.\n'
+    return "\n".join([NOTE, "# Errors\n", head, table(("code", "status", "meaning"), rows)])
+
+
+def models_page() -> str:
+    """Every row of the model catalog."""
+    rows = []
+    for spec in MODELS:
+        size = f"{spec.bytes / 1e9:.2f} GB" if spec.bytes >= 1e9 else f"{spec.bytes / 1e6:.0f} MB"
+        licence = f"[{spec.licence.name}]({spec.licence.url})" + (" (asked)" if spec.licence.ask else "")
+        rows.append((f"`{spec.id}`", spec.title, spec.kind, size, licence, ", ".join(spec.tasks)))
+    head = (
+        "`eis models pull ID` installs one: it resumes, checks every file's SHA-256, asks for the licence where it "
+        "limits use, and keeps only safetensors and plain configuration. A model that is made of parts (an "
+        "autoencoder, a LoRA) brings them along and takes them away with its last user.\n\n"
+        "`eis models add FILE` adds a checkpoint, a LoRA or a textual inversion of your own, recognised by its keys. "
+        "On the same disk it is linked, from another one copied; your file stays where it is. A pickle (`.ckpt`, `.pt`, `.bin`) is "
+        "refused. `eis models rm ID` takes a model away.\n"
+    )
+    return "\n".join([NOTE, "# Models\n", head, table(("id", "title", "kind", "size", "licence", "serves"), rows)])
+
+
+PAGES = {
+    "capabilities.md": capabilities_page,
+    "settings.md": settings_page,
+    "errors.md": errors_page,
+    "models.md": models_page,
+}
+
+if __name__ == "__main__":
+    for name, build in PAGES.items():
+        (DOCS / name).write_text(build())
+        print(f"docs/{name}")
