@@ -113,8 +113,7 @@ class Tally:
 
     def _add_things(self, facts: world.Scene, image: Image.Image, network: classifier.ThingClassifier) -> None:
         regions = measure.regions_of(facts)
-        if len(facts.things) == 2 and facts.relation is None:  # side by side, in either order
-            regions = [(0, 0, 0.5, 1), (0.5, 0, 1, 1)]
+        if len(facts.things) == 2 and facts.relation is None:
             found = [measure.find(image, region) for region in regions]
             names = [part and classifier.name_of(network, part) for part in found]
             if names[0] == facts.things[1].name or names[1] == facts.things[0].name:

@@ -45,7 +45,7 @@ def build_autoencoder(preset: Preset) -> AutoencoderKL:
         block_out_channels=preset.autoencoder_channels,
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=8,
+        norm_num_groups=4,
         sample_size=preset.size,
         mid_block_add_attention=False,
         force_upcast=False,

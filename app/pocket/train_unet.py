@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,15 @@ from app.pocket import captions
 from app.pocket.checkpoints import Stage, generator_of, rng_of
 from app.pocket.latents import open_latents, scene_of
 from app.pocket.networks import POSITIONS, encode_tokens
+from app.pocket.shards import Ahead, Shards
 from app.pocket.spec import Preset
 from app.pocket.train_text import add_noise
 
-RATE = 7e-4
+RATE = 1e-3
 EMPTY_CAPTIONS = 0.1
 OTHER_TIME_IDS = 0.1
-COOL_DOWN = 0.15
-CPU_SHARDS = 2  # parts of a batch, each computed by a thread of its own that meets the other once a step
+COOL_DOWN = 0.25
+EVEN_TIMES = 0.3  # of the pictures; the others' times lie about the middle, where shapes are decided
 
 
 def batch_of(latents: np.ndarray, tokenizer: CLIPTokenizer, preset: Preset, seed: int, number: int):
@@ -44,6 +44,14 @@ def batch_of(latents: np.ndarray, tokenizer: CLIPTokenizer, preset: Preset, seed
         texts, padding="max_length", truncation=True, max_length=POSITIONS, return_tensors="pt"
     ).input_ids
     return torch.from_numpy(latents[indices].astype(np.float32)), tokens, torch.tensor(time_ids, dtype=torch.float32)
+
+
+def times_of(count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
+    """The time of each picture, 0 to steps - 1: some even, most logit-normal (Esser et al. 2024, section 3.1)."""
+    even = torch.rand(count, generator=generator)
+    middle = torch.sigmoid(0.3 + torch.randn(count, generator=generator))
+    is_even = torch.rand(count, generator=generator) < EVEN_TIMES
+    return (torch.where(is_even, even, middle) * steps).long().clamp(max=steps - 1)
 
 
 @functools.lru_cache(maxsize=1)
@@ -74,8 +82,7 @@ def train(
     for module in (first, second):
         module.to(device).eval().requires_grad_(False)
     steps = max(1, preset.unet_pictures // preset.batch)
-    stage = Stage("unet", folder, [unet], RATE, steps, horizon=1500, cool_down=COOL_DOWN)
-    cores = torch.get_num_threads()
+    stage = Stage("unet", folder, [unet], RATE, steps, horizon=800, cool_down=COOL_DOWN)
     signal = scheduler.alphas_cumprod.to(device)
 
     def forward(noisy, time, hidden, pooled, time_ids, target):
@@ -85,29 +92,27 @@ def train(
         return functional.mse_loss(predicted.float(), target)
 
     run_forward = torch.compile(forward) if compiled else forward
-    shards = CPU_SHARDS if device.type == "cpu" else 1
-    readers = [(first, second), *[(copy.deepcopy(first), copy.deepcopy(second)) for _ in range(shards - 1)]]
+    readers = [(first, second)]
 
-    def gradients(number: int, shard: int, clean, tokens, time_ids) -> tuple[float, tuple[torch.Tensor, ...]]:
-        generator = generator_of(seed, "unet", number, shard)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        time = torch.randint(0, len(signal), (len(clean),), generator=generator).to(device)
+    def loss_of(shard: int, clean, tokens, time_ids, noise, time) -> torch.Tensor:
         alpha = signal[time].sqrt()[:, None, None, None]
         sigma = (1 - signal[time]).sqrt()[:, None, None, None]
         noisy = (alpha * clean + sigma * noise).to(memory_format=torch.channels_last)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
             hidden, pooled = encode_tokens(*readers[shard], tokens)
-        loss = run_forward(noisy, time, hidden, pooled, time_ids, alpha * noise - sigma * clean)
-        return loss.item(), torch.autograd.grad(loss, stage.parameters)
+        return run_forward(noisy, time, hidden, pooled, time_ids, alpha * noise - sigma * clean)
+
+    def batch(number: int) -> list[torch.Tensor]:
+        clean, tokens, time_ids = batch_of(latents, tokenizer, preset, seed, number)
+        generator = generator_of(seed, "unet", number)
+        noise = torch.randn(clean.shape, generator=generator)
+        return [clean, tokens, time_ids, noise, times_of(len(clean), len(signal), generator)]
 
     def step(number: int) -> float:
-        batch = [part.to(device).chunk(shards) for part in batch_of(latents, tokenizer, preset, seed, number)]
-        done = list(threads.map(gradients, [number] * shards, range(shards), *batch))
-        for parameter, *parts in zip(stage.parameters, *[some for _, some in done], strict=True):
-            parameter.grad = sum(parts[1:], parts[0]).div_(shards)
-        return sum(loss for loss, _ in done) / shards
+        return shards.backward(stage.parameters, loss_of, *(part.to(device) for part in batches(number)))
 
-    with ThreadPoolExecutor(shards, initializer=torch.set_num_threads, initargs=(max(1, cores // shards),)) as threads:
+    with Shards(device) as shards, Ahead(batch) as batches:
+        readers += [(copy.deepcopy(first), copy.deepcopy(second)) for _ in range(shards.count - 1)]
         complete = stage.run(step, until, seconds, report)
     stage.averages.copy_to_parameters()
     unet.eval()
