@@ -109,8 +109,8 @@ def models_page() -> str:
         "limits use, and keeps only safetensors and plain configuration. A model that is made of parts (an "
         "autoencoder, a LoRA) brings them along and takes them away with its last user.\n\n"
         "`eis models add FILE` adds a checkpoint, a LoRA or a textual inversion of your own, recognised by its keys. "
-        "On the same disk it is linked, from another one copied; your file stays where it is. A pickle (`.ckpt`, `.pt`, `.bin`) is "
-        "refused. `eis models rm ID` takes a model away.\n"
+        "On the same disk it is linked, from another one copied; your file stays where it is. A pickle (`.ckpt`, `.pt` "
+        "or `.bin`) is refused. `eis models rm ID` takes a model away.\n"
     )
     return "\n".join([NOTE, "# Models\n", head, table(("id", "title", "kind", "size", "licence", "serves"), rows)])
 

@@ -35,6 +35,12 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def test_the_linter_is_content():
+    run = subprocess.run([sys.executable, "-m", "ruff", "check", "app", "tests", "benchmarks", "examples", "docs"],
+                         capture_output=True, text=True, cwd=ROOT)  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 @cache
 def sources() -> dict[str, ast.Module]:
     """Module name -> syntax tree of every file of the product."""

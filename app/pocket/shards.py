@@ -2,6 +2,9 @@
 
 Each part is computed by a thread of its own that meets the others once a step: on a CPU that does other work too,
 threads that meet at every operation spend most of their time waiting.
+
+Autocast keeps its copies of weights for all threads together, so how often one is made depends on who came first: a
+step that is to end in the same bits each time computes in `mixed_precision`, which keeps none.
 """
 
 from __future__ import annotations
@@ -14,6 +17,11 @@ import torch
 from torch import nn
 
 CPU_SHARDS = 2
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where it is safe, without autocast's own store of casted weights."""
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 class Shards:
@@ -34,7 +42,7 @@ class Shards:
     def backward(
         self, parameters: Sequence[nn.Parameter], loss_of: Callable[..., torch.Tensor], *batch: torch.Tensor
     ) -> float:
-        """Leave in `parameters` the gradient of the mean of `loss_of(shard, *part)` over the parts; answers the mean."""
+        """Leave in `parameters` the gradient of the mean `loss_of(shard, *part)` of all parts; answers that mean."""
 
         def gradients(shard: int, *part: torch.Tensor) -> tuple[float, tuple[torch.Tensor, ...]]:
             loss = loss_of(shard, *part)

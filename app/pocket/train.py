@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file
 
+from app.errors import InvalidRequest
 from app.pocket import captions, classifier, latents, spec, train_autoencoder, train_text, train_unet
 from app.pocket.networks import build_pipeline
 
@@ -22,6 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=spec.WEIGHTS, help="folder of the finished weights")
     parser.add_argument(
         "--work", type=Path, default=Path.home() / ".cache/eis-train/pocket", help="folder of checkpoints"
+    )
+    parser.add_argument(
+        "--start",
+        type=Path,
+        help="a weights folder to go on from when its checkpoints are gone: autoencoder and text encoders stay as they "
+        "are, the UNet learns on",
     )
     parser.add_argument("--preset", choices=tuple(spec.PRESETS), default="cpu")
     parser.add_argument("--pictures", type=int, help="pictures that the UNet sees (the preset says how many)")
@@ -53,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.device(arguments.device),
         arguments.compile,
         arguments.seconds,
+        arguments.start,
     )
     state = "complete" if complete else "not complete yet: the same command goes on"
     print(f"pocket: {state}, weights in {arguments.out}")
@@ -71,19 +80,36 @@ def train(
     device: torch.device,
     compiled: bool = False,
     seconds: float | None = None,
+    start: Path | None = None,
 ) -> bool:
     """Run every stage that is not complete, then write the weights; True when all of it is complete."""
     torch.manual_seed(seed)
     pipeline = build_pipeline(preset, captions.vocabulary())
-    train_autoencoder.train(pipeline.vae, preset, work, seed, device, compiled, report=say)
     texts = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.tokenizer)
-    train_text.train(*texts, preset, work, seed, device, report=say)
+    if start is None:
+        train_autoencoder.train(pipeline.vae, preset, work, seed, device, compiled, report=say)
+        train_text.train(*texts, preset, work, seed, device, report=say)
+    else:
+        load_networks(pipeline, start)
     latents.encode(pipeline.vae, preset, work, seed, device, report=say)
     complete = train_unet.train(
         pipeline.unet, *texts, pipeline.scheduler, preset, work, seed, device, compiled, seconds=seconds, report=say
     )
     export(pipeline, out, _classifier(preset, work, seed))
     return complete
+
+
+def load_networks(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
+    """Take every network's weights from a folder that `export` wrote; `InvalidRequest` if they do not fit."""
+    for name in ("vae", "text_encoder", "text_encoder_2", "unet"):
+        files = list((folder / name).glob("*.safetensors"))
+        if not files:
+            raise InvalidRequest(f"{folder} holds no weights of a {name}.")
+        try:
+            getattr(pipeline, name).load_state_dict(load_file(files[0]))
+        except RuntimeError:
+            raise InvalidRequest(f"The {name} in {folder} is not of this preset's size.") from None
+    pipeline.vae.register_to_config(scaling_factor=1.0)
 
 
 def _classifier(preset: spec.Preset, work: Path, seed: int) -> classifier.ThingClassifier:

@@ -18,7 +18,7 @@ from app.pocket import captions
 from app.pocket.checkpoints import Stage, generator_of, rng_of
 from app.pocket.latents import open_latents, scene_of
 from app.pocket.networks import POSITIONS, encode_tokens
-from app.pocket.shards import Ahead, Shards
+from app.pocket.shards import Ahead, Shards, mixed_precision
 from app.pocket.spec import Preset
 from app.pocket.train_text import add_noise
 
@@ -86,7 +86,7 @@ def train(
     signal = scheduler.alphas_cumprod.to(device)
 
     def forward(noisy, time, hidden, pooled, time_ids, target):
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             conditions = {"text_embeds": pooled, "time_ids": time_ids}
             predicted = unet(noisy, time, hidden, added_cond_kwargs=conditions).sample
         return functional.mse_loss(predicted.float(), target)
@@ -98,7 +98,7 @@ def train(
         alpha = signal[time].sqrt()[:, None, None, None]
         sigma = (1 - signal[time]).sqrt()[:, None, None, None]
         noisy = (alpha * clean + sigma * noise).to(memory_format=torch.channels_last)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        with torch.no_grad(), mixed_precision(device):
             hidden, pooled = encode_tokens(*readers[shard], tokens)
         return run_forward(noisy, time, hidden, pooled, time_ids, alpha * noise - sigma * clean)
 

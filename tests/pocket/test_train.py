@@ -4,6 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from app.errors import InvalidRequest  # noqa: E402
 from app.pocket import captions, latents, spec, train, train_autoencoder, train_text, train_unet  # noqa: E402
 from app.pocket.checkpoints import Stage  # noqa: E402
 from app.pocket.networks import build_pipeline  # noqa: E402
@@ -87,6 +88,18 @@ def test_one_command_trains_from_nothing_and_writes_a_loadable_folder(tmp_path):
     written = {path.relative_to(out): path.read_bytes() for path in out.rglob("*.safetensors")}
     assert train.main(command) == 0  # complete: nothing left to train, the same weights again
     assert written == {path.relative_to(out): path.read_bytes() for path in out.rglob("*.safetensors")}
+
+
+def test_a_weights_folder_is_gone_on_from_without_its_checkpoints(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train.main(["--preset", "tiny", "--work", str(tmp_path / "a"), "--out", str(first), "--device", "cpu"]) == 0
+    more = ["--preset", "tiny", "--work", str(tmp_path / "b"), "--out", str(second), "--device", "cpu"]
+    assert train.main([*more, "--start", str(first)]) == 0
+    for name in ("vae", "text_encoder", "text_encoder_2", "unet"):
+        file = next((first / name).glob("*.safetensors")).name
+        assert ((first / name / file).read_bytes() == (second / name / file).read_bytes()) == (name != "unet")
+    with pytest.raises(InvalidRequest, match="not of this preset's size"):
+        train.main([*more, "--preset", "cpu", "--start", str(first)])
 
 
 def test_text_targets_name_every_fact():
