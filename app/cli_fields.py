@@ -1,7 +1,7 @@
 """A Request's fields as flags: one flag for each, with its description, limits and default from the field itself.
 
-A list of models is given one at a time, `--lora NAME=0.8`; a list of texts one at a time as well. `null` stands for
-null where the field allows it.
+A list of models is given one at a time, `--lora NAME=0.8`; a list of texts one at a time as well. `null`, and an empty
+value, stand for null where the field allows it.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def given_fields(options: argparse.Namespace, wish: type[BaseModel]) -> dict[str
         value = getattr(options, field_dest(name))
         if value is UNSET:
             continue
-        if value == "null" and NoneType in members(info.annotation):
+        if value in ("null", "") and NoneType in members(info.annotation):
             value = None
         elif isinstance(value, list) and WeightedModel in element_types(info.annotation):
             value = [weighted(text) for text in value]

@@ -145,12 +145,13 @@ def test_flags_read_names_lists_and_null(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setenv("EIS_CATALOG", "app.core.catalog:CATALOG")
     parser = argparse.ArgumentParser()
     words = ["inpaint", "--prompt", "a", "--lora", "one=0.5", "--lora", "two", "--scheduler", "euler A",
-             "--padding-mask-crop", "null", "--no-vae-tiling", "--textual-inversion", "moody"]  # fmt: skip
+             "--padding-mask-crop", "null", "--no-vae-tiling", "--textual-inversion", "moody",
+             "--negative-prompt", ""]  # fmt: skip
     cli_run.declare(parser, words)
     given = given_fields(parser.parse_args(words), next(one for one in PRODUCT if one.name == "inpaint").request)
     assert given == {
         "prompt": "a", "loras": [{"model": "one", "weight": "0.5"}, {"model": "two"}], "scheduler": "Euler a",
-        "padding_mask_crop": None, "vae_tiling": False, "textual_inversions": ["moody"],
+        "padding_mask_crop": None, "negative_prompt": None, "vae_tiling": False, "textual_inversions": ["moody"],
     }  # fmt: skip
 
 

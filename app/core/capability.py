@@ -43,7 +43,7 @@ class ModelRequest(Request):
     """
 
     prompt: Prompt
-    negative_prompt: NegativePrompt = ""
+    negative_prompt: NegativePrompt = None
     model: Model = "auto"
     loras: Loras = ()
     textual_inversions: TextualInversions = ()

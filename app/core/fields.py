@@ -61,7 +61,15 @@ Prompt = Annotated[
         max_length=10_000,
     ),
 ]
-NegativePrompt = Annotated[str, field("What the picture must not show.", kind="prompt", max_length=10_000)]
+NegativePrompt = Annotated[
+    str | None,
+    field(
+        "What the picture must not show; null: nothing, said as the model was trained to hear it (SDXL: zeros). An "
+        "empty text is encoded as a text, as diffusers does.",
+        kind="prompt",
+        max_length=10_000,
+    ),
+]
 Model = Annotated[
     str, field("Id of the model; `auto` is the best installed one.", kind="model", min_length=1, max_length=200)
 ]

@@ -115,7 +115,7 @@ def request_from_infotext(text: str) -> dict[str, Any]:
     found = parsed.parameters
     fields: dict[str, Any] = {
         "prompt": _LORA.sub("", parsed.prompt).strip(),
-        "negative_prompt": parsed.negative_prompt,
+        "negative_prompt": parsed.negative_prompt or None,
         "num_inference_steps": _as(int, found.get("Steps")),
         "guidance_scale": _as(float, found.get("CFG scale")),
         "seed": _as(int, found.get("Seed")),

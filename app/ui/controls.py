@@ -103,7 +103,7 @@ def prompt(question: Question) -> Control:
         placeholder=question.description.partition(";")[0].rstrip("."),
         elem_classes=["eis-prompt"] if main else [],
     )
-    return plain(question, widget, lambda value: value or "")
+    return plain(question, widget, lambda value: value or (None if question.nullable else ""))
 
 
 def number(question: Question) -> Control:

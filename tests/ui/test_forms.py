@@ -92,6 +92,15 @@ def test_a_shown_request_is_read_back(library):
     assert form.read(shown) == wish
 
 
+def test_an_empty_negative_prompt_is_none_and_not_an_empty_text(library):
+    form = form_of(CATALOG[0], library)
+    typed = values_of(form)
+    at = form.widgets.index(form.widget("negative_prompt"))
+    for text, expected in (("", None), (None, None), ("blur", "blur")):
+        typed[at] = text
+        assert form.read(typed)["negative_prompt"] == expected
+
+
 def test_empty_boxes_say_what_empty_means(library, tmp_path):
     form = form_of(CATALOG[0], library)
     assert form.widget("num_inference_steps").placeholder.startswith("auto (")
