@@ -110,7 +110,8 @@ class Page:
                 note.act(lambda: gr.Tabs(selected="models"), None, self.outer, **QUIET)
         # The list looks again whenever its tab is opened.
         models_tab.select(None, None, self.models, js="() => Date.now()", queue=False, api_visibility="private")
-        self.models.act(self.models_changed, None, widgets, **QUIET)
+        chosen = [panel.form.widget("model") for panel in self.panels.values() if panel.form.widget("model")]
+        self.models.act(self.models_changed, chosen, widgets, **QUIET)
 
     def targets(self) -> list[tuple[str, str]]:
         """(where, words) of everything that takes a picture."""
@@ -184,7 +185,7 @@ class Page:
         request = dict(recipe.get("request") or {})
         for field in panel.form.pictures:
             request[field] = self.picture_value(request.get(field), owner)
-        shown = dict(zip(panel.form.widgets, panel.form.show(request), strict=True))
+        shown = dict(zip(panel.form.widgets, panel.form.settled(request), strict=True))
         return {**self.to(panel.name), **shown}
 
     def picture_value(self, reference: Any, owner: str) -> dict[str, Any] | None:
@@ -204,9 +205,15 @@ class Page:
             found[self.inner[group]] = gr.Tabs(selected=name)
         return found
 
-    def models_changed(self) -> list[Any]:
-        """After a pull or a removal: what the forms offer."""
-        return [update for panel in self.panels.values() for update in panel.form.refresh("auto")]
+    def models_changed(self, event: gr.EventData, *chosen: str) -> list[Any]:
+        """After a pull or a removal: what each form offers, and what empty means for the model chosen in it."""
+        gone = {str(model) for model in (event._data or {}).get("gone") or ()}
+        models = iter(chosen)
+        updates: list[Any] = []
+        for panel in self.panels.values():
+            model = next(models) if panel.form.widget("model") else "auto"
+            updates += panel.form.after_models_changed(model or "auto", gone)
+        return updates
 
 
 def build_ui(service: Service, *, version: str = "") -> gr.Blocks:

@@ -233,17 +233,31 @@ def model(question: Question) -> Control:
     )
     note = part(missing_note(question.choices, "auto"))
     name = question.name
+
+    def show(request: Mapping[str, Any]) -> list[Any]:
+        wished = request.get(name) or "auto"
+        if question.choices.known(wished) != wished:
+            return given_way(question.choices, wished)
+        return [gr.update(value=wished), gr.update(value=missing_note(question.choices, wished))]
+
     return Control(
         (name,),
         [widget, note],
         lambda value, _note: {name: value or "auto"},
-        lambda request: [gr.update(value=request.get(name) or "auto"), gr.skip()],
+        show,
         lambda chosen: [
             gr.update(choices=question.choices.entries()),
             gr.update(value=missing_note(question.choices, chosen)),
         ],
         notes=[note],
     )
+
+
+def given_way(choices: ModelChoices, model: str) -> list[Any]:
+    """Updates of the model's two widgets when auto takes the place of a model that is not there."""
+    lost = f'<p class="eis-note">{escape(model)} is not installed here; auto stands in its place.</p>'
+    note = lost + missing_note(choices, "auto")
+    return [gr.update(choices=choices.entries(), value="auto"), gr.update(value=note)]
 
 
 def missing_note(choices: ModelChoices, model: str) -> str:

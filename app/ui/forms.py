@@ -3,7 +3,7 @@
 A form reads its widgets into the JSON that `Service.submit` takes, and shows such JSON again.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -19,6 +19,7 @@ from app.ui.controls import (
     bounds,
     choice,
     embeddings,
+    given_way,
     literal_values,
     loras,
     model,
@@ -120,6 +121,7 @@ class Form:
 
     def __init__(self, capability: Capability, choices: ModelChoices) -> None:
         self.capability = capability
+        self.choices = choices
         self.controls: list[Control] = []
         wish = capability.request
         by_kind = kinds(wish)
@@ -177,6 +179,20 @@ class Form:
         updates: list[Any] = []
         for control in self.controls:
             updates += control.refresh(model) if control.refresh else [gr.skip() for _ in control.widgets]
+        return updates
+
+    def settled(self, request: Mapping[str, Any]) -> list[Any]:
+        """Updates that make the form say this request, and what empty means for the model that it names."""
+        model = self.choices.known(str(request.get("model") or "auto"))
+        return [{**hint, **said} for hint, said in zip(self.refresh(model), self.show(request), strict=True)]
+
+    def after_models_changed(self, chosen: str, gone: Collection[str]) -> list[Any]:
+        """Updates after a pull or a removal: the chosen model's own hints, auto where it has gone."""
+        kept = "auto" if chosen in gone else self.choices.known(chosen)
+        updates = self.refresh(kept)
+        if kept != chosen:
+            at = self.widgets.index(self.widget("model"))
+            updates[at : at + 2] = given_way(self.choices, chosen)
         return updates
 
     def widget(self, name: str) -> Any | None:

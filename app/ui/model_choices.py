@@ -32,6 +32,10 @@ class ModelChoices:
         absent = [(f"{row.spec.title} · not installed", row.spec.id) for row in rows if not row.installed]
         return [(first, "auto"), *ready, *absent]
 
+    def known(self, model: str) -> str:
+        """The model itself, or auto where the dropdown does not have it: it was removed, or was never here."""
+        return model if any(id == model for _, id in self.entries()) else "auto"
+
     def missing_note(self, model: str) -> str:
         """How to get a model that is not installed; empty when there is nothing to say."""
         try:

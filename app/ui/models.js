@@ -1,4 +1,4 @@
-/* The list of models: installed or not, pull with progress and the licence question, add a file, remove. */
+/* The list of models: installed or not, pull with progress, a stop and the licence question, add a file, remove. */
 "use strict";
 
 (() => {
@@ -6,6 +6,7 @@
   const ROUTE = "api/v1/models";
   const MILLISECONDS_BETWEEN_LOOKS = 1000;
   const KINDS = [["checkpoint", "Checkpoints"], ["lora", "LoRAs"], ["embedding", "Textual inversions"], ["vae", "Autoencoders"], ["controlnet", "ControlNets"], ["other", "Other"]];
+  const UNDER_WAY = ["waiting", "running", "cancelling"];
   const UNITS = ["B", "kB", "MB", "GB", "TB"];
 
   function size(bytes) {
@@ -44,10 +45,10 @@
         say(`The list could not be read: ${error.message}`);
       }
       const now = models.filter((model) => model.installed).map((model) => model.id).join(" ");
-      if (signature && signature !== now) changed();
+      if (signature && signature !== now) changed(signature.split(" ").filter((id) => id && !now.split(" ").includes(id)));
       signature = now || " ";
       draw();
-      const pulling = models.some((model) => ["waiting", "running"].includes(model.pull?.status));
+      const pulling = models.some((model) => UNDER_WAY.includes(model.pull?.status));
       if (pulling && visible()) timer = setTimeout(look, MILLISECONDS_BETWEEN_LOOKS);
     }
 
@@ -94,11 +95,14 @@
       text.append(head, make("p", { className: "eis-model-about", textContent: model.description || "Added by you." }), line);
       const actions = make("div", { className: "eis-model-act" });
       const state_ = model.pull?.status;
-      if (state_ === "waiting" || state_ === "running") {
+      if (UNDER_WAY.includes(state_)) {
         const share = model.pull.bytes_total ? (100 * model.pull.bytes_done) / model.pull.bytes_total : 0;
         const bar = make("div", { className: `eis-progress${state_ === "waiting" ? " waiting" : ""}` });
         bar.append(Object.assign(make("i"), { style: `width:${Math.min(100, share).toFixed(1)}%` }));
         text.append(bar, make("p", { className: "eis-hint", textContent: state_ === "waiting" ? "Waiting for another pull" : `${size(model.pull.bytes_done)} of ${size(model.pull.bytes_total)}` }));
+        const stop = button("Stop", () => act(model, `${under(model)}/pull`, { method: "DELETE" }));
+        stop.disabled = state_ === "cancelling";
+        actions.append(stop);
       } else if (!model.installed && model.repo) {
         actions.append(button("Pull", () => (model.licence.ask ? (asking.add(model.id), draw()) : pull(model, false)), "eis-strong"));
       } else if (model.installed && !model.embedded) {

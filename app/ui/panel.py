@@ -73,7 +73,8 @@ class Panel:
         self.recent.act(self.act, [self.session, self.kept], [self.stage, self.kept, *self.seed_widgets], **settings)
         model = self.form.widget("model")
         if model is not None:
-            model.change(self.form.refresh, model, self.form.widgets, **QUIET)
+            # Not `change`: whoever sets the model by code has also said what the form shall show for it.
+            model.input(self.form.refresh, model, self.form.widgets, **QUIET)
 
     @property
     def restorable(self) -> list[Any]:
@@ -238,8 +239,7 @@ class Panel:
             session.remember(self.name, job.id)
             if not job.status.is_terminal:
                 session.expect(self.name, job.id)
-        model = str((own["form"] or {}).get("model") or "auto")
-        updates = merged(self.form.refresh(model), self.form.show(own["form"]) if own["form"] else [])
+        updates = self.form.settled(own["form"]) if own["form"] else self.form.refresh("auto")
         found = dict(zip(self.form.widgets, updates, strict=True))
         found[self.recent] = self.recent_pictures(owner)
         if running := session.next(self.name):
@@ -247,13 +247,6 @@ class Panel:
         elif jobs:
             found[self.stage] = self.ended(jobs[-1])
         return found
-
-
-def merged(first: list[Any], second: list[Any]) -> list[Any]:
-    """Two lists of updates of the same widgets as one; the second wins."""
-    if not second:
-        return first
-    return [{**one, **other} for one, other in zip(first, second, strict=True)]
 
 
 def drawn(form: Form, values: tuple[Any, ...], payload: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,11 +48,11 @@ def lora_rows(title: str, options: list[dict[str, str]], limit: int) -> gr.HTML:
 
 
 def model_list() -> gr.HTML:
-    """The list of models, drawn from the REST routes; it reports `act` when what is installed changed."""
+    """The list of models, drawn from the REST routes; it reports `act` and what has gone when that changed."""
     return gr.HTML(
         None,
         html_template='<div class="eis-models"></div>',
-        js_on_load="eis.models(element, props, watch, () => trigger('act', {action: 'changed'}))",
+        js_on_load="eis.models(element, props, watch, (gone) => trigger('act', {action: 'changed', gone}))",
         apply_default_css=False,
         elem_id="model-list",
     )

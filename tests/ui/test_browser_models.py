@@ -34,6 +34,10 @@ def test_pull_with_progress_and_licence_then_the_form_offers_it(
 ) -> None:
     hub.faults["diffusion_pytorch_model.safetensors"] = [Fault(after=100_000, ending="stall")]
     page = open_page(pulling.address)
+    model, steps = (page.get_by_label(name, exact=True).locator("visible=true") for name in ("Model", "Steps"))
+    model.click()
+    page.get_by_role("option", name="Base · not installed", exact=True).click()
+    page.locator("[placeholder='auto (4)']:visible").wait_for()
     tab(page, "Models")
     vae = page.locator("[data-model=vae]")
     vae.get_by_role("button", name="Pull").click()
@@ -48,14 +52,19 @@ def test_pull_with_progress_and_licence_then_the_form_offers_it(
     painter.locator("text=Installed").wait_for()
 
     tab(page, "Inpaint")
-    page.get_by_label("Model", exact=True).locator("visible=true").click()
-    page.get_by_role("option", name="Painter", exact=True).wait_for()
-    page.keyboard.press("Escape")
+    model.click()
+    page.get_by_role("option", name="Painter", exact=True).click()
+
+    tab(page, "Text to image")
+    assert model.input_value().startswith("Base") and steps.get_attribute("placeholder") == "auto (4)"
 
     tab(page, "Models")
     painter.get_by_role("button", name="Remove").click()
     painter.get_by_role("button", name="Remove its files?").click()
     painter.locator("text=Not installed").wait_for()
+    tab(page, "Inpaint")
+    page.locator("text=painter is not installed here; auto stands in its place").locator("visible=true").wait_for()
+    assert model.input_value().startswith("auto")
 
 
 def test_an_added_lora_is_offered_with_a_weight_and_travels_with_the_wish(

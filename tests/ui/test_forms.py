@@ -113,6 +113,35 @@ def test_empty_boxes_say_what_empty_means(library, tmp_path):
     assert inpaint.widget("padding_mask_crop").placeholder == "the whole picture"
 
 
+def test_a_pull_elsewhere_leaves_the_chosen_model_and_its_hints(library):
+    form = form_of(CATALOG[0], library)
+    model, steps = (form.widgets.index(form.widget(name)) for name in ("model", "num_inference_steps"))
+    updates = form.after_models_changed("sdxl", gone=())
+    assert updates[steps]["placeholder"] == "auto (30)" and "value" not in updates[model]
+
+
+def test_a_model_that_has_gone_gives_way_to_auto_and_the_form_says_so(library):
+    form = form_of(CATALOG[0], library)
+    model, steps = (form.widgets.index(form.widget(name)) for name in ("model", "num_inference_steps"))
+    of_auto = form.refresh("auto")[steps]["placeholder"]
+    for updates in (
+        form.after_models_changed("sdxl", gone={"sdxl"}),
+        form.after_models_changed("my-own-file", gone=()),
+        form.settled({"prompt": "x", "model": "my-own-file"}),
+    ):
+        assert updates[model]["value"] == "auto" and "auto" in {id for _, id in updates[model]["choices"]}
+        assert "is not installed here; auto stands in its place" in updates[model + 1]["value"]
+        assert updates[steps]["placeholder"] == of_auto
+
+
+def test_settings_bring_the_hints_of_their_model(library):
+    form = form_of(CATALOG[0], library)
+    updates = form.settled({"prompt": "x", "model": "sdxl", "num_inference_steps": None})
+    assert updates[form.widgets.index(form.widget("model"))]["value"] == "sdxl"
+    steps = updates[form.widgets.index(form.widget("num_inference_steps"))]
+    assert steps["value"] == "" and steps["placeholder"] == "auto (30)"
+
+
 def test_what_is_no_number_is_refused_by_name(library):
     form = form_of(CATALOG[0], library)
     values = values_of(form)

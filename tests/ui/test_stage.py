@@ -8,7 +8,7 @@ from app.core.jobs import Job, JobEvent, JobStatus
 from app.errors import InvalidRequest
 from app.ui import stage
 from app.ui.gallery import tile
-from app.ui.panel import decode_data_uri, merged, own_part, picture_seed, remember
+from app.ui.panel import decode_data_uri, own_part, picture_seed, remember
 from app.ui.session import Session
 from app.ui.wording import button, chooser, duration, size
 
@@ -96,10 +96,6 @@ def test_the_browsers_memory_may_hold_anything():
 def test_the_seed_of_one_picture_of_several():
     assert picture_seed({"request": {"seed": 2**32 - 1}, "position": 2}) == 1
     assert picture_seed({}) is None
-
-
-def test_updates_are_merged_in_order():
-    assert merged([{"a": 1, "b": 1}], [{"b": 2}]) == [{"a": 1, "b": 2}]
 
 
 def test_a_mask_that_is_no_base64_is_refused():
