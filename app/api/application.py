@@ -20,7 +20,7 @@ from app.api.events import event_router
 from app.api.images import image_router
 from app.api.jobs import job_router
 from app.api.login import login_router
-from app.api.models import model_router
+from app.api.models import Pulls, model_router
 from app.api.openapi import complete
 from app.api.pictures import Fetch, PictureResolver
 from app.api.posture import Hosts, Keys, Posture
@@ -47,7 +47,13 @@ def create_api(
     service: Service, options: ApiOptions, *, fetch: Fetch, page: Callable[[], Any] | None = None
 ) -> FastAPI:
     """The application; `fetch` is the guarded GET for pictures, `page` builds the browser page (None: none)."""
-    draining = Draining(service.stop, options.drain_seconds)
+    pulls = Pulls(service)
+
+    def stop(seconds: float) -> None:
+        pulls.close()
+        service.stop(seconds)
+
+    draining = Draining(stop, options.drain_seconds)
     browser_page = BrowserPage(page) if page is not None else None
 
     @asynccontextmanager
@@ -84,7 +90,7 @@ def create_api(
     api.include_router(event_router(service, draining))
     api.include_router(job_router(service))
     api.include_router(image_router(service, resolver))
-    api.include_router(model_router(service))
+    api.include_router(model_router(service, pulls))
     api.include_router(capability_router(service, resolver, draining))
     if browser_page is not None:
         # Not a mount: that would take wrong methods of real routes too, and answer 404 for 405.

@@ -1,4 +1,4 @@
-"""Models: list, fetch in the background with progress, add an uploaded file, remove.
+"""Models: list, fetch in the background with progress and a way to stop it, add an uploaded file, remove.
 
 A file comes in by upload only; a path of the server's disk is taken by the shell command and never over HTTP.
 """
@@ -7,7 +7,6 @@ import re
 import shutil
 import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +28,7 @@ from app.errors import Conflict, InvalidRequest, ServiceError
 UNKNOWN = {404: documented(ErrorAnswer, "No such model.")}
 UPLOAD_FIELDS = {"id", "title", "kind", "licence"}
 PULLS_AT_ONCE = 2
+UNDER_WAY = {"waiting", "running", "cancelling"}
 UPLOAD_BODY = {
     "required": True,
     "content": {
@@ -46,20 +46,32 @@ UPLOAD_BODY = {
 }
 
 
+class Pull:
+    """One download: its state, and how it is stopped."""
+
+    def __init__(self, bytes_total: int, stop: Any) -> None:
+        self.state: dict[str, Any] = {"status": "waiting", "bytes_done": 0, "bytes_total": bytes_total, "error": None}
+        self.stop = stop
+
+
 class Pulls:
-    """The downloads of this process, at most two at once; the last state of each stays readable."""
+    """The downloads of this process, at most two at once; the last state of each stays readable.
+
+    Their threads are daemons: a pull goes on where it broke, so that it never has to hold up the end of the process.
+    """
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.lock = threading.Lock()
-        self.states: dict[str, dict[str, Any]] = {}
-        self.threads = ThreadPoolExecutor(PULLS_AT_ONCE, thread_name_prefix="pull")
+        self.places = threading.Semaphore(PULLS_AT_ONCE)
+        self.pulls: dict[str, Pull] = {}
+        self.closed = False
 
     def state(self, id: str) -> dict[str, Any] | None:
         """Where the last pull of this model stands."""
         with self.lock:
-            state = self.states.get(id)
-            return dict(state) if state else None
+            pull = self.pulls.get(id)
+            return dict(pull.state) if pull else None
 
     def start(self, id: str, accept_licence: bool) -> None:
         """Begin a pull; `Conflict` when one runs, the licence's error when it must be accepted first."""
@@ -72,31 +84,57 @@ class Pulls:
                 url=licence.url,
             )
         with self.lock:
-            if self.states.get(id, {}).get("status") in {"waiting", "running"}:
+            if self.closed:
+                raise Refusal("draining", "The server stops; pull again when it is back.")
+            if id in self.pulls and self.pulls[id].state["status"] in UNDER_WAY:
                 raise Conflict("This model is being pulled already.")
-            self.states[id] = {"status": "waiting", "bytes_done": 0, "bytes_total": row.spec.bytes, "error": None}
-        self.threads.submit(self.pull, id, accept_licence)
+            pull = self.pulls[id] = Pull(row.spec.bytes, self.service.models.new_stop())
+        threading.Thread(target=self.run, args=(id, accept_licence, pull), name=f"pull-{id}", daemon=True).start()
 
-    def pull(self, id: str, accept_licence: bool) -> None:
-        """In a thread: fetch it and keep the state current."""
+    def run(self, id: str, accept_licence: bool, pull: Pull) -> None:
+        """In a thread: wait for a place, fetch it and keep the state current."""
 
         def progress(done: int, total: int) -> None:
-            self.update(id, status="running", bytes_done=done, bytes_total=total)
+            self.update(pull, bytes_done=done, bytes_total=total)
 
-        try:
-            self.update(id, status="running")
-            self.service.models.pull(id, accept_licence=accept_licence, progress=progress)
-        except ServiceError as error:
-            self.update(id, status="failed", error={"code": error.code, "message": error.message})
-        except Exception:
-            self.update(id, status="failed", error={"code": "internal", "message": "The pull failed."})
-            raise
-        else:
-            self.update(id, status="succeeded")
+        with self.places:
+            try:
+                with self.lock:
+                    if pull.stop.asked:
+                        return
+                    pull.state["status"] = "running"
+                self.service.models.pull(id, accept_licence=accept_licence, progress=progress, stop=pull.stop)
+            except ServiceError as error:
+                if pull.stop.asked:
+                    self.update(pull, status="cancelled")
+                else:
+                    self.update(pull, status="failed", error={"code": error.code, "message": error.message})
+            except Exception:
+                self.update(pull, status="failed", error={"code": "internal", "message": "The pull failed."})
+                raise
+            else:
+                self.update(pull, status="succeeded")
 
-    def update(self, id: str, **changes: Any) -> None:
+    def cancel(self, id: str) -> None:
+        """End a pull; what has arrived is kept for the next one. `Conflict` when none is under way."""
+        self.service.models.get(id)
         with self.lock:
-            self.states[id].update(changes)
+            pull = self.pulls.get(id)
+            if pull is None or pull.state["status"] not in UNDER_WAY:
+                raise Conflict("This model is not being pulled.")
+            pull.state["status"] = "cancelled" if pull.state["status"] == "waiting" else "cancelling"
+            pull.stop.ask()
+
+    def close(self) -> None:
+        """End all pulls and begin no more: the process stops."""
+        with self.lock:
+            self.closed = True
+            for pull in self.pulls.values():
+                pull.stop.ask()
+
+    def update(self, pull: Pull, **changes: Any) -> None:
+        with self.lock:
+            pull.state.update(changes)
 
 
 def model_view(row: Any, pull: dict[str, Any] | None) -> dict[str, Any]:
@@ -124,10 +162,9 @@ def model_view(row: Any, pull: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def model_router(service: Service) -> APIRouter:
+def model_router(service: Service, pulls: Pulls) -> APIRouter:
     """Everything under `/api/v1/models`."""
     router = APIRouter(prefix=f"{PREFIX}/models", tags=["models"])
-    pulls = Pulls(service)
 
     def view(row: Any) -> dict[str, Any]:
         return model_view(row, pulls.state(row.spec.id))
@@ -159,6 +196,16 @@ def model_router(service: Service) -> APIRouter:
     )
     def pull_model(id: str, accept_licence: bool = False) -> Response:
         pulls.start(id, accept_licence)
+        return answer(view(service.models.get(id)), 202, {"Location": f"{PREFIX}/models/{id}"})
+
+    @router.delete(
+        "/{id}/pull",
+        status_code=202,
+        summary="Stop a pull; what has arrived is kept for the next one",
+        responses={**UNKNOWN, 409: documented(ErrorAnswer, "It is not being pulled.")},
+    )
+    def cancel_pull(id: str) -> Response:
+        pulls.cancel(id)
         return answer(view(service.models.get(id)), 202, {"Location": f"{PREFIX}/models/{id}"})
 
     @router.post(

@@ -1,7 +1,8 @@
 """Files from a model hub over its public HTTP protocol: resumed, retried, checked against the hub's own SHA-256.
 
 A file bears its name only once its size and hash were right; until then it is `<name>.part`, which the next attempt, or
-the next process, goes on with. The token is sent to the hub's own origin and to no host that the hub redirects to.
+the next process, goes on with. The token is sent to the hub's own origin and to no host that the hub redirects to. A
+transfer that is asked to stop does so between two blocks, in a wait, and in the middle of a silent read.
 """
 
 import hashlib
@@ -9,9 +10,11 @@ import json
 import os
 import random
 import re
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
@@ -70,6 +73,51 @@ class Listing:
         return tuple(chosen.values())
 
 
+class Stop:
+    """The wish that a transfer end, made in one thread and heeded in another with `TransferFailed`."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether the transfer is to end."""
+        return self._asked.is_set()
+
+    def ask(self) -> None:
+        """Let it end, now: what it waits for is hung up."""
+        with self._lock:
+            self._asked.set()
+            if self._socket is not None:
+                with suppress(OSError):
+                    # The plain socket's own method: under TLS the other one takes away what the reader holds.
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def check(self) -> None:
+        """Raise where it was asked for."""
+        if self._asked.is_set():
+            raise TransferFailed("The pull was stopped; what has arrived is kept.", final=True)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, unless it is asked for."""
+        self._asked.wait(seconds)
+        self.check()
+
+    @contextmanager
+    def hanging_up(self, response: httpx.Response) -> Iterator[None]:
+        """While the block reads this answer, `ask` closes its line: a peer that is silent would hold the reader."""
+        with self._lock:
+            self._socket = response.extensions["network_stream"].get_extra_info("socket")
+        try:
+            self.check()
+            yield
+        finally:
+            with self._lock:
+                self._socket = None
+
+
 class Hub:
     """One hub, spoken to through the guarded client."""
 
@@ -88,13 +136,13 @@ class Hub:
         self._client = client
         self._patience = patience
 
-    def listing(self, repo: str, revision: str) -> Listing:
+    def listing(self, repo: str, revision: str, stop: Stop) -> Listing:
         """What the repository holds at the commit that `revision` now means."""
         address = f"{self._url}/api/models/{quote(repo)}/revision/{quote(revision, safe='')}?blobs=true"
-        tries = _Tries(self._patience, min(self._patience.attempts, 3))
+        tries = _Tries(self._patience, min(self._patience.attempts, 3), stop)
         while True:
             try:
-                with self._open(address, {}) as response:
+                with self._open(address, {}) as response, stop.hanging_up(response):
                     self._expect(response, (200,), repo)
                     body = bytearray()
                     for chunk in response.iter_raw():
@@ -105,7 +153,15 @@ class Hub:
             except (_Broken, TransferFailed, ValueError, KeyError, TypeError) as error:
                 tries.wait_or_give_up(error, repo)
 
-    def fetch(self, repo: str, commit: str, file: RemoteFile, target: Path, on_bytes: Callable[[int], None]) -> str:
+    def fetch(
+        self,
+        repo: str,
+        commit: str,
+        file: RemoteFile,
+        target: Path,
+        on_bytes: Callable[[int], None],
+        stop: Stop,
+    ) -> str:
         """Bring one file to `target`; answers its SHA-256. `on_bytes` hears how many bytes of it are there.
 
         `TransferFailed` when the hub gives up or the bytes are not those that the hub stated; those are deleted.
@@ -113,17 +169,17 @@ class Hub:
         address = f"{self._url}/{quote(repo)}/resolve/{quote(commit, safe='')}/{quote(file.path)}"
         part = target.with_name(target.name + PART)
         part.parent.mkdir(parents=True, exist_ok=True)
-        tries = _Tries(self._patience, self._patience.attempts)
+        tries = _Tries(self._patience, self._patience.attempts, stop)
         with part.open("ab+") as out:
             sums = _Sums(file)
-            sums.read_from(out)
+            sums.read_from(out, stop)
             if sums.count > file.size:
                 sums.restart(out)
             on_bytes(sums.count)
             while sums.count < file.size:
                 before = sums.count
                 try:
-                    self._continue(address, file, out, sums, on_bytes)
+                    self._continue(address, file, out, sums, on_bytes, stop)
                 except (_Broken, TransferFailed) as error:
                     if sums.count > before:
                         tries.progressed()
@@ -141,10 +197,10 @@ class Hub:
         return sums.sha256
 
     def _continue(
-        self, address: str, file: RemoteFile, out: Any, sums: "_Sums", on_bytes: Callable[[int], None]
+        self, address: str, file: RemoteFile, out: Any, sums: "_Sums", on_bytes: Callable[[int], None], stop: Stop
     ) -> None:
         headers = {"range": f"bytes={sums.count}-"} if sums.count else {}
-        with self._open(address, headers) as response:
+        with self._open(address, headers) as response, stop.hanging_up(response):
             if response.status_code == 416:
                 sums.restart(out)
                 raise _Broken("the hub refused the range")
@@ -155,6 +211,7 @@ class Hub:
             elif sums.count:
                 sums.restart(out)
             for chunk in response.iter_raw():
+                stop.check()
                 if sums.count + len(chunk) > file.size:
                     sums.restart(out)
                     raise _Broken("the hub sent more bytes than it stated")
@@ -215,15 +272,17 @@ class _Broken(Exception):
 class _Tries:
     """Counts attempts without progress and sleeps between them."""
 
-    def __init__(self, patience: Patience, attempts: int) -> None:
+    def __init__(self, patience: Patience, attempts: int, stop: Stop) -> None:
         self._patience = patience
         self._attempts = attempts
+        self._stop = stop
         self._failed = 0
 
     def progressed(self) -> None:
         self._failed = 0
 
     def wait_or_give_up(self, error: Exception, what: str) -> None:
+        self._stop.check()
         if isinstance(error, TransferFailed) and error.details.get("final"):
             raise error
         self._failed += 1
@@ -234,7 +293,7 @@ class _Tries:
             ) from error
         wait = self._patience.first_wait * 2 ** (self._failed - 1) * random.uniform(0.75, 1.25)
         wanted = error.wait if isinstance(error, _Broken) else None
-        time.sleep(min(self._patience.longest_wait, max(wait, wanted or 0.0)))
+        self._stop.wait(min(self._patience.longest_wait, max(wait, wanted or 0.0)))
 
 
 class _Sums:
@@ -256,10 +315,11 @@ class _Sums:
         if self._git:
             self._git.update(data)
 
-    def read_from(self, file: Any) -> None:
+    def read_from(self, file: Any, stop: Stop) -> None:
         """Hash what an earlier attempt left; the file is positioned at its end."""
         file.seek(0)
         while block := file.read(BLOCK):
+            stop.check()
             self.add(block)
 
     def restart(self, file: Any) -> None:

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.errors import Conflict, StorageFull, TransferFailed
-from app.models.download import BLOCK, Hub, RemoteFile, sha256_of
+from app.models.download import BLOCK, Hub, RemoteFile, Stop, sha256_of
 from app.models.installed import FILES, RECORD, Installed, InstalledFile, dump
 
 RESERVED_BYTES = 256 * 2**20
+SECONDS_BETWEEN_KNOCKS = 0.2
 
 
 class Workshop:
@@ -32,14 +33,18 @@ class Workshop:
         self._pins = folder / ".pins"
 
     @contextmanager
-    def changing(self, model: str, *, wait: bool = True) -> Iterator[None]:
+    def changing(self, model: str, *, wait: bool = True, stop: Stop | None = None) -> Iterator[None]:
         """Hold the model's lock against every other process and thread; `Conflict` where waiting is not wanted."""
         self._locks.mkdir(parents=True, exist_ok=True)
         with (self._locks / model).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Conflict(f"The model {model!r} is being pulled or changed.", model=model) from None
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX if wait and stop is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if stop is None:
+                        raise Conflict(f"The model {model!r} is being pulled or changed.", model=model) from None
+                    stop.wait(SECONDS_BETWEEN_KNOCKS)
             yield
 
     def staging(self, model: str, name: str) -> Path:
@@ -134,6 +139,7 @@ def fetch_all(
     files: tuple[RemoteFile, ...],
     staged: Path,
     on_bytes: Callable[[int], None],
+    stop: Stop,
 ) -> dict[str, InstalledFile]:
     """Bring all files into the staging folder; those that an earlier attempt finished are not asked for again."""
     fetched, before = {}, 0
@@ -142,7 +148,7 @@ def fetch_all(
         if target.is_file() and target.stat().st_size == file.size:
             sha256 = file.sha256 or sha256_of(target)
         else:
-            sha256 = hub.fetch(repo, commit, file, target, lambda count, base=before: on_bytes(base + count))
+            sha256 = hub.fetch(repo, commit, file, target, lambda count, base=before: on_bytes(base + count), stop)
         before += file.size
         on_bytes(before)
         fetched[file.path] = InstalledFile(file.size, sha256)

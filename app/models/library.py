@@ -17,7 +17,7 @@ from app.errors import Conflict, InvalidRequest, NotFound, UnknownModel, Weights
 from app.guarded_http import GuardedClient
 from app.models import inspect_file
 from app.models.catalog import CATALOG
-from app.models.download import STORED, Hub, Patience, RemoteFile, sha256_of
+from app.models.download import STORED, Hub, Patience, RemoteFile, Stop, sha256_of
 from app.models.installed import FILES, Installed, InstalledModels
 from app.models.installing import (
     Workshop,
@@ -123,15 +123,28 @@ class ModelLibrary:
             raise WeightsMissing(f"No installed model serves {wanted}{line}.")
         return max(candidates, key=lambda row: row.spec.rank)
 
+    @staticmethod
+    def new_stop() -> Stop:
+        """What a pull is handed so that another thread can end it."""
+        return Stop()
+
     def pull(
-        self, id: str, *, accept_licence: bool = False, progress: Progress | None = None, update: bool = False
+        self,
+        id: str,
+        *,
+        accept_licence: bool = False,
+        progress: Progress | None = None,
+        update: bool = False,
+        stop: Stop | None = None,
     ) -> ModelRow:
         """Fetch a model and the parts it lacks; an installed model is left as it is.
 
         `Conflict` names the licence where it limits use and `accept_licence` is not given. A model that was pulled
         before comes at the same commit again; `update` asks the hub for the newest. `progress` hears (bytes done,
-        bytes in all), and what it raises stops the pull; what has arrived is kept for the next one.
+        bytes in all), and what it raises stops the pull, as `stop` does also where nothing arrives; what has arrived is
+        kept for the next one.
         """
+        stop = stop or Stop()
         row = self.get(id)
         if row.installed:
             self._keep(id)
@@ -147,20 +160,20 @@ class ModelLibrary:
                 model=id,
                 licences=[{"name": licence.name, "url": licence.url} for licence in asked],
             )
-        plan = [(spec, *self._listed(spec, update)) for spec in wanted]
+        plan = [(spec, *self._listed(spec, update, stop)) for spec in wanted]
         total = sum(file.size for _, _, files in plan for file in files)
         needed = 0
         for spec, commit, files in plan:
-            with self._workshop.changing(spec.id):
+            with self._workshop.changing(spec.id, stop=stop):
                 needed += missing_bytes(self._workshop.staging(spec.id, commit), files)
         self._workshop.check_room(needed)
         done = 0
         for spec, commit, files in plan:
             report = functools.partial(_report, progress, done, total)
-            with self._workshop.changing(spec.id):
+            with self._workshop.changing(spec.id, stop=stop):
                 if self._installed.get(spec.id) is None:
                     with full_disk_said():
-                        self._install_pulled(spec, commit, files, report, as_part=spec.id != id)
+                        self._install_pulled(spec, commit, files, report, stop, as_part=spec.id != id)
                 else:  # another process brought it in while this one waited
                     self._workshop.discard_staging(spec.id)
             done += sum(file.size for file in files)
@@ -310,12 +323,12 @@ class ModelLibrary:
             with self._workshop.changing(id):
                 write_record(self.folder / id, dataclasses.replace(record, as_part=False))
 
-    def _listed(self, spec: ModelSpec, update: bool) -> tuple[str, tuple[RemoteFile, ...]]:
+    def _listed(self, spec: ModelSpec, update: bool, stop: Stop) -> tuple[str, tuple[RemoteFile, ...]]:
         """The commit to pull and its files, checked against what is known of them."""
         assert spec.repo is not None
         pin = None if update else self._workshop.pin(spec.id)
         fixed = re.fullmatch(r"[0-9a-f]{40}", spec.revision) is not None
-        listing = self._hub.listing(spec.repo, pin[0] if pin and not fixed else spec.revision)
+        listing = self._hub.listing(spec.repo, pin[0] if pin and not fixed else spec.revision, stop)
         files = listing.select(spec.files)
         known = dict(pin[1]) if pin and pin[0] == listing.commit else {}
         check_stated(files, known | spec.sha256, spec.id)
@@ -327,12 +340,13 @@ class ModelLibrary:
         commit: str,
         files: tuple[RemoteFile, ...],
         on_bytes: Callable[[int], None],
+        stop: Stop,
         *,
         as_part: bool,
     ) -> None:
         assert spec.repo is not None
         staged = self._workshop.staging(spec.id, commit)
-        fetched = fetch_all(self._hub, spec.repo, commit, files, staged, on_bytes)
+        fetched = fetch_all(self._hub, spec.repo, commit, files, staged, on_bytes, stop)
         diffusers = spec.options.get("layout") == "diffusers"
         path = FILES if diffusers else f"{FILES}/{max(files, key=lambda file: file.size).path}"
         installed = Installed(

@@ -1,15 +1,22 @@
 """Models over HTTP: list, pull in the background, upload, remove."""
 
 import json
+import signal
+import socket
 import struct
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import pytest
 
+from app.models.catalog import CATALOG
+from app.models.download import Patience
 from tests.api.serving import Running, serving
+from tests.api.test_start import process
 from tests.library.conftest import hub, library_at  # noqa: F401 - fixtures
-from tests.library.hub_server import Fault, HubServer
+from tests.library.hub_server import Fault, HubServer, wait_for
 
 
 @pytest.fixture
@@ -108,6 +115,79 @@ def test_an_accepted_licence_lets_the_pull_begin(pulling: Running, hub: HubServe
     assert pulling.client.post("/api/v1/models/painter/pull").status_code == 409
     assert pulling.client.post("/api/v1/models/painter/pull?accept_licence=true").status_code == 202
     assert ended_pull(pulling, "painter")["status"] == "succeeded"
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+LONG = Patience(attempts=6, first_wait=30.0, read_seconds=30.0)
+
+
+@pytest.mark.parametrize("fault", [Fault(after=100_000, ending="stall"), Fault(status=503)], ids=["stall", "wait"])
+def test_a_pull_is_cancelled_at_once_and_goes_on_later(
+    own_server: Running,
+    hub: HubServer,  # noqa: F811
+    library_at,  # noqa: F811
+    fault: Fault,
+) -> None:
+    own_server.service.models = library_at(own_server.home, patience=LONG)
+    hub.faults[WEIGHTS] = [fault]
+    client = own_server.client
+    assert client.delete("/api/v1/models/vae/pull").status_code == 409
+    assert client.delete("/api/v1/models/none/pull").status_code == 404
+    client.post("/api/v1/models/vae/pull")
+    wait_for(lambda: not hub.faults[WEIGHTS])
+    time.sleep(0.2)
+    began = time.monotonic()
+    assert client.delete("/api/v1/models/vae/pull").json()["pull"]["status"] in {"cancelling", "cancelled"}
+    wait_for(lambda: pull_state(own_server, "vae")["status"] == "cancelled", 10)
+    assert time.monotonic() - began < 10 and not client.get("/api/v1/models/vae").json()["installed"]
+    assert client.post("/api/v1/models/vae/pull").status_code == 202
+    assert ended_pull(own_server, "vae")["status"] == "succeeded"
+    if fault.after:
+        assert hub.served(WEIGHTS)[-1].headers["range"] == "bytes=100000-"
+
+
+def test_a_pull_that_waits_for_its_turn_is_cancelled_too(pulling: Running, hub: HubServer) -> None:  # noqa: F811
+    pulling.service.models._hub._patience = LONG
+    hub.faults["model_index.json"] = [Fault(after=1, ending="stall")] * 2
+    for id in ("base", "painter", "vae"):
+        assert pulling.client.post(f"/api/v1/models/{id}/pull?accept_licence=true").status_code == 202
+        wait_for(lambda id=id: id == "vae" or pull_state(pulling, id)["bytes_done"] > 0)
+    assert pull_state(pulling, "vae")["status"] == "waiting"
+    cancelled = pulling.client.delete("/api/v1/models/vae/pull").json()
+    assert cancelled["pull"]["status"] == "cancelled"
+    assert pulling.client.delete("/api/v1/models/vae/pull").status_code == 409
+
+
+@pytest.fixture
+def silent_hub() -> Iterator[str]:
+    """A hub that takes connections and never says a word."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("place", ["answer", "body"])
+def test_sigterm_ends_the_process_although_a_pull_hangs(
+    tmp_path: Path,
+    hub: HubServer,  # noqa: F811
+    silent_hub: str,
+    place: str,
+) -> None:
+    row = next(row for row in CATALOG if row.id == "sd15")
+    hub.put(row.repo, {name.replace("*", "vocab.json"): b"{}" for name in row.files}, commit=row.revision)
+    hub.faults["model_index.json"] = [Fault(after=1, ending="stall")]
+    host = silent_hub if place == "answer" else hub.url.removeprefix("http://")
+    settings = {"EIS_HUB_URL": f"http://{host}", "EIS_TRUSTED_HOSTS": host, "EIS_DRAIN_SECONDS": "5"}
+    with process(tmp_path, **settings) as server:
+        answer = httpx.post(f"{server.address}/api/v1/models/sd15/pull?accept_licence=true", timeout=30)
+        assert answer.status_code == 202, answer.text
+        if place == "body":
+            wait_for(lambda: bool(hub.served("model_index.json")), 30)
+        time.sleep(1)
+        assert httpx.get(f"{server.address}/api/v1/models/sd15").json()["pull"]["status"] == "running"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(15) == 0
 
 
 def test_a_file_is_uploaded_listed_and_removed(own_server: Running) -> None:
