@@ -71,6 +71,8 @@ class Submission:
         self, capability: Capability, resolved: Resolved, query: SubmitQuery, key: str | None, owner: str
     ) -> Job:
         """Blocking: submit, and take the pictures away again if the wish is refused or was known already."""
+        if not resolved.validated:
+            self.resolver.validate(resolved.payload, capability.request)
         try:
             for stored, kind in resolved.stored.values():
                 self.service.record_upload(stored, owner=owner, kind=kind)
@@ -179,7 +181,7 @@ def add_route(router: APIRouter, capability: Capability, submission: Submission)
     ) -> Response:
         owner = request.state.owner
         payload = await read_payload(request, capability.request)
-        resolved = await submission.resolver.resolve_beside(payload, capability.request)
+        resolved = await submission.resolver.resolve(payload, capability.request)
         job = await run_in_threadpool(submission.submit, capability, resolved, query, idempotency_key, owner)
         job = await submission.wait(request, job, query.wait, owner)
         return await submission.reply(request, job)

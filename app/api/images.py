@@ -103,7 +103,9 @@ def image_router(service: Service, resolver: PictureResolver) -> APIRouter:
     )
     async def upload(request: HttpRequest, query: Annotated[UploadQuery, Query()]) -> Response:
         given = await read_upload(request)
-        stored = await to_thread.run_sync(store, given, query.kind, request.state.owner, limiter=resolver.limiter)
+        async with resolver.place_for([given]):
+            given = await resolver.fetched(given)
+        stored = await to_thread.run_sync(store, given, query.kind, request.state.owner, limiter=resolver.storing)
         return answer(stored, 201, {"Location": stored["url"]})
 
     @router.get("", summary="Search pictures that jobs made, newest first")

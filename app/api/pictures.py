@@ -1,21 +1,24 @@
 """Every way of giving a picture becomes a stored reference before the wish is submitted.
 
 A reference, a data URI, bare base64, an https URL or a file. The other fields are validated before anything is
-stored, and what was stored for a wish that is then refused is taken away again: bad input leaves nothing behind.
+fetched or stored, and what was stored for a wish that is then refused is taken away again: bad input leaves nothing
+behind. Fetching waits for strangers and decoding for the processor, so each has threads of its own, and a wish without
+a new picture needs neither.
 """
 
 import base64
 import binascii
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
 from pydantic import BaseModel, ValidationError
 
 from app.api.errors import invalid_request
+from app.api.few_at_once import FewAtOnce
 from app.core.capability import image_fields
 from app.core.storage import Storage, StoredImage
 from app.errors import InvalidRequest, NotFound
@@ -24,7 +27,9 @@ REFERENCE = re.compile(r"[0-9a-z]{26}")
 DATA_URI = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+=-]+)*?;base64,", re.IGNORECASE)
 URL = re.compile(r"https?://", re.IGNORECASE)
 PLACEHOLDER = "0" * 26
-AT_ONCE = 8
+STORED_AT_ONCE = 8
+FETCHED_AT_ONCE = 16
+FETCHES_WAITING = 32
 
 Fetch = Callable[[str], bytes]
 
@@ -35,6 +40,7 @@ class Resolved:
 
     payload: dict[str, Any]
     stored: dict[str, tuple[StoredImage, str]] = field(default_factory=dict)
+    validated: bool = False
 
 
 class PictureResolver:
@@ -43,35 +49,62 @@ class PictureResolver:
     def __init__(self, storage: Storage, fetch: Fetch) -> None:
         self.storage = storage
         self.fetch = fetch
-        self.limiter = CapacityLimiter(AT_ONCE)
+        self.storing = CapacityLimiter(STORED_AT_ONCE)
+        self.fetching = FewAtOnce(
+            FETCHED_AT_ONCE, FETCHES_WAITING, "Too many pictures are being fetched from their hosts; try again."
+        )
 
-    async def resolve_beside(self, payload: dict[str, Any], wish: type[BaseModel]) -> Resolved:
-        """`resolve` in a thread of its own few, so that slow image hosts never hold up other requests."""
-        return await to_thread.run_sync(self.resolve, payload, wish, limiter=self.limiter)
+    async def resolve(self, payload: dict[str, Any], wish: type[BaseModel]) -> Resolved:
+        """Validate everything but the pixels, then store what was given; all or nothing is kept.
 
-    def resolve(self, payload: dict[str, Any], wish: type[BaseModel]) -> Resolved:
-        """Blocking: validate everything but the pixels, then store what was given; all or nothing is kept."""
+        A wish without a new picture comes back as it is, not yet validated.
+        """
         kinds = image_fields(wish)
-        self.validate(payload, wish, kinds)
+        given = [one for name in kinds for one in each(payload.get(name)) if is_new(one)]
         resolved = Resolved(dict(payload))
+        if not given:
+            return resolved
+        await to_thread.run_sync(self.validate, payload, wish, limiter=self.storing)
+        resolved.validated = True
         try:
-            for name, kind in kinds.items():
-                given = payload.get(name)
-                if given is None:
-                    continue
-                if kind == "images":
-                    resolved.payload[name] = [self.store(one, "image", name, resolved) for one in given]
-                else:
-                    resolved.payload[name] = self.store(given, kind, name, resolved)
+            async with self.place_for(given):
+                for name, kind in kinds.items():
+                    if kind == "images" and payload.get(name) is not None:
+                        references = [await self.reference(one, "image", name, resolved) for one in payload[name]]
+                        resolved.payload[name] = references
+                    elif payload.get(name) is not None:
+                        resolved.payload[name] = await self.reference(payload[name], kind, name, resolved)
         except BaseException:
-            self.undo(resolved)
+            with CancelScope(shield=True):
+                await to_thread.run_sync(self.undo, resolved, limiter=self.storing)
             raise
         return resolved
 
-    def validate(self, payload: dict[str, Any], wish: type[BaseModel], kinds: dict[str, str]) -> None:
-        """Every field of the wish with placeholders for the pictures; `InvalidRequest` names the wrong ones."""
+    @asynccontextmanager
+    async def place_for(self, given: list[str | bytes]) -> AsyncIterator[None]:
+        """A place among those who fetch, where there is a URL among these; `Unavailable` when none is left."""
+        if not any(is_url(one) for one in given):
+            yield
+            return
+        async with self.fetching.place():
+            yield
+
+    async def fetched(self, given: str | bytes) -> str | bytes:
+        """The file behind a URL; anything else as it is."""
+        return await self.fetching.run(self.fetch, given) if is_url(given) else given
+
+    async def reference(self, given: str | bytes, kind: str, name: str, resolved: Resolved) -> str:
+        """The reference of one given picture."""
+        if not is_new(given):
+            return given
+        return await to_thread.run_sync(
+            self.store, await self.fetched(given), kind, name, resolved, limiter=self.storing
+        )
+
+    def validate(self, payload: dict[str, Any], wish: type[BaseModel]) -> None:
+        """Blocking: every field of the wish, with placeholders for the pictures; `InvalidRequest` names the wrong."""
         trial = dict(payload)
-        for name, kind in kinds.items():
+        for name, kind in image_fields(wish).items():
             given = payload.get(name)
             if kind == "images" and isinstance(given, list):
                 trial[name] = [PLACEHOLDER if isinstance(one, str | bytes) else one for one in given]
@@ -83,20 +116,15 @@ class PictureResolver:
             raise invalid_request(error.errors(include_input=False, include_url=False)) from None
 
     def store(self, given: str | bytes, kind: str, name: str, resolved: Resolved) -> str:
-        """The reference of one given picture."""
-        if isinstance(given, str) and REFERENCE.fullmatch(given):
-            return given
-        data = self.bytes_of(given, name)
-        stored = self.storage.put(data, kind=kind)
+        """Blocking: the reference under which one picture is now kept."""
+        stored = self.storage.put(self.bytes_of(given, name), kind=kind)
         resolved.stored[stored.id] = (stored, kind)
         return stored.id
 
     def bytes_of(self, given: str | bytes, name: str) -> bytes:
-        """The file behind a file, a URL, a data URI or base64."""
+        """The file behind a file, a data URI or base64."""
         if isinstance(given, bytes):
             return given
-        if URL.match(given):
-            return self.fetch(given)
         head = DATA_URI.match(given[:256])
         if head is None and given[:5].lower() == "data:":
             raise InvalidRequest(f"{name}: a data URI must be base64.", field=name)
@@ -117,3 +145,20 @@ class PictureResolver:
             with suppress(NotFound):
                 self.storage.delete(reference)
         resolved.stored.clear()
+
+
+def each(value: Any) -> Iterator[str | bytes]:
+    """The pictures among what a field was given: the one, or those of a list."""
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, str | bytes):
+            yield one
+
+
+def is_new(given: str | bytes) -> bool:
+    """Whether this is a picture that has yet to be stored."""
+    return isinstance(given, bytes) or REFERENCE.fullmatch(given) is None
+
+
+def is_url(given: str | bytes) -> bool:
+    """Whether this is the address of a picture."""
+    return isinstance(given, str) and URL.match(given) is not None
