@@ -27,7 +27,8 @@ import httpx
 from app.errors import InvalidRequest, NotFound, TransferFailed, UrlNotAllowed
 from app.guarded_http import GuardedClient
 
-STORED = frozenset({".safetensors", ".json", ".txt"})
+WEIGHTS = ".safetensors"
+STORED = frozenset({WEIGHTS, ".json", ".txt"})
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 REDIRECTS = 5
 MAX_LISTING = 32 * 2**20
@@ -359,7 +360,7 @@ def _listing(data: dict[str, Any]) -> Listing:
         path, lfs = str(entry["rfilename"]), entry.get("lfs")
         if not _is_safe(path):
             continue
-        sha256 = str(lfs["sha256"]) if lfs else None
+        sha256 = lfs.get("sha256") if lfs else None
         size = int(lfs["size"] if lfs else entry["size"])
         files.append(RemoteFile(path, size, sha256, None if lfs else entry.get("blobId")))
     return Listing(commit, tuple(files))

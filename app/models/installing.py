@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.errors import Conflict, StorageFull, TransferFailed
-from app.models.download import BLOCK, Hub, RemoteFile, Stop, sha256_of
+from app.models.download import BLOCK, WEIGHTS, Hub, RemoteFile, Stop, sha256_of
 from app.models.installed import FILES, RECORD, Installed, InstalledFile, dump
 
 RESERVED_BYTES = 256 * 2**20
@@ -140,8 +140,12 @@ def fetch_all(
     staged: Path,
     on_bytes: Callable[[int], None],
     stop: Stop,
+    known: dict[str, str],
 ) -> dict[str, InstalledFile]:
-    """Bring all files into the staging folder; those that an earlier attempt finished are not asked for again."""
+    """Bring all files into the staging folder; those that an earlier attempt finished are not asked for again.
+
+    `TransferFailed` where a file's SHA-256 is not the known one; the file is deleted.
+    """
     fetched, before = {}, 0
     for file in files:
         target = staged / FILES / file.path
@@ -149,6 +153,13 @@ def fetch_all(
             sha256 = file.sha256 or sha256_of(target)
         else:
             sha256 = hub.fetch(repo, commit, file, target, lambda count, base=before: on_bytes(base + count), stop)
+        if known.get(file.path, sha256) != sha256:
+            target.unlink()
+            raise TransferFailed(
+                f"{file.path} has other bytes than are known; it was deleted.",
+                file=file.path,
+                expected=known[file.path],
+            )
         before += file.size
         on_bytes(before)
         fetched[file.path] = InstalledFile(file.size, sha256)
@@ -156,9 +167,14 @@ def fetch_all(
 
 
 def check_stated(files: tuple[RemoteFile, ...], known: dict[str, str], model: str) -> None:
-    """`TransferFailed` before a byte is pulled where the hub states other contents than are known."""
+    """`TransferFailed` before a byte is pulled: other contents are stated than are known, or weights without a hash."""
     for file in files:
         expected = known.get(file.path)
+        if not (expected or file.sha256 or file.git_sha1) and file.path.endswith(WEIGHTS):
+            raise TransferFailed(
+                f"The hub states no hash for {file.path} of {model!r} and none is known; nothing was pulled.",
+                file=file.path,
+            )
         if expected and file.sha256 and file.sha256 != expected:
             raise TransferFailed(
                 f"The hub offers other bytes for {file.path} of {model!r} than are known; nothing was pulled.",

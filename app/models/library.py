@@ -161,19 +161,19 @@ class ModelLibrary:
                 licences=[{"name": licence.name, "url": licence.url} for licence in asked],
             )
         plan = [(spec, *self._listed(spec, update, stop)) for spec in wanted]
-        total = sum(file.size for _, _, files in plan for file in files)
+        total = sum(file.size for _, _, files, _ in plan for file in files)
         needed = 0
-        for spec, commit, files in plan:
+        for spec, commit, files, _ in plan:
             with self._workshop.changing(spec.id, stop=stop):
                 needed += missing_bytes(self._workshop.staging(spec.id, commit), files)
         self._workshop.check_room(needed)
         done = 0
-        for spec, commit, files in plan:
+        for spec, commit, files, known in plan:
             report = functools.partial(_report, progress, done, total)
             with self._workshop.changing(spec.id, stop=stop):
                 if self._installed.get(spec.id) is None:
                     with full_disk_said():
-                        self._install_pulled(spec, commit, files, report, stop, as_part=spec.id != id)
+                        self._install_pulled(spec, commit, files, known, report, stop, as_part=spec.id != id)
                 else:  # another process brought it in while this one waited
                     self._workshop.discard_staging(spec.id)
             done += sum(file.size for file in files)
@@ -323,22 +323,23 @@ class ModelLibrary:
             with self._workshop.changing(id):
                 write_record(self.folder / id, dataclasses.replace(record, as_part=False))
 
-    def _listed(self, spec: ModelSpec, update: bool, stop: Stop) -> tuple[str, tuple[RemoteFile, ...]]:
-        """The commit to pull and its files, checked against what is known of them."""
+    def _listed(self, spec: ModelSpec, update: bool, stop: Stop) -> tuple[str, tuple[RemoteFile, ...], dict[str, str]]:
+        """The commit to pull, its files, and what is known of their SHA-256, against which they are checked."""
         assert spec.repo is not None
         pin = None if update else self._workshop.pin(spec.id)
         fixed = re.fullmatch(r"[0-9a-f]{40}", spec.revision) is not None
         listing = self._hub.listing(spec.repo, pin[0] if pin and not fixed else spec.revision, stop)
         files = listing.select(spec.files)
-        known = dict(pin[1]) if pin and pin[0] == listing.commit else {}
-        check_stated(files, known | spec.sha256, spec.id)
-        return listing.commit, files
+        known = (pin[1] if pin and pin[0] == listing.commit else {}) | spec.sha256
+        check_stated(files, known, spec.id)
+        return listing.commit, files, known
 
     def _install_pulled(
         self,
         spec: ModelSpec,
         commit: str,
         files: tuple[RemoteFile, ...],
+        known: dict[str, str],
         on_bytes: Callable[[int], None],
         stop: Stop,
         *,
@@ -346,7 +347,7 @@ class ModelLibrary:
     ) -> None:
         assert spec.repo is not None
         staged = self._workshop.staging(spec.id, commit)
-        fetched = fetch_all(self._hub, spec.repo, commit, files, staged, on_bytes, stop)
+        fetched = fetch_all(self._hub, spec.repo, commit, files, staged, on_bytes, stop, known)
         diffusers = spec.options.get("layout") == "diffusers"
         path = FILES if diffusers else f"{FILES}/{max(files, key=lambda file: file.size).path}"
         installed = Installed(

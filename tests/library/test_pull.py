@@ -231,6 +231,60 @@ def test_other_bytes_than_the_catalog_knows_are_refused_before_they_are_fetched(
     assert not [seen for seen in hub.seen if seen.server == "cdn"]
 
 
+def without_hashes(hub: HubServer, *, lfs: bool = True) -> None:
+    """Let the hub state sizes alone, for LFS files as some mirrors do, or for every file as a plain one does."""
+    describe = hub._describe
+
+    def silent(repo: str) -> dict:
+        described = json.loads(json.dumps(describe(repo)))
+        for entry in described["siblings"]:
+            del entry["blobId"]
+            if entry.pop("lfs", None) and lfs:
+                entry["lfs"] = {"size": entry["size"]}
+        return described
+
+    hub._describe = silent  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("lfs", [True, False])
+def test_a_known_hash_holds_where_the_hub_states_none(hub: HubServer, library_at: Maker, tmp_path: Path, lfs: bool):
+    import dataclasses
+
+    without_hashes(hub, lfs=lfs)
+    name = "diffusion_pytorch_model.safetensors"
+    right = hub.repos["maker/vae"][name]
+    known = {name: hashlib.sha256(right).hexdigest()}
+    library = library_at(tmp_path, catalog=(*CATALOG[:-1], dataclasses.replace(CATALOG[-1], sha256=known)))
+    hub.repos["maker/vae"][name] = weights(9)
+    with pytest.raises(TransferFailed, match="other bytes than are known"):
+        library.pull("vae")
+    assert not library.get("vae").installed
+    assert not [path for path in (tmp_path / "models").rglob("*") if path.name.startswith(name)]
+    hub.repos["maker/vae"][name] = right
+    assert library.pull("vae").sha256 == known[name]
+
+
+def test_a_file_that_an_earlier_attempt_finished_is_held_against_the_known_hash_too(hub, library_at: Maker, tmp_path):
+    library = library_at(tmp_path)
+    library.pull("vae")
+    library.remove("vae")
+    without_hashes(hub)
+    left = tmp_path / "models" / ".staging" / "vae" / hub.commits["maker/vae"] / "files"
+    left.mkdir(parents=True)
+    (left / "config.json").write_bytes(b"[]")
+    with pytest.raises(TransferFailed, match="other bytes than are known"):
+        library.pull("vae")
+    assert library.pull("vae").installed
+
+
+@pytest.mark.parametrize("lfs", [True, False])
+def test_weights_without_any_hash_are_not_pulled(hub: HubServer, library_at: Maker, tmp_path: Path, lfs: bool):
+    without_hashes(hub, lfs=lfs)
+    with pytest.raises(TransferFailed, match="no hash"):
+        library_at(tmp_path).pull("vae")
+    assert not [seen for seen in hub.seen if "/resolve/" in seen.path]
+
+
 def test_a_later_pull_brings_the_commit_of_the_first(hub: HubServer, library_at: Maker, tmp_path: Path):
     library = library_at(tmp_path)
     library.pull("vae")
