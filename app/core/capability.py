@@ -1,6 +1,7 @@
 """The contract: a Request, a Capability, the Context that a run is handed, and the Result that it answers.
 
-A capability knows nothing of HTTP, the queue or torch. All that it may do to the world stands in `Context`.
+A capability knows nothing of HTTP, the queue or torch. All that it may do to the world stands in `Context`; all that it
+may ask before the wish becomes a job stands in `Door`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -157,6 +158,20 @@ class Context(Protocol):
         """Add a file that this run made to the installed models; answers its id."""
 
 
+class Door(Protocol):
+    """What a capability's `check` may ask; nothing of it opens weights or imports torch."""
+
+    @property
+    def size_multiple(self) -> int | None:
+        """What the model's family makes widths and heights multiples of (pixels); None where its row cannot tell."""
+
+    def size(self, reference: str) -> tuple[int, int]:
+        """(width, height) of the stored picture, from its header alone."""
+
+    def mask(self, reference: str) -> Image.Image:
+        """The stored picture as PIL L: white is repainted."""
+
+
 @dataclass(frozen=True)
 class Capability:
     """One thing the service can do, declared as data.
@@ -164,6 +179,7 @@ class Capability:
     `name` is the last part of its route (`inpaint`, `pulid/generate`); those that share the part before `/` are
     sub-tabs of one tab. `summary` is one sentence. `needs` names the tasks that the request's model must serve (any
     of them; empty: no model). `example` validates as a Request once its picture fields are filled with references.
+    `check` refuses, before there is a job, a resolved request that could only fail: it raises what the caller is told.
     """
 
     name: str
@@ -174,6 +190,7 @@ class Capability:
     needs: tuple[str, ...] = ()
     example: Mapping[str, Any] = field(default_factory=dict)
     group_title: str | None = None
+    check: Callable[[Any, Door], None] | None = None
 
     @property
     def group(self) -> str:

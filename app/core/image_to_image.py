@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from app.core.capability import Capability, Context, ModelRequest, Pipeline, Result
+from app.core.capability import Capability, Context, Door, ModelRequest, Pipeline, Result
 from app.core.fields import InitImage, NewHeight, NewWidth, Strength
 from app.errors import InvalidRequest
 from app.imaging.crop import pad_to_multiple
@@ -18,10 +18,16 @@ class ImageToImageRequest(ModelRequest):
     height: NewHeight = None
 
 
+def check(request: ImageToImageRequest, door: Door) -> None:
+    """There is a step to take, and the size asked for has no more pixels than a model makes."""
+    require_a_step(request.num_inference_steps, request.strength)
+    if door.size_multiple and (request.width or request.height):
+        require_pixels(size_asked_for(request, door.size(request.image), door.size_multiple), LARGEST_WORK)
+
+
 def run(request: ImageToImageRequest, context: Context) -> Result:
     """One call for each picture, so that each is the same picture when it is asked for alone."""
     image = context.image(request.image)
-    require_a_step(request.num_inference_steps, request.strength)
     with context.borrow(request.model, task="image-to-image", **request.additions()) as pipeline:
         steps = pipeline.count_timesteps(request.num_inference_steps, request.strength)
         context.expect_steps(steps * request.num_images_per_prompt)
@@ -45,8 +51,7 @@ def size_to_work_at(request: ImageToImageRequest, own: Size, pipeline: Pipeline)
     """The size asked for, or the picture's own as far as the model works well at it, and what to say of it."""
     multiple = pipeline.size_multiple
     if request.width or request.height:
-        width = request.width or round_near(own[0] * request.height / own[1], multiple)
-        height = request.height or round_near(own[1] * width / own[0], multiple)
+        width, height = size_asked_for(request, own, multiple)
         if width % multiple or height % multiple:
             raise InvalidRequest(
                 f"width and height must be multiples of {multiple} for this model; got {width}x{height}."
@@ -62,12 +67,19 @@ def size_to_work_at(request: ImageToImageRequest, own: Size, pipeline: Pipeline)
     ]
 
 
+def size_asked_for(request: ImageToImageRequest, own: Size, multiple: int) -> Size:
+    """The width and height of the wish; a side that it leaves out follows the picture's shape."""
+    width = request.width or round_near(own[0] * request.height / own[1], multiple)
+    return width, request.height or round_near(own[1] * width / own[0], multiple)
+
+
 IMAGE_TO_IMAGE = Capability(
     name="image-to-image",
     title="Image to image",
     summary="Make a picture anew from another one and words.",
     request=ImageToImageRequest,
     run=run,
+    check=check,
     needs=("image-to-image",),
     example={"prompt": "a blue car, yellow background", "strength": 0.6, "seed": 7},
 )

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from app.core.capability import Capability, Context, ModelRequest, Pipeline, Result
+from app.core.capability import Capability, Context, Door, ModelRequest, Pipeline, Result
 from app.core.fields import InitImage, MaskBlur, MaskImage, MaskPadding, Overlay, Strength
 from app.errors import InvalidRequest
 from app.imaging.crop import Sheet, box_around, lay_out
@@ -21,10 +21,15 @@ class InpaintRequest(ModelRequest):
     overlay: Overlay = True
 
 
+def check(request: InpaintRequest, door: Door) -> None:
+    """There is a step to take, and the mask has a white part."""
+    require_a_step(request.num_inference_steps, request.strength)
+    white_box(door.mask(request.mask_image))
+
+
 def run(request: InpaintRequest, context: Context) -> Result:
     """One call for each picture, so that each is the same picture when it is asked for alone."""
     image, mask = context.image(request.image), context.mask(request.mask_image)
-    require_a_step(request.num_inference_steps, request.strength)
     with context.borrow(request.model, task="inpaint", **request.additions()) as pipeline:
         steps = pipeline.count_timesteps(request.num_inference_steps, request.strength)
         context.expect_steps(steps * request.num_images_per_prompt)
@@ -82,6 +87,7 @@ INPAINT = Capability(
     summary="Repaint the white part of a mask and keep every byte outside it.",
     request=InpaintRequest,
     run=run,
+    check=check,
     needs=("inpaint",),
     example={"prompt": "a green apple, white background", "seed": 7},
 )

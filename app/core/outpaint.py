@@ -3,7 +3,7 @@
 from PIL import Image
 from pydantic import model_validator
 
-from app.core.capability import Capability, Context, ModelRequest, Pipeline, Result
+from app.core.capability import Capability, Context, Door, ModelRequest, Pipeline, Result
 from app.core.fields import InitImage, Margin, Seam, Strength
 from app.imaging.canvas import Margins, border_mask, extend, seam_alpha
 from app.imaging.crop import Sheet, box_around, lay_out
@@ -35,11 +35,15 @@ class OutpaintRequest(ModelRequest):
         return Margins(self.left, self.top, self.right, self.bottom)
 
 
+def check(request: OutpaintRequest, door: Door) -> None:
+    """There is a step to take, and the grown picture has no more pixels than a result may have."""
+    require_a_step(request.num_inference_steps, request.strength)
+    require_pixels(request.margins.around(door.size(request.image)), LARGEST_RESULT)
+
+
 def run(request: OutpaintRequest, context: Context) -> Result:
     """One call for each picture, so that each is the same picture when it is asked for alone."""
     image = context.image(request.image)
-    require_pixels(request.margins.around(image.size), LARGEST_RESULT)
-    require_a_step(request.num_inference_steps, request.strength)
     canvas = extend(image, request.margins)
     mask = border_mask(image.size, request.margins, request.seam)
     with context.borrow(request.model, task="inpaint", **request.additions()) as pipeline:
@@ -90,6 +94,7 @@ OUTPAINT = Capability(
     summary="Go on painting beyond the edges of a picture.",
     request=OutpaintRequest,
     run=run,
+    check=check,
     needs=("inpaint",),
     example={"prompt": "a red car, blue background", "left": 32, "right": 32, "seed": 7},
 )

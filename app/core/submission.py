@@ -1,7 +1,8 @@
 """What happens to a wish before it becomes a Job: checked whole, then every null that a run would ask about is filled.
 
 A resolved request repeats its picture: the model is named, the seed drawn, steps, guidance, scheduler and size stand in
-it. Nothing of what the caller wrote is echoed in a refusal.
+it. A wish that could only fail is refused here: the additions are of the right kind and family, and the capability's
+own `check` has passed. Nothing of what the caller wrote is echoed in a refusal.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from app.core.capability import Capability, image_fields
@@ -21,6 +23,11 @@ from app.errors import InvalidRequest, MaskMismatch, UnknownImage
 from app.models.library import ModelLibrary, ModelRow
 
 RECOMMENDED = ("num_inference_steps", "guidance_scale", "scheduler")
+ADDITIONS = {"loras": ("lora", "LoRA"), "textual_inversions": ("embedding", "textual inversion")}
+"""Field -> the kind of model that may stand in it, and what a person calls it."""
+
+SIZE_MULTIPLE = {"sd15": 8, "sdxl": 8}
+"""Model family -> what its autoencoder makes widths and heights multiples of."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,27 @@ class Prepared:
     request: dict[str, Any]
     model: str | None
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class DoorView:
+    """The `Door` of one wish."""
+
+    storage: Storage
+    row: ModelRow | None
+
+    @property
+    def size_multiple(self) -> int | None:
+        """See `Door`."""
+        return SIZE_MULTIPLE.get(self.row.spec.family) if self.row else None
+
+    def size(self, reference: str) -> tuple[int, int]:
+        """See `Door`."""
+        return self.storage.size(reference)
+
+    def mask(self, reference: str) -> Image.Image:
+        """See `Door`."""
+        return self.storage.open_mask(reference)
 
 
 class Submission:
@@ -46,9 +74,11 @@ class Submission:
         self._check_pictures(capability, wish, owner)
         values = wish.model_dump(mode="json")
         fingerprint = self._fingerprint(capability, values)
-        model = self._resolve(capability, values)
+        row = self._resolve(capability, values)
         resolved = _validate(capability.request, values)
-        return Prepared(resolved.model_dump(mode="json"), model, fingerprint)
+        if capability.check is not None:
+            capability.check(resolved, DoorView(self._storage, row))
+        return Prepared(resolved.model_dump(mode="json"), row and row.spec.id, fingerprint)
 
     def owner_of(self, reference: str) -> str:
         """Whose picture this is; one that nobody recorded belongs to the keyless owner. `UnknownImage`."""
@@ -80,17 +110,17 @@ class Submission:
                     mask=list(mask_size),
                 )
 
-    def _resolve(self, capability: Capability, values: dict[str, Any]) -> str | None:
-        """Fill what is null, in place; answers the model's id."""
+    def _resolve(self, capability: Capability, values: dict[str, Any]) -> ModelRow | None:
+        """Fill what is null, in place; answers the model."""
         if "seed" in values and values["seed"] is None:
             values["seed"] = secrets.randbelow(SEED_LIMIT)
         if not capability.needs or "model" not in values:
             return None
         row = self._model(capability, values["model"])
         values["model"] = row.spec.id
-        additions = [self._models.require(lora["model"]) for lora in values.get("loras") or ()]
+        additions = [self._addition(lora["model"], "loras", row) for lora in values.get("loras") or ()]
         for name in values.get("textual_inversions") or ():
-            self._models.require(name)
+            self._addition(name, "textual_inversions", row)
         # A distillation LoRA knows better than the base how many steps it needs.
         advice = [found.spec.recommended for found in (*additions, row) if found.spec.recommended]
         if advice:
@@ -102,7 +132,22 @@ class Submission:
             for name in ("width", "height"):
                 if name in values and values[name] is None:
                     values[name] = getattr(base, name)
-        return row.spec.id
+        return row
+
+    def _addition(self, wished: str, field: str, base: ModelRow) -> ModelRow:
+        """An installed addition that can be put on this model."""
+        found = self._models.require(wished)
+        kind, title = ADDITIONS[field]
+        if found.spec.kind != kind:
+            raise InvalidRequest(f"The model {found.spec.id!r} is no {title}.", field=field, model=found.spec.id)
+        if found.spec.family not in {base.spec.family, "other"}:
+            raise InvalidRequest(
+                f"{found.spec.id!r} was made for {found.spec.family}; the model {base.spec.id!r} is "
+                f"{base.spec.family}.",
+                field=field,
+                model=found.spec.id,
+            )
+        return found
 
     def _model(self, capability: Capability, wished: str) -> ModelRow:
         if wished == "auto":

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from app.core.capability import Capability, Context, ModelRequest, Pipeline, Result
+from app.core.capability import Capability, Context, Door, ModelRequest, Pipeline, Result
 from app.core.fields import Height, SecondPassScale, SecondPassSteps, SecondPassStrength, Width
 from app.errors import InvalidRequest
 from app.imaging.sizes import LARGEST_WORK, Size, require_a_step, require_pixels, round_up
@@ -18,17 +18,23 @@ class TextToImageRequest(ModelRequest):
     second_pass_steps: SecondPassSteps = None
 
 
+def check(request: TextToImageRequest, door: Door) -> None:
+    """The second pass has a step to take and no more pixels than a model makes."""
+    if request.second_pass_scale is None:
+        return
+    require_a_step(second_steps(request), request.second_pass_strength)
+    if request.width and request.height and door.size_multiple:
+        require_pixels(enlarged_size(request, (request.width, request.height), door.size_multiple), LARGEST_WORK)
+
+
 def run(request: TextToImageRequest, context: Context) -> Result:
     """One call for each picture, so that each is the same picture when it is asked for alone."""
-    second_steps = request.second_pass_steps or request.num_inference_steps
-    if request.second_pass_scale is not None:
-        require_a_step(second_steps, request.second_pass_strength)
     with context.borrow(request.model, task="text-to-image", **request.additions()) as pipeline:
         width, height = size_for(request, pipeline)
         steps = pipeline.count_timesteps(request.num_inference_steps)
         if request.second_pass_scale is not None:
-            require_pixels(enlarged_size(request, (width, height), pipeline), LARGEST_WORK)
-            steps += pipeline.count_timesteps(second_steps, request.second_pass_strength)
+            require_pixels(enlarged_size(request, (width, height), pipeline.size_multiple), LARGEST_WORK)
+            steps += pipeline.count_timesteps(second_steps(request), request.second_pass_strength)
         context.expect_steps(steps * request.num_images_per_prompt)
         images = [
             pipeline(
@@ -52,13 +58,13 @@ def run(request: TextToImageRequest, context: Context) -> Result:
 def second_pass(request: TextToImageRequest, context: Context, images: list[Image.Image]) -> list[Image.Image]:
     """Each picture enlarged (Lanczos) and made anew in part, with the noise of its own seed."""
     arguments = request.arguments() | {
-        "num_inference_steps": request.second_pass_steps or request.num_inference_steps,
+        "num_inference_steps": second_steps(request),
         "strength": request.second_pass_strength,
     }
     with context.borrow(request.model, task="image-to-image", **request.additions()) as pipeline:
         refined = []
         for image, generator in zip(images, context.generators(request.seed, len(images)), strict=True):
-            size = enlarged_size(request, image.size, pipeline)
+            size = enlarged_size(request, image.size, pipeline.size_multiple)
             enlarged = image.resize(size, Image.Resampling.LANCZOS)
             refined += pipeline(
                 **arguments, image=enlarged, generator=generator, callback_on_step_end=context.on_step
@@ -66,9 +72,14 @@ def second_pass(request: TextToImageRequest, context: Context, images: list[Imag
         return refined
 
 
-def enlarged_size(request: TextToImageRequest, size: Size, pipeline: Pipeline) -> Size:
+def second_steps(request: TextToImageRequest) -> int:
+    """The steps of the second pass."""
+    return request.second_pass_steps or request.num_inference_steps
+
+
+def enlarged_size(request: TextToImageRequest, size: Size, multiple: int) -> Size:
     """The size of the second pass."""
-    width, height = (round_up(side * request.second_pass_scale, pipeline.size_multiple) for side in size)
+    width, height = (round_up(side * request.second_pass_scale, multiple) for side in size)
     return width, height
 
 
@@ -88,6 +99,7 @@ TEXT_TO_IMAGE = Capability(
     summary="Make a picture from words.",
     request=TextToImageRequest,
     run=run,
+    check=check,
     needs=("text-to-image",),
     example={"prompt": "a red car, blue background", "seed": 7},
 )

@@ -74,7 +74,9 @@ class Mirror:
 
 
 class Studio(RunContext):
-    """A run's own Context, which also takes pictures in and keeps what was reported and borrowed."""
+    """A run's own Context, which also takes pictures in, keeps what was reported and borrowed, and is a `Door`."""
+
+    size_multiple = 8
 
     def __init__(self, home, runtime, library=None):
         self.storage = Storage(home)
@@ -94,6 +96,9 @@ class Studio(RunContext):
     def borrow(self, model, **additions):
         self.borrowed.append((model, additions))
         return super().borrow(model, **additions)
+
+    def size(self, reference):
+        return self.storage.size(reference)
 
     def put(self, image, kind="image"):
         buffer = io.BytesIO()

@@ -5,7 +5,7 @@ import pytest
 from diffusers import AutoPipelineForInpainting
 from PIL import Image
 
-from app.core.inpaint import InpaintRequest
+from app.core.inpaint import InpaintRequest, check
 from app.core.inpaint import run as inpaint
 from app.errors import InvalidRequest
 from tests.capabilities.studio import block, noise, pixels, seeded
@@ -108,7 +108,7 @@ def test_an_empty_mask_is_refused(studio):
     image = noise((64, 64))
     for grey in (0, 100):
         with pytest.raises(InvalidRequest, match="no white"):
-            inpaint(wish(studio, image, Image.new("L", (64, 64), grey), model="tiny-sdxl"), studio)
+            check(wish(studio, image, Image.new("L", (64, 64), grey), model="tiny-sdxl"), studio)
 
 
 def test_a_stroke_that_the_model_would_not_see_is_refused_or_worked_on_closely(studio):

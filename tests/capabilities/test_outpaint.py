@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from app.core.outpaint import OutpaintRequest
+from app.core.outpaint import OutpaintRequest, check
 from app.core.outpaint import run as outpaint
 from app.errors import TooLarge
 from tests.capabilities.studio import noise, pixels
@@ -59,4 +59,4 @@ def test_a_wish_that_adds_nothing_is_refused():
 def test_a_canvas_beyond_the_limit_is_refused(mirrors):
     request = OutpaintRequest(**COMMON, image=mirrors.put(Image.new("RGB", (16_000, 20))), top=2048, bottom=2048)
     with pytest.raises(TooLarge, match="64,000,000"):
-        outpaint(request, mirrors)
+        check(request, mirrors)

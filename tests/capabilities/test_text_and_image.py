@@ -4,8 +4,10 @@ import pytest
 from PIL import Image
 
 from app.core.image_to_image import ImageToImageRequest
+from app.core.image_to_image import check as check_image_to_image
 from app.core.image_to_image import run as image_to_image
 from app.core.text_to_image import TextToImageRequest
+from app.core.text_to_image import check as check_text_to_image
 from app.core.text_to_image import run as text_to_image
 from app.errors import InvalidRequest, JobCancelled, TooLarge
 from tests.capabilities.studio import noise, pixels, seeded
@@ -93,8 +95,9 @@ def test_a_second_pass_may_have_its_own_steps(studio):
 
 def test_a_second_pass_beyond_the_limit_is_refused(studio):
     request = TextToImageRequest(**COMMON, model="tiny-sdxl", width=4096, height=4096, second_pass_scale=2)
-    with pytest.raises(TooLarge, match="8192x8192"):
-        text_to_image(request, studio)
+    for refuse in (check_text_to_image, text_to_image):
+        with pytest.raises(TooLarge, match="8192x8192"):
+            refuse(request, studio)
     assert studio.steps_reported() == []
 
 
@@ -167,14 +170,17 @@ def test_a_size_that_the_model_cannot_make_is_refused(mirrors, mirror):
 
 def test_a_shape_that_grows_beyond_the_limit_is_refused(mirrors):
     request = ImageToImageRequest(**COMMON, image=mirrors.put(Image.new("RGB", (4000, 10))), height=4096)
-    with pytest.raises(TooLarge, match="16,777,216 pixels"):
-        image_to_image(request, mirrors)
+    for refuse in (check_image_to_image, image_to_image):
+        with pytest.raises(TooLarge, match="16,777,216 pixels"):
+            refuse(request, mirrors)
 
 
 def test_a_strength_that_leaves_no_step_is_refused(studio):
     with pytest.raises(InvalidRequest, match="leaves no step"):
-        image_to_image(ImageToImageRequest(**COMMON, image=studio.put(noise((8, 8))), strength=0.3), studio)
-    assert studio.borrowed == []
+        check_image_to_image(ImageToImageRequest(**COMMON, image=studio.put(noise((8, 8))), strength=0.3), studio)
+    second = {"second_pass_scale": 2, "second_pass_strength": 0.5}
+    with pytest.raises(InvalidRequest, match="leaves no step"):
+        check_text_to_image(TextToImageRequest(**COMMON, **second, second_pass_steps=1), studio)
 
 
 def test_cancelling_stops_within_the_step(studio):
