@@ -10,7 +10,8 @@ brings none of its own; a part of kind `vae` takes the place of the base's autoe
     trigger     the words that a LoRA's author asks for; `format`: whose key names it has, kohya or diffusers
     timestep_spacing, prediction_type    what the weights were trained for, where their scheduler does not say so
 
-A row's path is a folder where the layout is diffusers, else the one weights file.
+A row's path is a folder where the layout is diffusers, else the one weights file. What a LoRA recommends of steps,
+guidance and scheduler goes before what its base does; the size is always the base's.
 """
 
 from app.models.spec import Licence, ModelSpec, Recommended
@@ -197,6 +198,7 @@ CATALOG: tuple[ModelSpec, ...] = (
         repo="latent-consistency/lcm-lora-sdxl",
         revision="a18548dd4956b174ec5b0d78d340c8dae0a129cd",
         files=("pytorch_lora_weights.safetensors",),
+        recommended=Recommended(6, 1.5, "LCM", 1024, 1024),
         sha256={"pytorch_lora_weights.safetensors": "a764e6859b6e04047cd761c08ff0cee96413a8e004c9f07707530cd776b19141"},
         description="Put on an SDXL model it draws in four to eight steps: scheduler LCM, guidance 1 to 2.",
     ),
@@ -210,6 +212,7 @@ CATALOG: tuple[ModelSpec, ...] = (
         repo="latent-consistency/lcm-lora-sdv1-5",
         revision="cf2fced511dbe7e26c8d1d397e728fbab875db4b",
         files=("pytorch_lora_weights.safetensors",),
+        recommended=Recommended(6, 1.5, "LCM", 512, 512),
         sha256={"pytorch_lora_weights.safetensors": "8f90d840e075ff588a58e22c6586e2ae9a6f7922996ee6649a7f01072333afe4"},
         description="Put on an SD 1.5 model it draws in four to eight steps: scheduler LCM, guidance 1 to 2.",
     ),

@@ -13,6 +13,8 @@ import pytest
 
 from app.models.catalog import CATALOG
 from app.models.download import Patience
+from app.models.installed import Installed, InstalledFile
+from app.models.installing import write_record
 from tests.api.serving import Running, serving
 from tests.api.test_start import process
 from tests.library.conftest import hub, library_at  # noqa: F401 - fixtures
@@ -209,6 +211,28 @@ def test_an_uploads_id_cannot_leave_the_folder(own_server: Running, id: str) -> 
     assert (answer.status_code == 201) == (id == "")
     folders = {path.name for path in (own_server.home / "models").glob("[!.]*") if path.is_dir()}
     assert folders <= {"a"} and not list(own_server.home.parent.glob("evil*"))
+
+
+def install(server: Running, id: str) -> None:
+    """Let a row of the catalog stand as installed; the runtime of these tests opens no weights."""
+    row = next(row for row in CATALOG if row.id == id)
+    folder = server.home / "models" / id
+    folder.mkdir(parents=True)
+    write_record(folder, Installed(row, "catalog", "files", {"weights.safetensors": InstalledFile(1, "0" * 64)}))
+
+
+@pytest.mark.parametrize(("base", "lora"), [("pocket", "lcm-lora-sdxl"), ("sd15", "lcm-lora-sd15")])
+def test_a_distilled_lora_says_how_many_steps_and_the_base_what_size(own_server: Running, base: str, lora: str) -> None:
+    for id in {base, lora} - {"pocket"}:
+        install(own_server, id)
+    own = own_server.client.get(f"/api/v1/models/{base}").json()["recommended"]
+    wish = {"prompt": "a car", "model": base, "loras": [{"model": lora}]}
+    request = own_server.client.post("/api/v1/text-to-image?wait=0", json=wish).json()["request"]
+    assert (request["num_inference_steps"], request["guidance_scale"], request["scheduler"]) == (6, 1.5, "LCM")
+    assert (request["width"], request["height"]) == (own["width"], own["height"])
+    given = {"num_inference_steps": 9, "guidance_scale": 0.5, "scheduler": "Euler"}
+    request = own_server.client.post("/api/v1/text-to-image?wait=0", json=wish | given).json()["request"]
+    assert given.items() <= request.items()
 
 
 def test_the_embedded_model_stays(server: Running) -> None:
