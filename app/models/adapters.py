@@ -19,7 +19,7 @@ from diffusers.utils import (
     convert_unet_state_dict_to_peft,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from app.errors import InvalidRequest
@@ -108,6 +108,7 @@ def _places(pipeline: Any) -> Iterator[Place]:
 
 
 def _put_on(pipeline: Any, name: str, addition: Addition) -> None:
+    _refuse_dora(addition)
     is_xl = getattr(pipeline, "text_encoder_2", None) is not None
     more = {"unet_config": pipeline.unet.config} if is_xl else {}
     try:
@@ -133,6 +134,17 @@ def _put_on(pipeline: Any, name: str, addition: Addition) -> None:
             pipeline.load_lora_into_text_encoder(
                 state, text_encoder=module, prefix=component, lora_scale=pipeline.lora_scale, **shared
             )
+
+
+def _refuse_dora(addition: Addition) -> None:
+    """diffusers leaves a DoRA's magnitudes out with a warning in the log, and draws another picture than it says."""
+    try:
+        with safe_open(addition.file, "pt") as weights:
+            names = list(weights.keys())
+    except (OSError, SafetensorError) as error:
+        raise InvalidRequest(f"The LoRA {addition.id!r} cannot be read.", lora=addition.id) from error
+    if any(name.endswith("dora_scale") for name in names):
+        raise InvalidRequest(f"{addition.id!r} is a DoRA, which is not served; plain LoRAs are.", lora=addition.id)
 
 
 def _check_fit(pipeline: Any, state: Mapping[str, torch.Tensor], addition: Addition) -> None:

@@ -182,6 +182,8 @@ def _lora(header: Header, stem: str) -> Inspection | None:
         raise InvalidRequest(
             "The file is a LoHa, LoKr or OFT addition; LoRAs in diffusers' or kohya's form are served."
         )
+    if _any(header, lambda name: name.endswith("dora_scale")):
+        raise InvalidRequest("The file is a DoRA, whose magnitudes would be left out; plain LoRAs are served.")
     names = [name for name in header.shapes if re.search(r"\.lora_(A|B|down|up)\b|\.lora\.(down|up)\.", name)]
     if not names:
         return None

@@ -104,6 +104,14 @@ REFUSED = {
     "kohya flux lora": ({"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (16, 3072)}, "another family"),
     "loha": ({"lora_unet_down_blocks_1_attentions_0_proj_in.hada_w1_a": (640, 8)}, "LoHa"),
     "lokr": ({"lora_unet_down_blocks_1_attentions_0_proj_in.lokr_w1": (8, 8)}, "LoKr"),
+    "dora": (
+        {
+            "lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight": (8, 640),
+            "lora_unet_down_blocks_1_attentions_0_proj_in.lora_up.weight": (640, 8),
+            "lora_unet_down_blocks_1_attentions_0_proj_in.dora_scale": (640, 1),
+        },
+        "DoRA",
+    ),
     "sd2 lora": (
         {"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 1024)},
         "Stable Diffusion 2",

@@ -173,6 +173,20 @@ def test_a_lora_of_another_model_is_refused_and_nothing_stays(checkpoint, source
     assert_untouched(before, trace(checkpoint))
 
 
+def test_a_dora_is_refused_and_not_put_on_as_a_plain_lora(checkpoint, sources, tmp_path):
+    state = load_file(sources / f"lora-{checkpoint.family}-kohya.safetensors")
+    ups = {key: value for key, value in state.items() if key.endswith(".lora_up.weight")}
+    state |= {key.replace("lora_up.weight", "dora_scale"): torch.ones(len(value), 1) for key, value in ups.items()}
+    save_file(state, tmp_path / "dora.safetensors")
+    before = trace(checkpoint)
+    with (
+        pytest.raises(InvalidRequest, match="'dora' is a DoRA"),
+        loras(checkpoint.view("text-to-image", None), [Addition("dora", tmp_path / "dora.safetensors")]),
+    ):
+        pytest.fail("it was put on")
+    assert_untouched(before, trace(checkpoint))
+
+
 def test_a_broken_file_is_refused(checkpoint, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not json")
     with (
