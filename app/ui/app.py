@@ -184,18 +184,26 @@ class Page:
             return {self.outer: gr.skip()}
         request = dict(recipe.get("request") or {})
         for field in panel.form.pictures:
-            request[field] = self.picture_value(request.get(field), owner)
+            mask = request.get(panel.form.masks.get(field, ""))
+            request[field] = self.picture_value(request.get(field), owner, mask)
         shown = dict(zip(panel.form.widgets, panel.form.settled(request), strict=True))
         return {**self.to(panel.name), **shown}
 
-    def picture_value(self, reference: Any, owner: str) -> dict[str, Any] | None:
-        """What a picture's widget holds for a stored picture; None once it is gone."""
+    def picture_value(self, reference: Any, owner: str, mask: Any = None) -> dict[str, Any] | None:
+        """What a picture's widget holds for a stored picture and the mask on it; None once the picture is gone."""
+        size, mask_size = self.size_of(reference, owner), self.size_of(mask, owner)
+        if size is None:
+            return None
+        value = {"image": str(reference), "width": size[0], "height": size[1]}
+        return {**value, "mask": str(mask)} if mask_size == size else value
+
+    def size_of(self, reference: Any, owner: str) -> tuple[int, int] | None:
+        """(width, height) of the owner's stored picture; None where there is none."""
         try:
             require_own(self.service, str(reference), owner)
-            width, height = self.service.storage.size(str(reference))
+            return self.service.storage.size(str(reference))
         except ServiceError:
             return None
-        return {"image": str(reference), "width": width, "height": height}
 
     def to(self, name: str) -> dict[Any, Any]:
         """Updates that open a capability's tab."""

@@ -206,6 +206,12 @@ class Form:
             name: control.widgets[at] for control in self.controls for name, at in control.pictures.items()
         }
 
+    @property
+    def masks(self) -> dict[str, str]:
+        """Field of a picture -> the field of the mask that is painted on it."""
+        painters = [control.fields for control in self.controls if control.pictures and len(control.fields) == 2]
+        return dict(painters)
+
 
 def knob_rank(question: Question, kind: str | None) -> int:
     """The model and the size first, then what the capability has of its own, then what all of them have."""

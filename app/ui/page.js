@@ -1,6 +1,8 @@
 /* The page's own behaviour: what its HTML parts report, theme, keyboard, copying, zoom. No request leaves from here. */
 "use strict";
 window.eis = window.eis || {};
+/* What inputs do before Generate reads them: those whose value is dear to make, make it only then. */
+eis.beforeGenerate = new Set();
 
 (() => {
   const THEME = "eis.theme";
@@ -188,6 +190,10 @@ window.eis = window.eis || {};
     const target = event.target.closest?.("[data-client]");
     if (target && client[target.dataset.client]) client[target.dataset.client](target);
   });
+
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.("button.eis-generate")) eis.beforeGenerate.forEach((prepare) => prepare());
+  }, true);
 
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;

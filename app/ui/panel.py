@@ -100,7 +100,7 @@ class Panel:
             fields = error.details.get("errors") or ()
             return (gr.skip() if self.name in session.followed else stage.refused(error.message, fields)), gr.skip()
         session.expect(self.name, job.id)
-        kept = remember(kept, self.name, session.jobs[self.name], drawn(self.form, values, payload))
+        kept = remember(kept, self.name, session.jobs[self.name], drawn(self.form, values, payload, job))
         if self.name in session.followed:
             return gr.skip(), kept
         return stage.working(stage.Progress(job.id)), kept
@@ -249,12 +249,14 @@ class Panel:
         return found
 
 
-def drawn(form: Form, values: tuple[Any, ...], payload: Mapping[str, Any]) -> dict[str, Any]:
-    """What the form says, fit for the browser's own memory: pictures as their widgets hold them."""
+def drawn(form: Form, values: tuple[Any, ...], payload: Mapping[str, Any], job: Job) -> dict[str, Any]:
+    """What the form says, fit for the browser's small memory: pictures as their widgets hold them, masks as ids."""
     said = dict(payload)
     widgets = form.widgets
     for name, widget in form.pictures.items():
         said[name] = values[widgets.index(widget)]
+        if name in form.masks and said[name]:
+            said[name] = {**said[name], "mask": job.request.get(form.masks[name])}
     for name, kind in kinds(form.capability.request).items():
         if kind == "mask":
             said.pop(name, None)

@@ -35,9 +35,10 @@ def picture_picker(title: str) -> gr.HTML:
 
 
 def mask_painter(title: str) -> gr.HTML:
-    """A picture and the mask painted on it: `{"image", "width", "height", "mask": PNG data URI or null}`, or null.
+    """A picture and the mask painted on it: `{"image", "width", "height", "mask"}`, or null.
 
-    The mask is painted at the picture's own size, white on black, and only its own pixels cross.
+    The mask is painted at the picture's own size, white on black, and crosses as a PNG data URI when Generate is
+    pressed. One that is stored already is its id, and stays it until it is painted on; no mask is null.
     """
     return own_input("eis-picker eis-painter", "painter", title=title)
 

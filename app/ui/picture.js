@@ -86,120 +86,186 @@
 
   /* ---- the mask ------------------------------------------------------------------------------------------- */
 
+  /* What was painted is kept as deeds, never as copies of the canvas: undo paints the deeds again, on top of one canvas
+     that holds those too old to be undone. So a picture of 32 megapixels costs two canvases, however much is painted,
+     and a stroke costs what it covers. The mask's PNG is made once, when Generate is pressed. */
+  const DEEDS_TO_UNDO = 20;
+  const STORED = /^[0-9a-z]{26}$/;
+  /* Pixels as 32-bit numbers have their alpha in the highest byte and red in the lowest, on every machine of today. */
+  const PAINTED = ((255 << 24) | (MASK_COLOUR[2] << 16) | (MASK_COLOUR[1] << 8) | MASK_COLOUR[0]) >>> 0;
+  const WHITE = 0xffffffff, BLACK = 0xff000000;
+
   eis.painter = (element, props, watch, { title }) => {
     let shown = null;
+    eis.beforeGenerate.add(() => { if (element.isConnected) shown?.publish(); });
     frame(element.querySelector(".eis-painter"), props, watch, title, (body, value, tools) => {
       if (!value) { shown = null; body.replaceChildren(); return; }
-      if (shown && shown.image === value.image) { if (value.mask !== shown.mask()) shown.load(value.mask); return; }
+      if (shown && shown.image === value.image) { if ((value.mask || null) !== shown.mask()) shown.load(value.mask); return; }
       body.replaceChildren();
       shown = paintArea(body, value, props, tools);
     });
   };
 
+  function stroke(brush, deed, from) {
+    brush.globalCompositeOperation = deed.erasing ? "destination-out" : "source-over";
+    brush.strokeStyle = `rgb(${MASK_COLOUR})`;
+    brush.lineWidth = deed.radius * 2;
+    brush.lineCap = brush.lineJoin = "round";
+    for (let at = from; at < deed.points.length; at += 1) {
+      const [x, y] = deed.points[at];
+      brush.beginPath();
+      brush.moveTo(...deed.points[Math.max(0, at - 1)]);
+      brush.lineTo(x + 0.01, y + 0.01);
+      brush.stroke();
+    }
+  }
+
+  /* Which pixels of a decoded picture are white, one bit each. */
+  function whiteBits(image, width, height) {
+    const scratch = make("canvas", { width, height }).getContext("2d", { willReadFrequently: true });
+    scratch.drawImage(image, 0, 0);
+    const pixels = new Uint32Array(scratch.getImageData(0, 0, width, height).data.buffer);
+    const bits = new Uint8Array((pixels.length + 7) >> 3);
+    for (let at = 0; at < pixels.length; at += 1) {
+      if (pixels[at] >>> 31 && pixels[at] & 128) bits[at >> 3] |= 1 << (at & 7);
+    }
+    return bits;
+  }
+
+  function paintDeed(brush, deed, from = 0) {
+    const { width, height } = brush.canvas;
+    if (deed.points) { stroke(brush, deed, from); return; }
+    brush.globalCompositeOperation = "source-over";
+    if (deed.invert) {
+      brush.globalCompositeOperation = "xor";
+      brush.fillStyle = `rgb(${MASK_COLOUR})`;
+      brush.fillRect(0, 0, width, height);
+      return;
+    }
+    brush.clearRect(0, 0, width, height);
+    if (!deed.bits) return;
+    const image = brush.createImageData(width, height);
+    const pixels = new Uint32Array(image.data.buffer);
+    for (let at = 0; at < pixels.length; at += 1) if (deed.bits[at >> 3] & (1 << (at & 7))) pixels[at] = PAINTED;
+    brush.putImageData(image, 0, 0);
+  }
+
   function paintArea(body, value, props, { replace, clear, say }) {
     const { width, height } = value;
     const canvas = make("canvas", { width, height, className: "eis-canvas" });
     canvas.setAttribute("aria-label", "Paint the part to make anew");
-    const brush = canvas.getContext("2d", { willReadFrequently: true });
+    const brush = canvas.getContext("2d");
     const board = make("div", { className: "eis-board" });
     board.style.aspectRatio = `${width} / ${height}`;
     board.append(make("img", { src: address(value), alt: "The picture to paint on", draggable: false }), canvas);
 
     let radius = Math.max(2, Math.round(Math.min(width, height) / 14));
     let erasing = false;
-    let last = null;
+    let under = null;
+    let deeds = [];
+    let settled = null;
     let current = null;
-    const undone = [];
+    let changed = false;
+    let loads = 0;
 
-    const snapshot = () => brush.getImageData(0, 0, width, height);
-    const remember = () => { undone.push(snapshot()); if (undone.length > 20) undone.shift(); };
+    function perform(deed) {
+      deeds.push(deed);
+      changed = true;
+      paintDeed(brush, deed);
+      if (deeds.length <= DEEDS_TO_UNDO) return;
+      settled ||= make("canvas", { width, height }).getContext("2d");
+      paintDeed(settled, deeds.shift());
+    }
+    function undo() {
+      if (!deeds.pop()) return;
+      changed = true;
+      paintDeed(brush, {});
+      if (settled) brush.drawImage(settled.canvas, 0, 0);
+      for (const deed of deeds) paintDeed(brush, deed);
+    }
     function publish() {
-      const pixels = snapshot();
+      if (!changed) return;
+      const image = brush.getImageData(0, 0, width, height);
+      const pixels = new Uint32Array(image.data.buffer);
       let painted = false;
-      const mask = new ImageData(width, height);
-      for (let at = 0; at < pixels.data.length; at += 4) {
-        const white = pixels.data[at + 3] >= 128;
-        painted = painted || white;
-        mask.data.set(white ? [255, 255, 255, 255] : [0, 0, 0, 255], at);
+      for (let at = 0; at < pixels.length; at += 1) {
+        const white = pixels[at] >>> 31;
+        if (white) painted = true;
+        pixels[at] = white ? WHITE : BLACK;
       }
       current = null;
       if (painted) {
         const out = make("canvas", { width, height });
-        out.getContext("2d").putImageData(mask, 0, 0);
+        out.getContext("2d").putImageData(image, 0, 0);
         current = out.toDataURL("image/png");
       }
+      changed = false;
       props.value = { ...props.value, mask: current };
     }
     function place(event) {
       const box = canvas.getBoundingClientRect();
       return [((event.clientX - box.left) * width) / box.width, ((event.clientY - box.top) * height) / box.height];
     }
-    function stroke(to) {
-      brush.globalCompositeOperation = erasing ? "destination-out" : "source-over";
-      brush.strokeStyle = brush.fillStyle = `rgb(${MASK_COLOUR})`;
-      brush.lineWidth = radius * 2;
-      brush.lineCap = brush.lineJoin = "round";
-      brush.beginPath();
-      brush.moveTo(...(last || to));
-      brush.lineTo(to[0] + 0.01, to[1] + 0.01);
-      brush.stroke();
-      last = to;
-    }
     canvas.onpointerdown = (event) => {
       if (event.button > 0) return;
       event.preventDefault();
       canvas.setPointerCapture(event.pointerId);
-      remember();
-      last = null;
-      stroke(place(event));
+      under = { erasing, radius, points: [place(event)] };
+      perform(under);
     };
-    canvas.onpointermove = (event) => { if (last) stroke(place(event)); };
-    canvas.onpointerup = canvas.onpointercancel = () => { if (last) { last = null; publish(); } };
+    canvas.onpointermove = (event) => {
+      if (under) paintDeed(brush, under, under.points.push(place(event)) - 1);
+    };
+    canvas.onpointerup = canvas.onpointercancel = () => { under = null; };
 
-    async function load(source) {
-      brush.clearRect(0, 0, width, height);
-      current = source || null;
-      if (!source) return;
-      const image = make("img", { src: source });
-      await image.decode();
-      const scratch = make("canvas", { width, height }).getContext("2d");
-      scratch.drawImage(image, 0, 0);
-      const pixels = scratch.getImageData(0, 0, width, height);
-      for (let at = 0; at < pixels.data.length; at += 4) {
-        const white = pixels.data[at + 3] >= 128 && pixels.data[at] >= 128;
-        pixels.data.set([...MASK_COLOUR, white ? 255 : 0], at);
+    async function decoded(source) {
+      const url = typeof source !== "string" ? URL.createObjectURL(source) : STORED.test(source) ? address({ image: source }) : source;
+      try {
+        const image = make("img", { src: url });
+        await image.decode();
+        if (image.naturalWidth !== width || image.naturalHeight !== height) {
+          throw new Error(`The mask is ${image.naturalWidth} × ${image.naturalHeight}, the picture ${width} × ${height}.`);
+        }
+        return whiteBits(image, width, height);
+      } catch (error) {
+        throw error.name === "EncodingError" ? new Error("The mask is no picture that can be read.") : error;
+      } finally {
+        if (url !== source) URL.revokeObjectURL(url);
       }
-      brush.putImageData(pixels, 0, 0);
     }
-    function invert() {
-      remember();
-      const pixels = snapshot();
-      for (let at = 0; at < pixels.data.length; at += 4) {
-        pixels.data.set([...MASK_COLOUR, pixels.data[at + 3] >= 128 ? 0 : 255], at);
+    /* The mask that a value brings along: what was painted before is no part of it. */
+    async function load(source) {
+      const mine = (loads += 1);
+      deeds = [];
+      settled = null;
+      changed = false;
+      current = source || null;
+      paintDeed(brush, {});
+      if (!source) return;
+      try {
+        const bits = await decoded(source);
+        if (mine !== loads) return;
+        const since = deeds;
+        paintDeed(brush, { bits });
+        for (const deed of since) paintDeed(brush, deed);
+        settled = make("canvas", { width, height }).getContext("2d");
+        paintDeed(settled, { bits });
+      } catch (error) {
+        if (mine !== loads) return;
+        changed = true;
+        say(error.message);
       }
-      brush.putImageData(pixels, 0, 0);
-      publish();
     }
     const maskFile = make("input", { type: "file", accept: ACCEPT, hidden: true, className: "eis-mask-file" });
     maskFile.onchange = async () => {
       const chosen = maskFile.files[0];
       maskFile.value = "";
       if (!chosen) return;
-      const source = URL.createObjectURL(chosen);
       try {
-        const image = make("img", { src: source });
-        await image.decode();
-        if (image.naturalWidth !== width || image.naturalHeight !== height) {
-          throw new Error(`The mask is ${image.naturalWidth} × ${image.naturalHeight}, the picture ${width} × ${height}.`);
-        }
-        remember();
-        await load(source);
-        publish();
+        perform({ bits: await decoded(chosen) });
         say("");
       } catch (error) {
-        say(error.name === "EncodingError" ? "The mask is no picture that can be read." : error.message);
-      } finally {
-        URL.revokeObjectURL(source);
+        say(error.message);
       }
     };
 
@@ -221,9 +287,9 @@
     tools.append(paint, erase, sizeLine);
     const more = make("div", { className: "eis-bar" });
     more.append(
-      act("Undo", () => { const before = undone.pop(); if (before) { brush.putImageData(before, 0, 0); publish(); } }),
-      act("Clear", () => { remember(); brush.clearRect(0, 0, width, height); publish(); }),
-      act("Invert", invert),
+      act("Undo", undo),
+      act("Clear", () => perform({})),
+      act("Invert", () => perform({ invert: true })),
       act("Load a mask", () => maskFile.click()),
       maskFile,
       make("span", { className: "eis-hint eis-push", textContent: `${width} × ${height}` }),
@@ -232,6 +298,6 @@
     );
     body.append(board, tools, more);
     if (value.mask) load(value.mask);
-    return { image: value.image, mask: () => current, load };
+    return { image: value.image, mask: () => (changed ? undefined : current), load, publish };
   }
 })();

@@ -8,6 +8,7 @@ from PIL import Image, ImageChops
 
 from tests.ui.capabilities import RED
 from tests.ui.serving import ROOT, server
+from tests.ui.test_browser_jobs import reload, tab
 
 pytestmark = pytest.mark.browser
 
@@ -20,10 +21,6 @@ def pocket_server(tmp_path_factory):
         pytest.fail("the embedded model's weights are missing")
     with server(tmp_path_factory.mktemp("pocket"), devices="cpu") as address:
         yield address
-
-
-def tab(page, name: str) -> None:
-    page.get_by_role("tab", name=name, exact=True).click()
 
 
 def fetch(page, address: str, locator) -> Image.Image:
@@ -81,24 +78,115 @@ def test_erase_invert_undo_and_clear(squares_server, open_page, striped):
     page.locator(".eis-painter:visible input[type=file]").first.set_input_files(path)
     page.wait_for_selector(".eis-canvas:visible")
 
-    def painted() -> int:
-        return page.locator(".eis-canvas:visible").evaluate(
-            "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data"
-            ".filter((value, at) => at % 4 === 3 && value >= 128).length"
-        )
-
     drag(page, (0.2, 0.5), (0.8, 0.5))
-    stroke = painted()
+    stroke = painted(page)
     assert 0 < stroke < 96 * 64
     page.get_by_role("button", name="Erase").click()
     drag(page, (0.2, 0.5), (0.5, 0.5))
-    assert 0 < painted() < stroke
+    assert 0 < painted(page) < stroke
     page.get_by_role("button", name="Undo").click()
-    assert painted() == stroke
+    assert painted(page) == stroke
     page.get_by_role("button", name="Invert").click()
-    assert painted() == 96 * 64 - stroke
+    assert painted(page) == 96 * 64 - stroke
     page.get_by_role("button", name="Clear").click()
-    assert painted() == 0
+    assert painted(page) == 0
+
+
+def painted(page) -> int:
+    """How many pixels of the visible canvas are painted."""
+    return page.locator(".eis-canvas:visible").evaluate(
+        "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data"
+        ".filter((value, at) => at % 4 === 3 && value >= 128).length"
+    )
+
+
+COUNT_READS = """() => {
+    window.reads = { getImageData: 0, toDataURL: 0 };
+    for (const [type, name] of [[CanvasRenderingContext2D, "getImageData"], [HTMLCanvasElement, "toDataURL"]]) {
+        const before = type.prototype[name];
+        type.prototype[name] = function (...given) { window.reads[name] += 1; return before.apply(this, given); };
+    }
+}"""
+
+
+def test_painting_reads_no_pixel_back_until_generate(squares_server, open_page, striped):
+    path, _ = striped
+    page = open_page(squares_server)
+    tab(page, "Fill")
+    page.locator(".eis-painter:visible input[type=file]").first.set_input_files(path)
+    page.wait_for_selector(".eis-canvas:visible")
+    page.evaluate(COUNT_READS)
+    for height in (0.2, 0.5, 0.8):
+        drag(page, (0.2, height), (0.8, height))
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("button", name="Invert").click()
+    assert page.evaluate("window.reads") == {"getImageData": 0, "toDataURL": 0}
+    page.locator("#generate-fill").click()
+    page.wait_for_selector("#stage-fill .eis-result")
+    assert page.evaluate("window.reads") == {"getImageData": 1, "toDataURL": 1}
+    after = fetch(page, squares_server, page.locator("#stage-fill .eis-picture"))
+    assert after.getpixel((48, 51)) == RED, "the stroke that was undone"
+    assert after.getpixel((48, 13)) != RED and after.getpixel((48, 32)) != RED, "the strokes, inverted"
+
+
+def test_undo_goes_back_twenty_deeds_and_no_further(squares_server, open_page, striped):
+    path, _ = striped
+    page = open_page(squares_server)
+    tab(page, "Fill")
+    page.locator(".eis-painter:visible input[type=file]").first.set_input_files(path)
+    page.wait_for_selector(".eis-canvas:visible")
+    counts = []
+    for column in range(23):
+        drag(page, (0.02 + column / 24, 0.1), (0.02 + column / 24, 0.2))
+        counts.append(painted(page))
+    assert counts == sorted(set(counts)), "every stroke paints more"
+    for _ in range(25):
+        page.get_by_role("button", name="Undo").click()
+    assert painted(page) == counts[2]
+
+
+def test_use_settings_brings_the_mask_back(squares_server, open_page, striped):
+    path, _ = striped
+    page = open_page(squares_server)
+    tab(page, "Fill")
+    page.locator(".eis-painter:visible input[type=file]").first.set_input_files(path)
+    page.wait_for_selector(".eis-canvas:visible")
+    drag(page, (0.25, 0.5), (0.5, 0.5))
+    stroke = painted(page)
+    page.locator("#generate-fill").click()
+    page.wait_for_selector("#stage-fill .eis-result")
+    first = fetch(page, squares_server, page.locator("#stage-fill .eis-picture"))
+    page.get_by_role("button", name="Clear").click()
+    assert painted(page) == 0
+    page.locator("#stage-fill").get_by_role("button", name="Use settings").click()
+    wait_until_painted(page, stroke)
+    page.get_by_role("button", name="Remove", exact=True).locator("visible=true").click()
+    page.wait_for_selector(".eis-canvas", state="detached")
+    page.locator("#stage-fill").get_by_role("button", name="Use settings").click()
+    page.wait_for_selector(".eis-canvas:visible")
+    wait_until_painted(page, stroke)
+    drag(page, (0.9, 0.9), (0.95, 0.9))
+    page.get_by_role("button", name="Undo").click()
+    assert painted(page) == stroke, "undo must not take the restored mask away"
+
+    job = page.locator("#stage-fill .eis-result").get_attribute("data-job")
+    page.locator("#generate-fill").click()
+    page.wait_for_selector(f"#stage-fill .eis-result:not([data-job='{job}'])")
+    again = fetch(page, squares_server, page.locator("#stage-fill .eis-picture"))
+    assert again.tobytes() == first.tobytes()
+    reload(page, open_page)
+    tab(page, "Fill")
+    page.wait_for_selector(".eis-canvas:visible")
+    wait_until_painted(page, stroke)
+
+
+def wait_until_painted(page, count: int) -> None:
+    """Until exactly so many pixels are painted; a restored mask is fetched first."""
+    for _ in range(200):
+        if painted(page) == count:
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{painted(page)} pixels are painted, not {count}")
 
 
 def test_a_mask_file_is_loaded_and_one_of_another_size_refused(squares_server, open_page, striped, tmp_path):
