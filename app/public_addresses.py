@@ -44,6 +44,8 @@ _CLOSED_IPV6 = tuple(
         "3fff::/20",
     )
 )
+RESOLVING_AT_ONCE = 32
+_RESOLVING = threading.BoundedSemaphore(RESOLVING_AT_ONCE)
 _ISATAP = frozenset({0x00005EFE, 0x02005EFE})
 
 
@@ -71,9 +73,14 @@ def resolve(host: str, port: int, until: float) -> list[str]:
             answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
             return
+        finally:
+            _RESOLVING.release()
         found.extend(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
-    # getaddrinfo knows no timeout; the thread ends by itself with the resolver's own.
+    # getaddrinfo knows no timeout: its thread outlives the caller and ends with the resolver's own patience. Whoever
+    # names slow hosts without end must not gather threads without end, so they are counted.
+    if not _RESOLVING.acquire(timeout=max(0.0, until - time.monotonic())):
+        raise TransferFailed("Too many names are being resolved; try again.")
     thread = threading.Thread(target=ask, daemon=True, name="resolve")
     thread.start()
     thread.join(max(0.0, until - time.monotonic()))

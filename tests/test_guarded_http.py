@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import guarded_http
+from app import guarded_http, public_addresses
 from app.errors import InvalidRequest, TooLarge, TransferFailed, UrlNotAllowed
 from app.guarded_http import GuardedClient, is_public
 
@@ -515,6 +515,31 @@ def test_a_slow_resolver_does_not_hold_the_caller(monkeypatch) -> None:
     with pytest.raises(UrlNotAllowed):
         GuardedClient().check_url("http://images.example.org/", seconds=0.3)
     assert time.monotonic() - begun < 5
+
+
+def test_slow_names_gather_no_threads_without_end(monkeypatch) -> None:
+    answered, waiting = threading.Event(), []
+
+    def slow(host: str, *arguments: object, **options: object) -> list[tuple]:
+        waiting.append(host)
+        answered.wait(20)
+        raise OSError("nobody")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr(public_addresses, "_RESOLVING", threading.BoundedSemaphore(3))
+    try:
+        for number in range(6):
+            with pytest.raises(TransferFailed):
+                public_addresses.resolve(f"images{number}.example.org", 443, time.monotonic() + 0.1)
+        assert len(waiting) == 3
+    finally:
+        answered.set()
+    for _ in range(100):
+        if public_addresses._RESOLVING._value == 3:
+            break
+        time.sleep(0.02)
+    monkeypatch.undo()
+    assert public_addresses.resolve("127.0.0.1", 443, time.monotonic() + 5) == ["127.0.0.1"]
 
 
 @pytest.mark.parametrize(

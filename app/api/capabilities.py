@@ -16,17 +16,21 @@ from starlette.responses import Response
 from app.api.answers import answer
 from app.api.draining import Draining, until_gone
 from app.api.errors import error_answer, retry_headers, service_error_answer, status_of
+from app.api.few_at_once import FewAtOnce
 from app.api.negotiation import IMAGE_TYPES, preferred
 from app.api.openapi import wish_schema
 from app.api.payload import read_payload
 from app.api.pictures import PictureResolver, Resolved
 from app.api.schemas import PREFIX, ErrorAnswer, JobAnswer, documented, job_url, job_view
+from app.core.callbacks import CheckedUrl
 from app.core.capability import Capability
 from app.core.jobs import Job, JobStatus
 from app.core.service import Service
 from app.errors import Conflict, UnknownImage, error_class
 
 WAIT_LIMIT = 600
+CHECKED_AT_ONCE = 8
+CHECKS_WAITING = 32
 JSON_TYPE = "application/json"
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -66,9 +70,25 @@ class Submission:
         self.service = service
         self.resolver = resolver
         self.draining = draining
+        self.checking = FewAtOnce(
+            CHECKED_AT_ONCE, CHECKS_WAITING, "Too many callback addresses are being looked up; try again."
+        )
+
+    async def check_callback(self, url: str | None) -> CheckedUrl | None:
+        """The callback's address, looked up where a slow resolver holds up nobody else."""
+        if url is None:
+            return None
+        with self.checking.place():
+            return await self.checking.run(self.service.check_callback, url)
 
     def submit(
-        self, capability: Capability, resolved: Resolved, query: SubmitQuery, key: str | None, owner: str
+        self,
+        capability: Capability,
+        resolved: Resolved,
+        query: SubmitQuery,
+        callback: CheckedUrl | None,
+        key: str | None,
+        owner: str,
     ) -> Job:
         """Blocking: submit, and take the pictures away again if the wish is refused or was known already."""
         if not resolved.validated:
@@ -82,7 +102,7 @@ class Submission:
                 owner=owner,
                 priority=query.priority,
                 idempotency_key=key,
-                callback_url=query.callback_url,
+                callback_url=callback,
             )
         except BaseException:
             self.forget(resolved, owner)
@@ -94,7 +114,7 @@ class Submission:
     def forget(self, resolved: Resolved, owner: str) -> None:
         """Take away what was stored for a wish that did not become a job of its own."""
         for reference in resolved.stored:
-            with suppress(UnknownImage):
+            with suppress(UnknownImage, Conflict):
                 self.service.delete_image(reference, owner)
 
     async def wait(self, request: HttpRequest, job: Job, seconds: float, owner: str) -> Job:
@@ -131,10 +151,12 @@ class Submission:
         wanted = preferred(request.headers.get("accept", ""), (JSON_TYPE, *IMAGE_TYPES))
         if images and wanted in IMAGE_TYPES:
             first = images[0]
-            data = await run_in_threadpool(self.service.storage.encode, first["id"], wanted)
-            if first.get("seed") is not None:
-                headers["X-Seed"] = str(first["seed"])
-            return Response(data, 200, headers | {"X-Image-Id": first["id"], "Vary": "Accept"}, wanted)
+            # A replay may come after the picture was deleted: the job is still the answer.
+            with suppress(UnknownImage):
+                data = await run_in_threadpool(self.service.storage.encode, first["id"], wanted)
+                if first.get("seed") is not None:
+                    headers["X-Seed"] = str(first["seed"])
+                return Response(data, 200, headers | {"X-Image-Id": first["id"], "Vary": "Accept"}, wanted)
         return answer(job_view(job, None), 200, headers | {"Vary": "Accept"})
 
 
@@ -181,8 +203,9 @@ def add_route(router: APIRouter, capability: Capability, submission: Submission)
     ) -> Response:
         owner = request.state.owner
         payload = await read_payload(request, capability.request)
+        callback = await submission.check_callback(query.callback_url)
         resolved = await submission.resolver.resolve(payload, capability.request)
-        job = await run_in_threadpool(submission.submit, capability, resolved, query, idempotency_key, owner)
+        job = await run_in_threadpool(submission.submit, capability, resolved, query, callback, idempotency_key, owner)
         job = await submission.wait(request, job, query.wait, owner)
         return await submission.reply(request, job)
 

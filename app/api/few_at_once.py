@@ -4,8 +4,8 @@ The pool that every other request shares is never taken by it: a slow host costs
 comes when all places are taken is told so at once, for a wait without an end is worse than a refusal.
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -25,8 +25,8 @@ class FewAtOnce:
         self.taken = 0
         self.refusal = refusal
 
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
+    @contextmanager
+    def place(self) -> Iterator[None]:
         """A place for one request, however often it then calls `run`: it is not refused halfway."""
         if self.taken >= self.places:
             raise Unavailable(self.refusal)

@@ -103,7 +103,7 @@ def image_router(service: Service, resolver: PictureResolver) -> APIRouter:
     )
     async def upload(request: HttpRequest, query: Annotated[UploadQuery, Query()]) -> Response:
         given = await read_upload(request)
-        async with resolver.place_for([given]):
+        with resolver.place_for([given]):
             given = await resolver.fetched(given)
         stored = await to_thread.run_sync(store, given, query.kind, request.state.owner, limiter=resolver.storing)
         return answer(stored, 201, {"Location": stored["url"]})
@@ -137,7 +137,13 @@ def image_router(service: Service, resolver: PictureResolver) -> APIRouter:
         owned(id, request.state.owner)
         return answer({"id": id, **storage.metadata(id)})
 
-    @router.delete("/{id}", status_code=204, summary="Delete a picture", responses=UNKNOWN, response_class=Response)
+    @router.delete(
+        "/{id}",
+        status_code=204,
+        summary="Delete a picture",
+        responses={**UNKNOWN, 409: documented(ErrorAnswer, "A job that has not ended needs the picture.")},
+        response_class=Response,
+    )
     def delete(request: HttpRequest, id: str) -> Response:
         service.delete_image(id, request.state.owner)
         return Response(status_code=204)

@@ -9,8 +9,8 @@ a new picture needs neither.
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,7 +67,7 @@ class PictureResolver:
         await to_thread.run_sync(self.validate, payload, wish, limiter=self.storing)
         resolved.validated = True
         try:
-            async with self.place_for(given):
+            with self.place_for(given):
                 for name, kind in kinds.items():
                     if kind == "images" and payload.get(name) is not None:
                         references = [await self.reference(one, "image", name, resolved) for one in payload[name]]
@@ -80,13 +80,13 @@ class PictureResolver:
             raise
         return resolved
 
-    @asynccontextmanager
-    async def place_for(self, given: list[str | bytes]) -> AsyncIterator[None]:
+    @contextmanager
+    def place_for(self, given: list[str | bytes]) -> Iterator[None]:
         """A place among those who fetch, where there is a URL among these; `Unavailable` when none is left."""
         if not any(is_url(one) for one in given):
             yield
             return
-        async with self.fetching.place():
+        with self.fetching.place():
             yield
 
     async def fetched(self, given: str | bytes) -> str | bytes:

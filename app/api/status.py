@@ -93,7 +93,8 @@ def status_router(service: Service, draining: Draining, registry: CollectorRegis
     alive = answer({"status": "ok", "version": version}).body
 
     @router.get("/health", summary="Whether the process answers; needs no key")
-    def health() -> Response:
+    async def health() -> Response:
+        # Not in a thread: this answer must not wait for one while others hold them all.
         return Response(alive, media_type="application/json", headers={"Cache-Control": "no-store"})
 
     @router.get("/ready", summary="Whether a worker takes jobs")

@@ -45,6 +45,23 @@ STORE_PAUSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
+class CheckedUrl:
+    """A callback's address that was looked at, and why it may not be called where that is so."""
+
+    url: str
+    refusal: ServiceError | None = None
+
+
+def check_callback_url(client: GuardedClient, url: str) -> CheckedUrl:
+    """Ask the guard about an address; blocks for seconds where the resolver is slow."""
+    try:
+        client.check_url(url)
+    except ServiceError as refusal:
+        return CheckedUrl(url, refusal)
+    return CheckedUrl(url)
+
+
+@dataclass(frozen=True)
 class Delivery:
     """One row of the outbox that is due."""
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from app.core import crash_points
-from app.core.callbacks import CallbackSender, Signer, secret_of
+from app.core.callbacks import CallbackSender, CheckedUrl, Signer, check_callback_url, secret_of
 from app.core.capability import Capability
 from app.core.dispatcher import Dispatcher
 from app.core.engine_options import EngineOptions, load_by_name
@@ -106,7 +106,7 @@ class Service:
         owner: str = "",
         priority: int = 5,
         idempotency_key: str | None = None,
-        callback_url: str | None = None,
+        callback_url: str | CheckedUrl | None = None,
     ) -> Job:
         """Check and resolve the wish and accept it: when this returns, the job is on the disk."""
         if not self._open:
@@ -118,14 +118,19 @@ class Service:
         known = self._by_name.get(capability)
         if known is None:
             raise UnknownCapability("There is no capability of this name.")
-        prepared = self._submission.prepare(known, payload, owner)
-        body = f"{prepared.fingerprint}:{priority}:{callback_url or ''}"
+        wish = self._submission.read(known, payload)
+        address = callback_url.url if isinstance(callback_url, CheckedUrl) else callback_url
+        body = f"{self._submission.fingerprint(known, wish, owner)}:{priority}:{address or ''}"
         if idempotency_key is not None:
             earlier = self._store.find_idempotent(owner, idempotency_key, body)
             if earlier is not None:
                 return self._dispatcher.with_progress(earlier)
+        # What the key's job needed may be gone by now: only a new job has its pictures and model looked up.
+        prepared = self._submission.prepare(known, wish, owner)
         if callback_url is not None:
-            self._client.check_url(callback_url)
+            checked = self.check_callback(callback_url) if isinstance(callback_url, str) else callback_url
+            if checked.refusal is not None:
+                raise checked.refusal
         self.storage.check_room()
         job = Job(
             id=new_id(),
@@ -137,10 +142,14 @@ class Service:
             max_attempts=self.options.max_attempts,
             owner=owner,
             model=prepared.model,
-            callback_url=callback_url,
+            callback_url=address,
             idempotency_key=idempotency_key,
         )
         return self._accept(lambda: self._store.insert(job, body=body), job.id)
+
+    def check_callback(self, url: str) -> CheckedUrl:
+        """Look at a callback's address ahead of `submit`, in a thread that may wait for a slow resolver."""
+        return check_callback_url(self._client, url)
 
     def get(self, job_id: str, owner: str = "") -> Job:
         """The job as it is now; `UnknownJob` also when it is another owner's."""
@@ -304,10 +313,10 @@ class Service:
         )
 
     def delete_image(self, image_id: str, owner: str = "") -> None:
-        """Forget a picture and remove its file."""
+        """Forget a picture and remove its file; `Conflict` while a job that has not ended needs it."""
         if self.image_owner(image_id) != owner:
             raise UnknownImage("There is no picture with this id.")
-        self._store.images.remove(image_id)
+        self._store.images.remove(image_id, owner=owner, sha256=self._submission.digest_of(image_id, owner))
         with suppress(UnknownImage):
             self.storage.delete(image_id)
 

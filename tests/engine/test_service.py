@@ -7,10 +7,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from PIL import Image
 
+from app.core.callbacks import CheckedUrl
 from app.core.jobs import JobStatus, new_id
 from app.core.service import Service
 from app.errors import (
@@ -24,6 +26,7 @@ from app.errors import (
     UnknownImage,
     UnknownJob,
     UrlNotAllowed,
+    WeightsMissing,
 )
 from tests.engine.capabilities import squares
 from tests.engine.conftest import end_of, options, until
@@ -140,6 +143,105 @@ def test_an_idempotency_key_counts_pictures_by_their_bytes(service: Service) -> 
     assert service.submit("test/copy", {"image": first.id}, idempotency_key="k").status is JobStatus.SUCCEEDED
     paint = service.submit("test/paint", {"seed": None}, idempotency_key="p")
     assert service.submit("test/paint", {"num_inference_steps": 4}, idempotency_key="p").id == paint.id
+
+
+def test_a_replay_needs_nothing_that_was_deleted_since(service: Service) -> None:
+    image, other = service.upload(png(40, 30), owner="ann"), service.upload(png(41, 30), owner="ann")
+    wish = {"image": image.id}
+    job = service.submit("test/copy", wish, owner="ann", idempotency_key="k")
+    until(lambda: service.get(job.id, "ann").status.is_terminal)
+    for reference in (image.id, other.id):
+        service.delete_image(reference, "ann")
+    assert service.submit("test/copy", wish, owner="ann", idempotency_key="k").id == job.id
+    again = service.upload(png(40, 30), owner="ann")
+    assert service.submit("test/copy", {"image": again.id}, owner="ann", idempotency_key="k").id == job.id
+    with pytest.raises(Conflict):
+        service.submit("test/copy", {"image": other.id}, owner="ann", idempotency_key="k")
+    for owner, key in (("ann", "new"), ("ben", "k")):
+        with pytest.raises(UnknownImage):
+            service.submit("test/copy", wish, owner=owner, idempotency_key=key)
+
+
+def test_a_replay_does_not_need_the_model_any_more(make_service: Callable[..., Service], monkeypatch) -> None:
+    service = make_service(
+        catalog="tests.engine.modelled:CATALOG", runtime="tests.engine.modelled:open_runtime"
+    )
+    wish = {"prompt": "a", "num_inference_steps": 2}
+    job = service.submit("test/draw", wish, idempotency_key="k")
+
+    def refuse(*names: object, **facts: object) -> None:
+        raise WeightsMissing("No model is installed.")
+
+    monkeypatch.setattr(service.models, "choose", refuse)
+    assert service.submit("test/draw", wish, idempotency_key="k").id == job.id
+    with pytest.raises(WeightsMissing):
+        service.submit("test/draw", wish, idempotency_key="new")
+
+
+def test_a_picture_that_a_job_needs_is_not_deleted(service: Service) -> None:
+    blocker = service.submit("test/paint", {"num_inference_steps": 200, "step_seconds": 0.05})
+    until(lambda: service.get(blocker.id).status is JobStatus.RUNNING)
+    image, mask, free = (service.upload(png(40, 30)) for _ in range(3))
+    job = service.submit("test/copy", {"image": image.id, "mask_image": mask.id})
+    for reference in (image.id, mask.id):
+        with pytest.raises(Conflict, match="needs this picture"):
+            service.delete_image(reference)
+        assert service.get_image(reference).id == reference and service.storage.path(reference).is_file()
+    service.delete_image(free.id)
+    service.cancel(blocker.id)
+    assert end_of(service, job.id).status is JobStatus.SUCCEEDED
+    service.delete_image(image.id)
+    assert service.search_images(kind="image")[1] == 1
+
+
+def test_a_job_is_not_accepted_after_its_picture_was_deleted(service: Service, monkeypatch) -> None:
+    """The deletion falls between the look at the picture and the insert; so it does before a retry by hand."""
+    image = service.upload(png(40, 30))
+    insert = service._store.insert
+
+    def delete_first(*arguments: object, **facts: object) -> object:
+        service.delete_image(image.id)
+        return insert(*arguments, **facts)
+
+    monkeypatch.setattr(service._store, "insert", delete_first)
+    with pytest.raises(UnknownImage):
+        service.submit("test/copy", {"image": image.id}, idempotency_key="k")
+    assert service.list_jobs() == ([], 0)
+    monkeypatch.undo()
+    blocker = service.submit("test/paint", {"num_inference_steps": 200, "step_seconds": 0.05})
+    other = service.upload(png(41, 30))
+    job = service.submit("test/copy", {"image": other.id}, idempotency_key="k")
+    service.cancel(job.id)
+    service.delete_image(other.id)
+    with pytest.raises(UnknownImage):
+        service.retry(job.id)
+    assert service.get(job.id).status is JobStatus.CANCELLED
+    service.cancel(blocker.id)
+
+
+def test_deletions_and_submits_at_once_never_leave_a_job_without_its_picture(service: Service) -> None:
+    blocker = service.submit("test/paint", {"num_inference_steps": 1000, "step_seconds": 0.05})
+    jobs, refusals = [], []
+    for _ in range(30):
+        image = service.upload(png(8, 8))
+        start = threading.Barrier(2)
+
+        def submit(reference: str = image.id, start: threading.Barrier = start) -> None:
+            start.wait()
+            try:
+                jobs.append(service.submit("test/copy", {"image": reference}))
+            except UnknownImage as error:
+                refusals.append(error)
+
+        submitting = threading.Thread(target=submit)
+        submitting.start()
+        start.wait()
+        with suppress(Conflict):
+            service.delete_image(image.id)
+        submitting.join()
+    service.cancel(blocker.id)
+    assert len(jobs) + len(refusals) == 30
+    assert {end_of(service, job.id).status for job in jobs} <= {JobStatus.SUCCEEDED}
 
 
 def test_errors_tell_what_they_may(service: Service, caplog: pytest.LogCaptureFixture) -> None:
@@ -366,6 +468,26 @@ def test_a_callback_to_this_machine_is_refused(service: Service) -> None:
         with pytest.raises(UrlNotAllowed):
             service.submit("test/paint", {}, callback_url=url)
     assert service.list_jobs() == ([], 0)
+
+
+def test_an_address_that_was_looked_at_is_not_looked_at_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(service._client, "check_url", seen.append)
+    checked = service.check_callback("https://hooks.example.org/")
+    job = service.submit("test/paint", {"num_inference_steps": 1000, "step_seconds": 1}, callback_url=checked)
+    assert job.callback_url == "https://hooks.example.org/" and seen == [job.callback_url]
+    service.submit("test/paint", {}, callback_url="https://hooks.example.org/2")
+    assert seen == [job.callback_url, "https://hooks.example.org/2"]
+
+
+def test_a_repeat_is_answered_although_its_callback_is_refused_by_now(service: Service) -> None:
+    first = service.submit("test/paint", {"prompt": "a"}, idempotency_key="one")
+    refused = CheckedUrl("", UrlNotAllowed("Not this one."))
+    assert service.submit("test/paint", {"prompt": "a"}, idempotency_key="one", callback_url=refused).id == first.id
+    with pytest.raises(UrlNotAllowed):
+        service.submit("test/paint", {"prompt": "b"}, callback_url=refused)
 
 
 def test_readiness_and_statistics(service: Service) -> None:
