@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
+from app.api import strict_json
 from app.api.answers import answer
 from app.api.errors import Refusal
 from app.api.multipart import FORM_TYPE, whole_form
@@ -27,6 +28,7 @@ from app.errors import Conflict, InvalidRequest, ServiceError
 
 UNKNOWN = {404: documented(ErrorAnswer, "No such model.")}
 UPLOAD_FIELDS = {"id", "title", "kind", "licence"}
+LONGEST_STEM = 200
 PULLS_AT_ONCE = 2
 UNDER_WAY = {"waiting", "running", "cancelling"}
 UPLOAD_BODY = {
@@ -219,6 +221,8 @@ def model_router(service: Service, pulls: Pulls) -> APIRouter:
             texts = {name: value for name, value in form.multi_items() if name != "file"}
             if not isinstance(file, UploadFile) or not set(texts) <= UPLOAD_FIELDS:
                 raise InvalidRequest("The form holds the file `file` and id, title, kind, licence.")
+            for text in texts.values():
+                strict_json.check_text(text)
             row = await run_in_threadpool(add_upload, service, file, texts)
         return answer(view(row), 201, {"Location": f"{PREFIX}/models/{row.spec.id}"})
 
@@ -233,12 +237,22 @@ def model_router(service: Service, pulls: Pulls) -> APIRouter:
 
 
 def add_upload(service: Service, file: UploadFile, texts: dict[str, str]) -> Any:
-    """Give the upload a name of our own and hand it to the library, which looks at what it is."""
-    stem = re.sub(r"[^a-z0-9._-]+", "-", Path(file.filename or "").stem.lower()).strip("-._")[:60]
+    """Hand the upload to the library, which looks at what it is; its name alone tells the family of some."""
+    stem = Path(file.filename or "").stem
     given = {name: value for name, value in texts.items() if value}
-    given.setdefault("id", stem or "upload")
+    given.setdefault("title", title_of(stem))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "upload.safetensors"
+        path = Path(folder) / f"{harmless(stem)}.safetensors"
         with path.open("wb") as target:
             shutil.copyfileobj(file.file, target)
         return service.models.add(path, **given)
+
+
+def title_of(stem: str) -> str:
+    """What a person sees of a file's name."""
+    return "".join(letter for letter in stem if letter.isprintable()).strip()[:LONGEST_STEM]
+
+
+def harmless(stem: str) -> str:
+    """The file's name as a file of this server may have it."""
+    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")[:60].rstrip("-._") or "upload"

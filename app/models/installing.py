@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,11 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.errors import Conflict, StorageFull, TransferFailed
-from app.models.download import BLOCK, WEIGHTS, Hub, RemoteFile, Stop, sha256_of
+from app.models.download import BLOCK, STORED, WEIGHTS, Hub, RemoteFile, Stop, sha256_of
 from app.models.installed import FILES, RECORD, Installed, InstalledFile, dump
 
 RESERVED_BYTES = 256 * 2**20
 SECONDS_BETWEEN_KNOCKS = 0.2
+SINGLE_FILE = "weights.safetensors"
 
 
 class Workshop:
@@ -195,6 +197,28 @@ def bring_in(sources: dict[str, Path], staged: Path, on_bytes: Callable[[int], N
         brought[name] = InstalledFile(size, sha256_of(target, lambda count, base=before: on_bytes(base + count)))
         before += size
     return brought
+
+
+def sources_of(file: Path) -> dict[str, Path]:
+    """Name inside the model's folder -> file to take: weights and configurations, nothing else."""
+    if file.is_dir():
+        found = {path.relative_to(file).as_posix(): path for path in sorted(file.rglob("*")) if path.is_file()}
+    else:
+        found = {SINGLE_FILE: file}
+        if (file.parent / "config" / "model_index.json").is_file():
+            beside = sorted((file.parent / "config").rglob("*"))
+            found |= {path.relative_to(file.parent).as_posix(): path for path in beside if path.is_file()}
+    return {name: path for name, path in found.items() if path.suffix in STORED and "/." not in f"/{name}"}
+
+
+def is_slug(id: str) -> bool:
+    """Whether this may be a model's id."""
+    return re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,79}", id) is not None
+
+
+def slug(name: str) -> str:
+    """An id made of a file's name; empty where nothing of it can stay."""
+    return re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-._")[:80].rstrip("-._")
 
 
 def write_record(folder: Path, installed: Installed) -> None:

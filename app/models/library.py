@@ -12,20 +12,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from app.errors import Conflict, InvalidRequest, NotFound, UnknownModel, WeightsMissing
 from app.guarded_http import GuardedClient
 from app.models import inspect_file
 from app.models.catalog import CATALOG
-from app.models.download import STORED, Hub, Patience, RemoteFile, Stop, sha256_of
+from app.models.download import Hub, Patience, RemoteFile, Stop, sha256_of
 from app.models.installed import FILES, Installed, InstalledModels
 from app.models.installing import (
+    SINGLE_FILE,
     Workshop,
     bring_in,
     check_stated,
     fetch_all,
     full_disk_said,
+    is_slug,
     missing_bytes,
+    slug,
+    sources_of,
     write_record,
 )
 from app.models.spec import Family, Kind, Licence, ModelSpec
@@ -39,7 +44,7 @@ ADDED_RANK: dict[tuple[Family, bool], int] = {
 }
 """Rank of an added checkpoint by family and whether it is made for inpainting: just above the published base."""
 
-SINGLE_FILE = "weights.safetensors"
+LONGEST_TEXT = 200
 Progress = Callable[[int, int], None]
 
 
@@ -190,7 +195,7 @@ class ModelLibrary:
         *,
         id: str | None = None,
         title: str | None = None,
-        kind: Kind | None = None,
+        kind: str | None = None,
         licence: str | None = None,
         progress: Progress | None = None,
     ) -> ModelRow:
@@ -201,6 +206,11 @@ class ModelLibrary:
         answers the row that stands. A textual inversion that names no token is called by its id, or by the file's name
         where none is given.
         """
+        if kind is not None and kind not in get_args(Kind):
+            raise InvalidRequest(f"A model's kind is one of {', '.join(get_args(Kind))}.", field="kind")
+        for field, text in (("title", title), ("licence", licence)):
+            if len(text or "") > LONGEST_TEXT:
+                raise InvalidRequest(f"A model's {field} has at most {LONGEST_TEXT} characters.", field=field)
         if not file.exists():
             raise NotFound("There is no such file or folder.")
         found = inspect_file.inspect(file)
@@ -214,12 +224,12 @@ class ModelLibrary:
         options = dict(found.options)
         if found.kind == "embedding":
             options.setdefault("token", file.stem if id is None else id)
-        sources = _sources(file)
+        sources = sources_of(file)
         total = sum(source.stat().st_size for source in sources.values())
         self._workshop.check_room(total)
         spec = ModelSpec(
             id=model,
-            title=title or (file.stem if file.is_file() else file.name)[:200],
+            title=title or (file.stem if file.is_file() else file.name)[:LONGEST_TEXT],
             kind=found.kind,
             family=found.family,
             licence=Licence(licence or "not stated", "", commercial=False),
@@ -355,28 +365,6 @@ class ModelLibrary:
         )
         self._workshop.install(staged, installed)
         self._workshop.write_pin(spec.id, commit, fetched)
-
-
-def is_slug(id: str) -> bool:
-    """Whether this may be a model's id."""
-    return re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,79}", id) is not None
-
-
-def slug(name: str) -> str:
-    """An id made of a file's name; empty where nothing of it can stay."""
-    return re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-._")[:80].rstrip("-._")
-
-
-def _sources(file: Path) -> dict[str, Path]:
-    """Name inside the model's folder -> file to take: weights and configurations, nothing else."""
-    if file.is_dir():
-        found = {path.relative_to(file).as_posix(): path for path in sorted(file.rglob("*")) if path.is_file()}
-    else:
-        found = {SINGLE_FILE: file}
-        if (file.parent / "config" / "model_index.json").is_file():
-            beside = sorted((file.parent / "config").rglob("*"))
-            found |= {path.relative_to(file.parent).as_posix(): path for path in beside if path.is_file()}
-    return {name: path for name, path in found.items() if path.suffix in STORED and "/." not in f"/{name}"}
 
 
 def _report(progress: Progress | None, before: int, total: int, count: int) -> None:

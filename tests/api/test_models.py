@@ -1,6 +1,7 @@
 """Models over HTTP: list, pull in the background, upload, remove."""
 
 import json
+import math
 import signal
 import socket
 import struct
@@ -27,14 +28,18 @@ def own_server(tmp_path) -> Iterator[Running]:
         yield running
 
 
-def lora_file() -> bytes:
+def lora_file(rank: int = 4) -> bytes:
     """A tiny LoRA for SDXL by its key names; the library looks at the header alone."""
     name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora"
-    tensors = {f"{name}_A.weight": [4, 2048], f"{name}_B.weight": [640, 4]}
+    return safetensors({f"{name}_A.weight": [rank, 2048], f"{name}_B.weight": [640, rank]})
+
+
+def safetensors(tensors: dict[str, list[int]]) -> bytes:
+    """A file of these names and shapes, all zero."""
     header: dict[str, object] = {}
     offset = 0
     for key, shape in tensors.items():
-        size = 2 * shape[0] * shape[1]
+        size = 2 * math.prod(shape)
         header[key] = {"dtype": "F16", "shape": shape, "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
@@ -202,6 +207,31 @@ def test_a_file_is_uploaded_listed_and_removed(own_server: Running) -> None:
     assert row["installed"] and client.get(answer.headers["location"]).json()["sha256"] == row["sha256"]
     assert client.delete("/api/v1/models/my-style").status_code == 204
     assert client.get("/api/v1/models/my-style").status_code == 404
+
+
+@pytest.mark.parametrize(("name", "family"), [("My SDXL VAE, fp16", "sdxl"), ("Füchse √ä v2", "sd15")])
+def test_the_files_name_gives_the_title_and_tells_a_vaes_family(own_server: Running, name: str, family: str) -> None:
+    """The two families' autoencoders have the same names and shapes."""
+    vae = safetensors({"encoder.conv_in.weight": [128, 3, 3, 3], "decoder.conv_out.weight": [3, 128, 3, 3]})
+    answer = own_server.client.post("/api/v1/models", files={"file": (f"{name}.safetensors", vae)})
+    assert answer.status_code == 201, answer.text
+    assert (answer.json()["kind"], answer.json()["family"], answer.json()["title"]) == ("vae", family, name)
+    assert "upload" not in answer.json()["id"]
+
+
+@pytest.mark.parametrize("data", [{"title": "x" * 201}, {"licence": "x" * 201}, {"kind": "k" * 5000}, {"kind": "vae"}])
+def test_what_is_said_of_an_upload_is_checked_and_not_echoed(own_server: Running, data: dict[str, str]) -> None:
+    answer = own_server.client.post("/api/v1/models", files={"file": ("a.safetensors", lora_file())}, data=data)
+    assert answer.status_code == 422 and len(answer.text) < 300 and "xxx" not in answer.text
+    assert "lora" in answer.text or "200 characters" in answer.text
+    fits = {name: value[:200] for name, value in data.items() if name != "kind"}
+    answer = own_server.client.post("/api/v1/models", files={"file": ("a.safetensors", lora_file())}, data=fits)
+    assert answer.status_code == 201, answer.text
+
+
+def test_a_title_with_a_nul_is_refused(own_server: Running) -> None:
+    files = {"file": ("a.safetensors", lora_file())}
+    assert own_server.client.post("/api/v1/models", files=files, data={"title": "a\0b"}).status_code == 400
 
 
 @pytest.mark.parametrize("id", ["../../evil", "a/b", "UPPER", "", "x" * 200, ".hidden"])
