@@ -2,20 +2,35 @@
 
 The rows of a job's pictures are written in the transaction that marks the job succeeded, so a picture is found exactly
 when its job says that it made it. The files themselves are the storage's.
+
+What must never happen: an accepted job whose picture was deleted before it ran. It cannot, because a deletion looks for
+waiting and running jobs, and a job that begins to wait looks for deletions, each inside its own transaction, of which
+one is written after the other. The price is a short row for each deleted picture.
 """
 
-from collections.abc import Sequence
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, union_all
 
 from app.core.group_commit import GroupCommit
-from app.core.job_tables import images
-from app.core.jobs import ImageRecord, Job
+from app.core.job_tables import forgotten_images, images, jobs
+from app.core.jobs import ImageRecord, Job, JobStatus
+from app.errors import Conflict, UnknownImage
 
 _COLUMNS = [column for column in images.c if column.name != "number"]
 _BY_ID = select(*_COLUMNS).where(images.c.id == bindparam("image_id"))
 _INSERT = insert(images)
+_DIGEST = union_all(
+    *(
+        select(table.c.owner, table.c.sha256).where(table.c.id == bindparam("image_id"))
+        for table in (images, forgotten_images)
+    )
+)
+_REFERENCE = re.compile(r"[0-9a-z]{26}")
+_UNFINISHED = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 
 
 class ImageIndex:
@@ -63,9 +78,45 @@ class ImageIndex:
             rows = [ImageRecord(**row._mapping) for row in connection.execute(query)]
             return rows, connection.execute(count).scalar_one()
 
-    def remove(self, image_id: str) -> None:
-        """Forget the picture."""
-        self._writer.write(lambda connection: connection.execute(delete(images).where(images.c.id == image_id)))
+    def digest(self, image_id: str) -> tuple[str, str] | None:
+        """(owner, SHA-256) of a picture that has a row, also after it was deleted."""
+        with self._reader.connect() as connection:
+            row = connection.execute(_DIGEST, {"image_id": image_id}).first()
+        return (row.owner, row.sha256) if row else None
+
+    def remove(self, image_id: str, *, owner: str, sha256: str) -> None:
+        """Forget the picture; `Conflict` while a job that waits or runs names it."""
+
+        def change(connection: Connection) -> None:
+            # A request is JSON, so a reference stands in it between quotes.
+            named = jobs.c.request.contains(f'"{image_id}"', autoescape=True)
+            busy = select(jobs.c.id).where(jobs.c.status.in_(_UNFINISHED), named).limit(1)
+            if connection.execute(busy).first() is not None:
+                raise Conflict("A job that has not ended needs this picture; cancel it first, or wait for its end.")
+            connection.execute(delete(images).where(images.c.id == image_id))
+            known = select(forgotten_images.c.id).where(forgotten_images.c.id == image_id)
+            if connection.execute(known).first() is None:
+                row = {"id": image_id, "owner": owner, "sha256": sha256, "forgotten": time.time()}
+                connection.execute(insert(forgotten_images), row)
+
+        self._writer.write(change)
+
+
+def require_pictures(connection: Connection, request: Mapping[str, Any]) -> None:
+    """`UnknownImage` when a request names a deleted picture, inside the transaction that lets its job wait."""
+    named = list(_references(request))
+    if named:
+        gone = select(forgotten_images.c.id).where(forgotten_images.c.id.in_(named)).limit(1)
+        if connection.execute(gone).first() is not None:
+            raise UnknownImage("A picture of this job has been deleted.")
+
+
+def _references(request: Mapping[str, Any]) -> Iterator[str]:
+    """Every text of a request that may be a picture's id."""
+    for value in request.values():
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str) and _REFERENCE.fullmatch(text):
+                yield text
 
 
 def insert_results(connection: Connection, job: Job, made: Sequence[dict[str, Any]], now: float) -> None:

@@ -22,7 +22,7 @@ from app.core import crash_points
 from app.core.batch_processing import Waiting
 from app.core.callbacks import Outbox, insert_callback
 from app.core.group_commit import GroupCommit
-from app.core.image_index import ImageIndex, insert_results
+from app.core.image_index import ImageIndex, insert_results, require_pictures
 from app.core.job_tables import create_tables, idempotency, jobs, open_engines, take_lock, transitions
 from app.core.jobs import TRANSITIONS, Job, JobStatus
 from app.errors import Conflict, UnknownJob, WorkerLost
@@ -125,13 +125,18 @@ class JobStore:
     # Moving
 
     def insert(self, job: Job, *, body: str = "") -> Job:
-        """Accept a job; answers it with its turn, or the job that the same idempotency key made before."""
+        """Accept a job; answers it with its turn, or the job that the same idempotency key made before.
+
+        `UnknownImage` when a picture that it names was deleted a moment ago.
+        """
 
         def change(connection: Connection) -> Job:
             if job.idempotency_key:
                 known = self._idempotent(connection, job.owner, job.idempotency_key, body)
                 if known is not None:
                     return known
+            require_pictures(connection, job.request)
+            if job.idempotency_key:
                 connection.execute(
                     _INSERT_KEY,
                     {
@@ -224,12 +229,16 @@ class JobStore:
         return self.writer.write(change)
 
     def retry(self, job_id: str, *, attempts: int) -> Job:
-        """Queue a failed or cancelled job again, at the end of its priority, with so many new attempts."""
+        """Queue a failed or cancelled job again, at the end of its priority, with so many new attempts.
+
+        `UnknownImage` when a picture that it names was deleted since.
+        """
 
         def change(connection: Connection) -> Job:
             job = self._read(connection, job_id)
             if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
                 raise Conflict(f"Only a failed or cancelled job can be tried again; this one is {job.status.value}.")
+            require_pictures(connection, job.request)
             return self._move(
                 connection,
                 job,

@@ -115,6 +115,16 @@ images = Table(
     sqlite_autoincrement=True,
 )
 
+forgotten_images = Table(
+    "forgotten_images",
+    metadata,
+    Column("id", String(26), primary_key=True),
+    Column("owner", String, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("forgotten", Float, nullable=False),
+)
+"""Deleted pictures: no job may name one any more, and an idempotency key still knows what it was asked with."""
+
 outbox = Table(
     "outbox",
     metadata,

@@ -32,11 +32,10 @@ SIZE_MULTIPLE = {"sd15": 8, "sdxl": 8}
 
 @dataclass(frozen=True)
 class Prepared:
-    """A resolved request as JSON, the model that serves it, and the fingerprint of what was asked."""
+    """A resolved request as JSON, and the model that serves it."""
 
     request: dict[str, Any]
     model: str | None
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -68,17 +67,30 @@ class Submission:
         self._models = models
         self._images = images
 
-    def prepare(self, capability: Capability, payload: Mapping[str, Any], owner: str) -> Prepared:
-        """Validate and resolve; raises what the caller is to be told."""
-        wish = _validate(capability.request, payload)
+    def read(self, capability: Capability, payload: Mapping[str, Any]) -> BaseModel:
+        """The wish as it was asked, its fields valid; nothing is looked up."""
+        return _validate(capability.request, payload)
+
+    def fingerprint(self, capability: Capability, wish: BaseModel, owner: str) -> str:
+        """The same wish gives the same fingerprint, also when its pictures were stored anew: their bytes count.
+
+        Nothing that it names need be there any more: an idempotency key is answered before the wish is resolved.
+        """
+        told = wish.model_dump(mode="json")
+        for name in image_fields(capability.request):
+            told[name] = [self._digest(reference, owner) for reference in _references(told[name])]
+        text = json.dumps([capability.name, told], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def prepare(self, capability: Capability, wish: BaseModel, owner: str) -> Prepared:
+        """Look up and resolve; raises what the caller is to be told."""
         self._check_pictures(capability, wish, owner)
         values = wish.model_dump(mode="json")
-        fingerprint = self._fingerprint(capability, values)
         row = self._resolve(capability, values)
         resolved = _validate(capability.request, values)
         if capability.check is not None:
             capability.check(resolved, DoorView(self._storage, row))
-        return Prepared(resolved.model_dump(mode="json"), row and row.spec.id, fingerprint)
+        return Prepared(resolved.model_dump(mode="json"), row and row.spec.id)
 
     def owner_of(self, reference: str) -> str:
         """Whose picture this is; one that nobody recorded belongs to the keyless owner. `UnknownImage`."""
@@ -87,6 +99,16 @@ class Submission:
             return record.owner
         self._storage.path(reference)
         return ""
+
+    def digest_of(self, reference: str, owner: str) -> str:
+        """The SHA-256 of the owner's picture, also of one that was deleted; `UnknownImage`."""
+        known = self._images.digest(reference)
+        if (known[0] if known else "") != owner:
+            raise UnknownImage("There is no picture with this id.")
+        if known:
+            return known[1]
+        with self._storage.path(reference).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _check_pictures(self, capability: Capability, wish: BaseModel, owner: str) -> None:
         kinds = image_fields(capability.request)
@@ -156,20 +178,12 @@ class Submission:
         task = next((task for task in capability.needs if task in served), capability.needs[0])
         return self._models.require(wished, task=task)
 
-    def _fingerprint(self, capability: Capability, values: dict[str, Any]) -> str:
-        """The same wish gives the same fingerprint, also when its pictures were stored anew: their bytes count."""
-        told = dict(values)
-        for name in image_fields(capability.request):
-            told[name] = [self._digest(reference) for reference in _references(values[name])]
-        text = json.dumps([capability.name, told], sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _digest(self, reference: str) -> str:
-        record = self._images.get(reference)
-        if record is not None:
-            return record.sha256
-        with self._storage.path(reference).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    def _digest(self, reference: str, owner: str) -> str:
+        """What tells this picture from another: its SHA-256, or its id where it is gone or not the caller's."""
+        try:
+            return self.digest_of(reference, owner)
+        except UnknownImage:
+            return reference
 
 
 def _validate(request: type[BaseModel], payload: Mapping[str, Any]) -> BaseModel:

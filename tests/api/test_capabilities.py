@@ -237,6 +237,18 @@ def test_the_same_key_and_picture_are_the_same_job_and_leave_no_second_picture(s
     assert other.status_code == 409 and server.stored() == before
 
 
+def test_a_replay_answers_the_job_when_its_pictures_are_gone(server: Running) -> None:
+    headers = {"idempotency-key": f"key-{time.time_ns()}", "accept": "image/png"}
+    wish = {"image": server.upload(picture((24, 24), "navy"))}
+    first = server.client.post(COPY, json=wish, headers=headers)
+    assert first.headers["content-type"] == "image/png"
+    for image in (wish["image"], first.headers["x-image-id"]):
+        assert server.client.delete(f"/api/v1/images/{image}").status_code == 204
+    again = server.client.post(COPY, json=wish, headers=headers)
+    assert again.status_code == 200 and again.headers["content-type"].startswith("application/json")
+    assert again.json()["id"] == first.headers["x-job-id"]
+
+
 def test_a_client_that_goes_away_does_not_end_its_job(server: Running) -> None:
     before = {
         job["id"] for job in JobList.model_validate(server.client.get("/api/v1/jobs").json()).model_dump()["jobs"]

@@ -4,6 +4,7 @@ import io
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from app.api.negotiation import preferred
 from app.api.schemas import ImageAnswer
@@ -82,6 +83,19 @@ def test_metadata_tells_how_a_picture_was_made(server: Running) -> None:
     assert server.client.get(f"/api/v1/images/{upload}/metadata").json()["recipe"] is None
 
 
+@pytest.mark.parametrize("value", ["9" * 30, "[" * 400 + "]" * 400, "1e999"], ids=["digits", "depth", "infinity"])
+def test_a_stranger_s_recipe_that_no_answer_can_hold_is_absent(server: Running, value: str) -> None:
+    info = PngInfo()
+    info.add_itxt("eis_recipe", '{"capability": "test/paint", "request": ' + value + "}")
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=info)
+    id = server.upload(buffer.getvalue())
+    # As files are that were stored before such recipes were left out.
+    server.service.storage.path(id).write_bytes(buffer.getvalue())
+    answer = server.client.get(f"/api/v1/images/{id}/metadata")
+    assert answer.status_code == 200 and answer.json()["recipe"] is None
+
+
 def test_pictures_are_found_by_words_and_seed(server: Running) -> None:
     first = made(server, prompt="an otter by the river", seed=771)
     made(server, prompt="an otter in the snow", seed=772)
@@ -116,3 +130,16 @@ def test_a_deleted_picture_is_gone(server: Running) -> None:
 )  # fmt: skip
 def test_the_accept_header_is_weighed(accept: str, expected: str | None) -> None:
     assert preferred(accept, ("a/x", "b/y")) == expected
+
+
+def test_a_picture_that_a_waiting_job_names_is_kept(server: Running) -> None:
+    slow = {"num_inference_steps": 200, "step_seconds": 0.05}
+    blocker = server.client.post(f"{PAINT}?wait=0&priority=10", json=slow).json()["id"]
+    image = server.upload(picture())
+    job = server.client.post("/api/v1/test/copy?wait=0", json={"image": image}).json()["id"]
+    refused = server.client.delete(f"/api/v1/images/{image}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
+    assert server.client.get(f"/api/v1/images/{image}").status_code == 200
+    for waiting in (job, blocker):
+        server.client.delete(f"/api/v1/jobs/{waiting}")
+    assert server.client.delete(f"/api/v1/images/{image}").status_code == 204
