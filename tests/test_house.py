@@ -26,7 +26,7 @@ TORCHLESS_MODELS = {
     "app.models.installing",
 }
 TORCHLESS_POCKET = {"app.pocket", "app.pocket.spec"}
-GROUND_FILES = {"app.main", "app.settings", "app.guarded_http", "app.public_addresses", "app.errors"}
+GROUND_FILES = {"app.main", "app.settings", "app.guarded_http", "app.public_addresses", "app.errors", "app.strict_json"}
 CONTRACT = {"app.core.fields", "app.core.capability"}
 
 
@@ -99,11 +99,12 @@ def layer(module: str) -> str:
     raise AssertionError(f"{module} stands on no floor: give it one in docs/architecture.md and here")
 
 
-GROUND = {"ground", "errors", "guarded_http"}
+GROUND = {"ground", "errors", "guarded_http", "strict_json"}
 
 MAY_IMPORT = {
     "ground": set(),
     "errors": set(),
+    "strict_json": set(),
     "guarded_http": GROUND | {"public_addresses"},
     "public_addresses": {"errors"},
     "settings": {"ground"},

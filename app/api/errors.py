@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app import errors
+from app import errors, strict_json
 from app.api.answers import answer
 
 log = logging.getLogger(__name__)
@@ -133,6 +133,7 @@ def install(api: FastAPI) -> None:
     """Give the application these handlers instead of FastAPI's own."""
     api.add_exception_handler(errors.ServiceError, on_service_error)
     api.add_exception_handler(Refusal, on_refusal)
+    api.add_exception_handler(strict_json.NotStrictJson, on_not_strict_json)
     api.add_exception_handler(RequestValidationError, on_validation_error)
     api.add_exception_handler(HTTPException, on_http_exception)
     api.add_exception_handler(ClientDisconnect, on_disconnect)
@@ -147,6 +148,10 @@ def on_service_error(_: Request, error: errors.ServiceError) -> Response:
 
 def on_refusal(_: Request, error: Refusal) -> Response:
     return error.answer()
+
+
+def on_not_strict_json(_: Request, error: strict_json.NotStrictJson) -> Response:
+    return Refusal("invalid_json", str(error)).answer()
 
 
 def on_validation_error(_: Request, error: RequestValidationError) -> Response:

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
-from app.api import strict_json
+from app import strict_json
 from app.api.errors import Refusal
 from app.api.multipart import FORM_TYPE, whole_form
 from app.core.capability import image_fields

@@ -2,7 +2,7 @@
 
 PNG holds them as text chunks `parameters` and `eis_recipe`; JPEG and WebP hold the infotext as EXIF UserComment, as
 A1111 does, and the recipe as ImageDescription. An EXIF block ends at 64 KiB: what does not fit there stays in the PNG.
-Reading meets files of strangers: whatever cannot be understood is answered as absent.
+Reading meets files of strangers: whatever cannot be understood, or could not be answered as JSON, is absent.
 """
 
 import io
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from app import strict_json
 
 INFOTEXT_KEY = "parameters"
 RECIPE_KEY = "eis_recipe"
@@ -117,12 +119,7 @@ def _parse_recipe(value: object) -> dict[str, Any] | None:
     if not isinstance(value, str) or len(value) > TEXT_LIMIT:
         return None
     try:
-        recipe = json.loads(value, parse_constant=_refuse)
-        json.dumps(recipe, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError):
+        recipe = strict_json.loads(value.encode("utf-8"))
+    except ValueError:
         return None
     return recipe if isinstance(recipe, dict) and "capability" in recipe else None
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")

@@ -50,7 +50,20 @@ def test_a_comment_that_a_viewer_turned_to_little_endian_is_read():
 
 
 @pytest.mark.parametrize(
-    "recipe", ["[1]", "{", '{"capability": NaN}', '{"a": 1}', "[" * 100_000, '{"capability": "\\ud800"}']
+    "recipe",
+    [
+        "[1]",
+        "{",
+        '{"capability": NaN}',
+        '{"a": 1}',
+        "[" * 100_000,
+        '{"capability": "\\ud800"}',
+        '{"capability": ' + "9" * 30 + "}",
+        '{"capability": -9223372036854775809}',
+        '{"capability": 1e999}',
+        '{"capability": ' + "[" * 400 + "]" * 400 + "}",
+        '{"capability": 1, "capability": 2}',
+    ],
 )
 def test_a_text_that_is_no_recipe_is_none(recipe):
     from PIL.PngImagePlugin import PngInfo
