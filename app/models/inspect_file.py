@@ -38,6 +38,11 @@ _PIPELINES: Mapping[str, Family] = {
 _LIBRARIES = frozenset({"diffusers", "transformers", "stable_diffusion"})
 _DTYPES = re.compile(r"^[A-Z][A-Z0-9_]{0,15}$")
 _UNET = "model.diffusion_model."
+# The last form is the one that diffusers wrote at first.
+_LORA = re.compile(
+    r"\.lora_(A|B|down|up)\b|\.lora\.(down|up)\.|\.lora_linear_layer\.(down|up)\."
+    r"|^(unet|text_encoder(_2)?)\..*\.to_(q|k|v|out)_lora\.(down|up)\."
+)
 _WIDTHS: Mapping[int, Family] = {768: "sd15", 2048: "sdxl"}
 
 
@@ -184,8 +189,10 @@ def _lora(header: Header, stem: str) -> Inspection | None:
         )
     if _any(header, lambda name: name.endswith("dora_scale")):
         raise InvalidRequest("The file is a DoRA, whose magnitudes would be left out; plain LoRAs are served.")
-    names = [name for name in header.shapes if re.search(r"\.lora_(A|B|down|up)\b|\.lora\.(down|up)\.", name)]
+    names = [name for name in header.shapes if _LORA.search(name)]
     if not names:
+        if _any(header, lambda name: re.search(r"\.processor\.to_\w+_lora\.", name) is not None):
+            raise InvalidRequest("The LoRA is a bare set of attention processors, which diffusers loads no more.")
         return None
     if any(re.search(r"double_blocks|single_blocks|joint_transformer|transformer\.", name) for name in names):
         raise InvalidRequest("The LoRA is for another family than Stable Diffusion 1.5 and SDXL.")
@@ -198,7 +205,7 @@ def _lora(header: Header, stem: str) -> Inspection | None:
 
 
 def _lora_family(header: Header) -> Family:
-    by_width = _family_by_width(header, r"attn2[._]to_k\.lora(_A|_down|\.down)\b")
+    by_width = _family_by_width(header, r"attn2[._](processor\.)?to_k[._]lora(_A|_down|\.down)\b")
     if by_width is not None:
         return by_width
     names = header.shapes

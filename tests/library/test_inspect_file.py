@@ -116,6 +116,10 @@ REFUSED = {
         {"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 1024)},
         "Stable Diffusion 2",
     ),
+    "first keys without a component": (
+        {"down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora.down.weight": (4, 768)},
+        "bare set",
+    ),
     "nameless lora": ({"some.layer.lora_A.weight": (4, 77)}, "neither"),
     "sd2 embedding": ({"emb_params": (4, 1024)}, "another text encoder"),
     "something": ({"a": (1,), "b": (1,), "c": (3, 3)}, "no Stable Diffusion"),
@@ -177,6 +181,21 @@ LORAS = {
             "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora.down.weight": (4, 768),
             "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora.down.weight": (4, 768),
         },
+    ),
+    "diffusers' first keys": (
+        "sdxl",
+        "diffusers",
+        {"unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora.down.weight": (4, 2048)},
+    ),
+    "diffusers' first keys of a text encoder": (
+        "sd15",
+        "diffusers",
+        {"text_encoder.text_model.encoder.layers.0.self_attn.to_k_lora.down.weight": (4, 768)},
+    ),
+    "a text encoder's linear layers": (
+        "sd15",
+        "diffusers",
+        {"text_encoder.text_model.encoder.layers.0.self_attn.k_proj.lora_linear_layer.down.weight": (4, 768)},
     ),
     "second text encoder": (
         "sdxl",
@@ -380,7 +399,7 @@ def test_tiny_real_checkpoints_and_additions_are_recognised(tmp_path: Path):
             assert (found.kind, found.family, found.tasks) == ("checkpoint", family, ALL)
             assert (found.recommended.width, found.recommended.height) == (64, 64)
         assert inspect(make(tmp_path / f"{family}-inpaint", in_channels=9)).tasks == ("inpaint",)
-        for write in (tiny.make_lora_diffusers, tiny.make_lora_kohya):
+        for write in (tiny.make_lora_diffusers, tiny.make_lora_kohya, tiny.make_lora_processors):
             file = write(tmp_path / f"{family}.safetensors", saved, text_encoders=False)
             assert (inspect(file).kind, inspect(file).family) == ("lora", family), write
     assert inspect(tiny.make_embedding_sd15(tmp_path / "e.safetensors")).family == "sd15"

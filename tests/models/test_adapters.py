@@ -1,5 +1,7 @@
 """Additions act as their files say, and leave no trace: weights, modules and outputs are bit for bit what they were."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -115,6 +117,22 @@ def test_block_names_of_the_original_layout_mean_the_same(library, sources, tmp_
             drawn.append(outputs(checkpoint))
     assert any(key.startswith("lora_unet_input_blocks_4_1_") for key in load_file(tmp_path / "True.safetensors"))
     assert same(*drawn)
+
+
+def test_diffusers_first_keys_mean_the_same_and_leave_no_trace(checkpoint, sources, tmp_path):
+    saved = sources / f"tiny-{checkpoint.family}"
+    older = tiny.make_lora_processors(tmp_path / "older.safetensors", saved, 5)
+    newer = load_file(tiny.make_lora_diffusers(tmp_path / "newer.safetensors", saved, 5))
+    newer = {key: value for key, value in newer.items() if re.search(r"\.(attn[12]|self_attn)\.", key)}
+    assert len(load_file(older)) == len(newer)
+    save_file(newer, tmp_path / "newer.safetensors")
+    plain = outputs(checkpoint)
+    before, drawn = trace(checkpoint), []
+    for file in (older, tmp_path / "newer.safetensors"):
+        with loras(checkpoint.view("text-to-image", None), [Addition("lora", file, 0.7)]):
+            drawn.append(outputs(checkpoint))
+        assert_untouched(before, trace(checkpoint))
+    assert same(*drawn) and not any(torch.equal(*pair) for pair in zip(drawn[0], plain, strict=True))
 
 
 def test_several_loras_leave_no_trace(checkpoint, sources):

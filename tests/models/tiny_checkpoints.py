@@ -5,6 +5,7 @@ Same classes, same key names, same file layout as the real ones; only the sizes 
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tests.models.original_layout import original_unet_key, single_file_state
@@ -335,6 +336,23 @@ def make_lora_kohya(
                 state[f"{key}.alpha"] = torch.tensor(alpha)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, file, metadata={"format": "pt", "ss_network_module": "networks.lora"})
+    return file
+
+
+def make_lora_processors(file: Path, checkpoint: Path, seed: int = 0, *, text_encoders: bool = True) -> Path:
+    """The attention's part of `make_lora_diffusers` with diffusers' first keys (`….processor.to_k_lora.down…`)."""
+    state = load_file(make_lora_diffusers(file, checkpoint, seed, text_encoders=text_encoders))
+    projections = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out", "to_out.0": "to_out"}
+    older = {}
+    for key, matrix in state.items():
+        found = re.fullmatch(r"(.+\.(?:attn[12]|self_attn))\.(.+)\.lora_([AB])\.weight", key)
+        if found is None:
+            continue
+        attention, projection, side = found.groups()
+        attention += ".processor" if key.startswith("unet.") else ""
+        name = projections.get(projection, projection)
+        older[f"{attention}.{name}_lora.{'down' if side == 'A' else 'up'}.weight"] = matrix
+    save_file(older, file, metadata={"format": "pt"})
     return file
 
 
