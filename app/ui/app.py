@@ -28,8 +28,6 @@ SECONDS_UNTIL_LOOKED_AFTER = 20
 OPEN_PAGES = 500
 """Browsers that may look at once; each holds one of the queue's places for as long as it looks."""
 
-BROWSER_KEY = "eis.session"
-
 
 class Page:
     """All tabs and what connects them."""
@@ -45,13 +43,11 @@ class Page:
         """The page, ready to be mounted."""
         with gr.Blocks(title="Edit Image Service", analytics_enabled=False, fill_width=True) as page:
             session = gr.State(Session())
-            # The browser keeps this for itself; the word only spares Gradio from drawing a new one at each start.
-            kept = gr.BrowserState({}, storage_key=BROWSER_KEY, secret=BROWSER_KEY)
             self.header = part("", elem_classes=["eis-top"])
             self.clock = gr.Timer(SECONDS_UNTIL_LOOKED_AFTER)
             with gr.Tabs(elem_classes=["eis-tabs"]) as self.outer:
                 for group, capabilities in self.groups().items():
-                    self.add_group(group, capabilities, session, kept)
+                    self.add_group(group, capabilities, session)
                 with gr.Tab("Gallery", id="gallery") as gallery_tab:
                     self.gallery = Gallery(self.service)
                 with gr.Tab("Jobs", id="jobs") as jobs_tab:
@@ -60,7 +56,8 @@ class Page:
                     self.models = model_list()
             self.connect(gallery_tab, jobs_tab, models_tab)
             outputs = [output for panel in self.panels.values() for output in panel.restorable]
-            page.load(self.restore, [session, kept], outputs, **QUIET)
+            kept = [panel.kept for panel in self.panels.values()]
+            page.load(self.restore, [session, *kept], outputs, **QUIET)
             gr.on([page.load, self.clock.tick], self.look, None, self.header, trigger_mode="once", **QUIET)
         page.queue(default_concurrency_limit=None)
         page._queue.max_thread_count = OPEN_PAGES
@@ -73,24 +70,24 @@ class Page:
             found.setdefault(capability.group, []).append(capability)
         return found
 
-    def add_group(self, group: str, capabilities: list[Any], session: gr.State, kept: gr.BrowserState) -> None:
+    def add_group(self, group: str, capabilities: list[Any], session: gr.State) -> None:
         """One tab; sub-tabs when several capabilities share it."""
         alone = len(capabilities) == 1 and "/" not in capabilities[0].name
         title = capabilities[0].title if alone else capabilities[0].group_title or label(group)
         with gr.Tab(title, id=group) as tab:
             self.tabs.append(tab)
             if alone:
-                self.add_panel(capabilities[0], session, kept)
+                self.add_panel(capabilities[0], session)
                 return
             with gr.Tabs(elem_classes=["eis-subtabs"]) as inner:
                 self.inner[group] = inner
                 for capability in capabilities:
                     with gr.Tab(capability.title, id=capability.name):
-                        self.add_panel(capability, session, kept)
+                        self.add_panel(capability, session)
 
-    def add_panel(self, capability: Any, session: gr.State, kept: gr.BrowserState) -> None:
+    def add_panel(self, capability: Any, session: gr.State) -> None:
         """The form and stage of one capability."""
-        self.panels[capability.name] = Panel(self.service, capability, session, kept)
+        self.panels[capability.name] = Panel(self.service, capability, session)
 
     def connect(self, gallery_tab: gr.Tab, jobs_tab: gr.Tab, models_tab: gr.Tab) -> None:
         """Attach every listener."""
@@ -123,14 +120,14 @@ class Page:
                 found.append((f"{name}:{field}", title if len(pictures) == 1 else f"{title}: {label(field)}"))
         return found
 
-    async def restore(self, session: Session, kept: Any, request: gr.Request) -> dict[Any, Any]:
-        """After a refresh: every form and stage as this browser knew it. One event for all, so that it is quick."""
+    async def restore(self, request: gr.Request, session: Session, *kept: Any) -> dict[Any, Any]:
+        """After a refresh: every form and stage as they were. One event for all, so that it is quick."""
         owner = owner_of(request)
 
         def restored() -> dict[Any, Any]:
             found: dict[Any, Any] = {}
-            for panel in self.panels.values():
-                found.update(panel.restored(session, kept, owner))
+            for panel, form in zip(self.panels.values(), kept, strict=True):
+                found.update(panel.restored(session, form, owner))
             return found
 
         return await asyncio.to_thread(restored)

@@ -20,6 +20,10 @@ from app.ui.session import Session, owner_of, require_own, warn
 
 SECONDS_BETWEEN_UPDATES = 0.08
 RECENT = 12
+FOUND_JOBS = 20
+"""Jobs of each state that a form takes up again when the page is opened."""
+
+KEPT_FORM = "eis.form."
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """What every listener says: no Gradio spinner over our own, and nothing of the page in the public API."""
 
@@ -27,12 +31,15 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 class Panel:
     """The tab of one capability."""
 
-    def __init__(self, service: Any, capability: Capability, session: gr.State, kept: gr.BrowserState) -> None:
+    def __init__(self, service: Any, capability: Capability, session: gr.State) -> None:
         self.service = service
         self.capability = capability
         self.name = capability.name
         self.session = session
-        self.kept = kept
+        # One key for each form: a page writes its own copy of a key whole, so two that are open would undo each other.
+        # The browser keeps this for itself; the word only spares Gradio from drawing a new secret at each start.
+        key = KEPT_FORM + self.name
+        self.kept = gr.BrowserState({}, storage_key=key, secret=key)
         self.targets: list[tuple[str, str]] = []
         self.choices = ModelChoices(service.models, capability.needs)
         self.form = Form(capability, self.choices)
@@ -63,14 +70,13 @@ class Panel:
         settings = {**QUIET, "trigger_mode": "multiple", "concurrency_limit": None}
         self.generate.click(
             self.enqueue,
-            [self.session, self.kept, *self.form.widgets],
+            [self.session, *self.form.widgets],
             [self.stage, self.kept],
             **settings,
         ).then(**following, **settings)
-        self.stage.act(
-            self.act, [self.session, self.kept], [self.stage, self.kept, *self.seed_widgets], **settings
-        ).then(**following, **settings)
-        self.recent.act(self.act, [self.session, self.kept], [self.stage, self.kept, *self.seed_widgets], **settings)
+        acting = {"fn": self.act, "inputs": [self.session], "outputs": [self.stage, *self.seed_widgets]}
+        self.stage.act(**acting, **settings).then(**following, **settings)
+        self.recent.act(**acting, **settings)
         model = self.form.widget("model")
         if model is not None:
             # Not `change`: whoever sets the model by code has also said what the form shall show for it.
@@ -89,7 +95,7 @@ class Panel:
 
     # ---- from a click to a job ---------------------------------------------------------------------------------
 
-    async def enqueue(self, request: gr.Request, session: Session, kept: Any, *values: Any) -> tuple[Any, Any]:
+    async def enqueue(self, request: gr.Request, session: Session, *values: Any) -> tuple[Any, Any]:
         """Submit what the form says. A refusal is told and leaves the form as it is."""
         owner = owner_of(request)
         try:
@@ -100,7 +106,7 @@ class Panel:
             fields = error.details.get("errors") or ()
             return (gr.skip() if self.name in session.followed else stage.refused(error.message, fields)), gr.skip()
         session.expect(self.name, job.id)
-        kept = remember(kept, self.name, session.jobs[self.name], drawn(self.form, values, payload, job))
+        kept = drawn(self.form, values, payload, job)
         if self.name in session.followed:
             return gr.skip(), kept
         return stage.working(stage.Progress(job.id)), kept
@@ -160,15 +166,12 @@ class Panel:
                 shown = now
                 yield stage.working(progress)
 
-    def find_jobs(self, references: list[str], owner: str) -> list[Job]:
-        """The jobs that still exist and are the caller's."""
+    def under_way(self, owner: str) -> list[Job]:
+        """The owner's jobs of this capability that run or wait, in the order in which they came."""
         found = []
-        for reference in references:
-            try:
-                found.append(self.service.get(reference, owner))
-            except NotFound:
-                continue
-        return found
+        for status in (JobStatus.RUNNING, JobStatus.QUEUED):
+            found += self.service.list_jobs(owner=owner, status=status, capability=self.name, limit=FOUND_JOBS)[0]
+        return sorted(found, key=lambda job: job.created)
 
     def ended(self, job: Job) -> str:
         """The stage after a job's end."""
@@ -191,14 +194,11 @@ class Panel:
 
     # ---- what the stage's buttons do ---------------------------------------------------------------------------
 
-    async def act(
-        self, session: Session, kept: Any, event: gr.EventData, request: gr.Request
-    ) -> tuple[Any, ...]:
+    async def act(self, session: Session, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         """Cancel, try again, show an earlier picture, reuse a seed; other actions belong to the whole page."""
         data: Mapping[str, Any] = event._data or {}
         owner = owner_of(request)
         shown, seeds = gr.skip(), [gr.skip() for _ in self.seed_widgets]
-        stored = gr.skip()
         try:
             match data.get("action"):
                 case "cancel":
@@ -207,7 +207,6 @@ class Panel:
                 case "retry":
                     job = await asyncio.to_thread(self.service.retry, str(data["job"]), owner)
                     session.expect(self.name, job.id)
-                    stored = remember(kept, self.name, session.jobs[self.name])
                     shown = stage.working(stage.Progress(job.id))
                 case "resume":
                     # The page's script asks for this when it has heard nothing of a job for a while.
@@ -218,7 +217,8 @@ class Panel:
                     seeds = [int(data["seed"]) for _ in self.seed_widgets]
         except ServiceError as error:
             warn(error.message)
-        return shown, stored, *seeds
+        # A single output takes a value, several a tuple.
+        return (shown, *seeds) if seeds else shown
 
     def opened(self, reference: str, owner: str) -> str:
         """An earlier picture on the stage."""
@@ -232,20 +232,20 @@ class Panel:
     # ---- after a refresh ---------------------------------------------------------------------------------------
 
     def restored(self, session: Session, kept: Any, owner: str) -> dict[Any, Any]:
-        """Blocking: updates that bring back the form and the jobs that this browser knew."""
-        own = own_part(kept, self.name)
-        jobs = self.find_jobs(own["jobs"], owner)
-        for job in jobs:
-            session.remember(self.name, job.id)
-            if not job.status.is_terminal:
-                session.expect(self.name, job.id)
-        updates = self.form.settled(own["form"]) if own["form"] else self.form.refresh("auto")
+        """Blocking: updates that bring back the form as this browser knew it, and the jobs as the service knows them.
+
+        What runs or waits is shown in any case; the newest end only where the form was used before.
+        """
+        used = isinstance(kept, Mapping) and bool(kept)
+        for job in self.under_way(owner):
+            session.expect(self.name, job.id)
+        updates = self.form.settled(kept) if used else self.form.refresh("auto")
         found = dict(zip(self.form.widgets, updates, strict=True))
         found[self.recent] = self.recent_pictures(owner)
         if running := session.next(self.name):
             found[self.stage] = stage.working(stage.Progress(running), resume=True)
-        elif jobs:
-            found[self.stage] = self.ended(jobs[-1])
+        elif used and (newest := self.service.list_jobs(owner=owner, capability=self.name, limit=1)[0]):
+            found[self.stage] = self.ended(newest[0])
         return found
 
 
@@ -261,23 +261,6 @@ def drawn(form: Form, values: tuple[Any, ...], payload: Mapping[str, Any], job: 
         if kind == "mask":
             said.pop(name, None)
     return said
-
-
-def own_part(kept: Any, name: str) -> dict[str, Any]:
-    """What the browser kept for one form; it may hold anything, so only the expected shape is taken."""
-    part = kept.get(name) if isinstance(kept, Mapping) else None
-    part = part if isinstance(part, Mapping) else {}
-    jobs = [job for job in part.get("jobs") or [] if isinstance(job, str)]
-    form = part.get("form")
-    return {"jobs": jobs, "form": dict(form) if isinstance(form, Mapping) else None}
-
-
-def remember(kept: Any, name: str, jobs: list[str], form: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The browser's memory with this form's jobs and contents in it."""
-    memory = dict(kept) if isinstance(kept, Mapping) else {}
-    before = own_part(kept, name)["form"]
-    memory[name] = {"jobs": list(jobs), "form": form if form is not None else before}
-    return memory
 
 
 def picture_seed(recipe: Mapping[str, Any]) -> int | None:

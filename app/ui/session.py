@@ -8,31 +8,20 @@ import gradio as gr
 
 from app.errors import UnknownImage
 
-KEPT_JOBS = 20
-
 
 @dataclass
 class Session:
-    """Jobs by capability, oldest first; which of them the stage has not shown to their end; who follows.
+    """Jobs by capability that the stage has not shown to their end, oldest first; and who follows.
 
     Gradio hands every event of one page the same object. Its fields change between awaits only, on the one event
     loop, so a check and the change after it cannot be torn apart.
     """
 
-    jobs: dict[str, list[str]] = field(default_factory=dict)
     unshown: dict[str, list[str]] = field(default_factory=dict)
     followed: set[str] = field(default_factory=set)
 
-    def remember(self, capability: str, job_id: str) -> None:
-        """Know a job of a form."""
-        known = self.jobs.setdefault(capability, [])
-        if job_id not in known:
-            known.append(job_id)
-            del known[:-KEPT_JOBS]
-
     def expect(self, capability: str, job_id: str) -> None:
         """Know a job of a form that the stage shall show to its end."""
-        self.remember(capability, job_id)
         waiting = self.unshown.setdefault(capability, [])
         if job_id not in waiting:
             waiting.append(job_id)

@@ -94,6 +94,35 @@ def test_a_refresh_finds_the_running_job_and_the_form(squares_server, open_page)
     assert stage(page).locator(".eis-result").get_attribute("data-job") == job
 
 
+def test_a_running_job_is_found_again_after_another_tab_was_used(squares_server, open_page):
+    page = open_page(squares_server)
+    beside = page.context.new_page()
+    beside.goto(squares_server)
+    beside.wait_for_selector(".eis-header")
+    wish(page, "in the first tab", steps=148, seconds=1)
+    page.locator("#generate-slow").click()
+    page.wait_for_selector("#stage-slow >> text=/Step \\d+ of 148/")
+    job = stage(page).locator("[data-job]").first.get_attribute("data-job")
+    tab(beside, "Test")
+    beside.locator(".eis-prompt textarea:visible").fill("in the second tab")
+    beside.locator("#generate-test-paint").click()
+    beside.wait_for_selector("#stage-test-paint [data-working]")
+    reload(page, open_page)
+    page.wait_for_selector("#stage-slow >> text=/Step \\d+ of 148/")
+    assert stage(page).locator("[data-job]").first.get_attribute("data-job") == job
+    assert page.locator(".eis-prompt textarea:visible").input_value() == "in the first tab"
+
+    elsewhere = open_page(squares_server)
+    elsewhere.wait_for_selector("#stage-slow >> text=/Step \\d+ of 148/")
+    assert elsewhere.locator(".eis-prompt textarea:visible").input_value() == "", "the form is this browser's own"
+    elsewhere.locator("#stage-slow .eis-cancel").click()
+    page.wait_for_selector("#stage-slow >> text=/Stopped at step/")
+    beside.wait_for_selector("#stage-test-paint .eis-result")
+    fresh = open_page(squares_server)
+    fresh.wait_for_selector(".eis-recent")
+    assert "Nothing here yet" in stage(fresh).inner_text()
+
+
 def test_a_second_wish_waits_behind_the_first_and_can_be_cancelled_alone(squares_server, open_page):
     page = open_page(squares_server)
     wish(page, "first of two", steps=150, seconds=1)

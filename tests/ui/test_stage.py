@@ -8,7 +8,7 @@ from app.core.jobs import Job, JobEvent, JobStatus
 from app.errors import InvalidRequest
 from app.ui import stage
 from app.ui.gallery import tile
-from app.ui.panel import decode_data_uri, own_part, picture_seed, remember
+from app.ui.panel import decode_data_uri, picture_seed
 from app.ui.session import Session
 from app.ui.wording import button, chooser, duration, size
 
@@ -84,15 +84,6 @@ def test_durations_read_well(seconds, text):
     assert duration(seconds) == text
 
 
-def test_the_browsers_memory_may_hold_anything():
-    for kept in (None, 7, "x", {"slow": 3}, {"slow": {"jobs": [1, None, "a"], "form": []}}):
-        part = own_part(kept, "slow")
-        assert part["form"] is None and part["jobs"] in ([], ["a"])
-    kept = remember({"other": {"jobs": ["b"]}}, "slow", ["a"], {"prompt": "x"})
-    assert kept["other"] == {"jobs": ["b"]}
-    assert remember(kept, "slow", ["a", "c"])["slow"] == {"jobs": ["a", "c"], "form": {"prompt": "x"}}
-
-
 def test_the_seed_of_one_picture_of_several():
     assert picture_seed({"request": {"seed": 2**32 - 1}, "position": 2}) == 1
     assert picture_seed({}) is None
@@ -115,5 +106,5 @@ def test_a_session_shows_its_jobs_in_order_and_leaves_out_what_was_cancelled_in_
     assert session.next("slow") == "c"
     session.shown("slow", "c")
     session.shown("slow", "c")
-    assert session.next("slow") is None and session.jobs["slow"] == ["a", "b", "c"]
+    assert session.next("slow") is None
     assert session.next("other") is None
