@@ -37,6 +37,10 @@ _PIPELINES: Mapping[str, Family] = {
 }
 _LIBRARIES = frozenset({"diffusers", "transformers", "stable_diffusion"})
 _DTYPES = re.compile(r"^[A-Z][A-Z0-9_]{0,15}$")
+_EDM = (
+    "The model was trained with EDM's noise (CosXL, Playground v2.5), which no scheduler of this service makes; "
+    "it is not served."
+)
 _UNET = "model.diffusion_model."
 # The last form is the one that diffusers wrote at first.
 _LORA = re.compile(
@@ -153,6 +157,8 @@ def _checkpoint(header: Header, stem: str) -> Inspection | None:
             raise InvalidRequest("The file is a Stable Diffusion 2 checkpoint, which is not served.")
     else:
         return None
+    if _any(header, lambda name: name.startswith("edm_")):
+        raise InvalidRequest(_EDM)
     parts: tuple[str, ...] = ()
     if "first_stage_model" not in starts:
         if family != "sdxl":
@@ -284,6 +290,8 @@ def _inspect_folder(folder: Path) -> Inspection:
     missing = sorted(name for name in needed if name not in components or not (folder / name).is_dir())
     if missing:
         raise InvalidRequest(f"The folder lacks {', '.join(missing)}.")
+    if str(components["scheduler"][-1]).startswith("EDM"):
+        raise InvalidRequest(_EDM)
     unet = _config(folder / "unet" / "config.json")
     if family == "sd15" and unet.get("cross_attention_dim") == 1024:
         raise InvalidRequest("The folder is a Stable Diffusion 2 checkpoint, which is not served.")

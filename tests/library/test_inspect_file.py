@@ -90,6 +90,8 @@ REFUSED = {
         "Stable Diffusion 2",
     ),
     "sd15 without VAE": (without(sd15(), "first_stage_model"), "without an autoencoder"),
+    "CosXL": (sdxl() | {"edm_vpred.sigma_max": (), "edm_vpred.sigma_min": ()}, "EDM"),
+    "Playground v2.5": (sdxl() | {"edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)}, "EDM"),
     "instruct-pix2pix": (sd15(8), "8 channels"),
     "flux": (
         {"double_blocks.0.img_attn.norm.key_norm.scale": (128,), "img_in.weight": (3072, 64)},
@@ -361,6 +363,7 @@ def test_folders_that_are_refused(tmp_path: Path):
         (SD | {"unet": ["../evil", "MyUNet"]}, None, "code of its own"),
         (SD, {"in_channels": 4, "cross_attention_dim": 1024}, "Stable Diffusion 2"),
         (SD, {"in_channels": 8}, "8 channels"),
+        (XL | {"scheduler": ["diffusers", "EDMDPMSolverMultistepScheduler"]}, None, "EDM"),
     ]
     for number, (index, unet, sentence) in enumerate(cases):
         made = folder(tmp_path / str(number), index, unet)
