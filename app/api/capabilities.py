@@ -27,6 +27,7 @@ from app.core.capability import Capability
 from app.core.jobs import Job, JobStatus
 from app.core.service import Service
 from app.errors import Conflict, UnknownImage, error_class
+from app.imaging.metadata import can_hold
 
 WAIT_LIMIT = 600
 CHECKED_AT_ONCE = 8
@@ -148,9 +149,10 @@ class Submission:
             return failure(job)
         headers = {"Location": job_url(job.id), "X-Job-Id": job.id}
         images = (job.result or {}).get("images", [])
-        wanted = preferred(request.headers.get("accept", ""), (JSON_TYPE, *IMAGE_TYPES))
-        if images and wanted in IMAGE_TYPES:
-            first = images[0]
+        first = images[0] if images else None
+        fitting = [kind for kind in IMAGE_TYPES if first and can_hold(kind, (first["width"], first["height"]))]
+        wanted = preferred(request.headers.get("accept", ""), (JSON_TYPE, *fitting))
+        if wanted in fitting:
             # A replay may come after the picture was deleted: the job is still the answer.
             with suppress(UnknownImage):
                 data = await run_in_threadpool(self.service.storage.encode, first["id"], wanted)

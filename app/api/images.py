@@ -20,6 +20,7 @@ from app.core.fields import SEED_LIMIT
 from app.core.jobs import ImageRecord
 from app.core.service import Service
 from app.errors import InvalidRequest, UnknownImage
+from app.imaging.metadata import can_hold
 
 KEEP = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Accept"}
 UNKNOWN = {404: documented(ErrorAnswer, "No such picture, or another key's.")}
@@ -117,7 +118,11 @@ def image_router(service: Service, resolver: PictureResolver) -> APIRouter:
     @router.get("/{id}", summary="A picture", responses={200: PICTURE, **UNKNOWN}, response_class=Response)
     def get_image(request: HttpRequest, id: str, query: Annotated[FormatQuery, Query()]) -> Response:
         owned(id, request.state.owner)
-        wanted = FORMATS[query.format] if query.format else preferred(request.headers.get("accept", ""), IMAGE_TYPES)
+        accept = request.headers.get("accept", "")
+        wanted = FORMATS[query.format] if query.format else preferred(accept, IMAGE_TYPES)
+        if not query.format and wanted == "image/webp":
+            size = storage.size(id)
+            wanted = preferred(accept, [kind for kind in IMAGE_TYPES if can_hold(kind, size)])
         if wanted in {None, "image/png"}:
             return FileResponse(storage.path(id), media_type="image/png", headers=KEEP)
         return Response(storage.encode(id, wanted), headers=KEEP, media_type=wanted)

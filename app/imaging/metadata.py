@@ -13,12 +13,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from app import strict_json
+from app.errors import InvalidRequest
 
 INFOTEXT_KEY = "parameters"
 RECIPE_KEY = "eis_recipe"
 MEDIA_TYPES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 TEXT_LIMIT = 256 * 1024
 EXIF_LIMIT = 65_000
+WEBP_SIDE = 16_383
 PNG_LEVEL = 2
 
 _EXIF_IFD = 0x8769
@@ -54,8 +56,21 @@ def read_origin(image: Image.Image) -> Origin:
     return Origin(_clean_text(infotext), _parse_recipe(recipe))
 
 
+def can_hold(media_type: str, size: tuple[int, int]) -> bool:
+    """Whether a file of this media type can be so large: WebP has 14 bits for a side."""
+    return media_type != "image/webp" or max(size) <= WEBP_SIDE
+
+
 def encode(image: Image.Image, media_type: str, origin: Origin = NO_ORIGIN) -> bytes:
-    """The picture as a file of this media type with its origin inside and no other metadata."""
+    """The picture as a file of this media type with its origin inside and no other metadata.
+
+    `InvalidRequest` where the picture is larger than the type can hold.
+    """
+    if not can_hold(media_type, image.size):
+        raise InvalidRequest(
+            f"The picture is {image.width}x{image.height} and WebP ends at {WEBP_SIDE} pixels a side; "
+            "ask for PNG or JPEG."
+        )
     buffer = io.BytesIO()
     match media_type:
         case "image/png":

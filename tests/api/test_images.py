@@ -66,6 +66,30 @@ def test_a_picture_is_answered_in_the_wished_format(server: Running, query: str,
     assert server.client.get(f"{image['url']}?format=gif").status_code == 422
 
 
+def test_a_picture_that_webp_cannot_hold_is_answered_as_what_can(server: Running) -> None:
+    id = server.upload(picture((16_384, 8), "navy"))
+    url = f"/api/v1/images/{id}"
+    refused = server.client.get(f"{url}?format=webp")
+    assert refused.status_code == 422 and "16383" in refused.json()["error"]["message"]
+    assert server.client.get(f"{url}?format=jpeg").headers["content-type"] == "image/jpeg"
+    for accept, expected in {
+        "image/webp": "image/png",
+        "image/webp, image/jpeg;q=0.5": "image/jpeg",
+        "image/webp, */*;q=0.1": "image/png",
+    }.items():
+        answer = server.client.get(url, headers={"accept": accept})
+        assert answer.status_code == 200 and answer.headers["content-type"] == expected, accept
+
+
+def test_a_result_that_webp_cannot_hold_loses_no_job(server: Running) -> None:
+    wish = {"image": server.upload(picture((16_384, 8), "navy"))}
+    path = "/api/v1/test/copy"
+    answer = server.client.post(path, json=wish, headers={"accept": "image/webp"})
+    assert answer.status_code == 200 and answer.json()["status"] == "succeeded"
+    answer = server.client.post(path, json=wish, headers={"accept": "image/webp, image/jpeg;q=0.5"})
+    assert answer.headers["content-type"] == "image/jpeg" and server.service.get(answer.headers["x-job-id"])
+
+
 def test_a_thumbnail_is_small_and_webp(server: Running) -> None:
     id = server.upload(picture((900, 300), "navy"))
     answer = server.client.get(f"/api/v1/images/{id}/thumbnail?size=128")

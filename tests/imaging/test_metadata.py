@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from app.errors import InvalidRequest
 from app.imaging.metadata import MEDIA_TYPES, NO_ORIGIN, Origin, encode, read_origin
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=200).filter(
@@ -31,6 +32,15 @@ def read(data):
 def test_what_is_written_is_read(media_type, infotext, request):
     origin = Origin(infotext, {"capability": "x", "request": request})
     assert read(encode(Image.new("RGB", (8, 8)), media_type, origin)) == origin
+
+
+def test_a_picture_that_is_wider_than_its_type_can_hold_is_refused():
+    assert read(encode(Image.new("RGB", (16_383, 1)), "image/webp", Origin("a", None))).infotext == "a"
+    for size in ((16_384, 1), (1, 16_384)):
+        with pytest.raises(InvalidRequest, match=r"16384.*16383"):
+            encode(Image.new("RGB", size), "image/webp")
+        for media_type in ("image/png", "image/jpeg"):
+            assert encode(Image.new("RGB", size), media_type)
 
 
 @pytest.mark.parametrize("media_type", MEDIA_TYPES)
