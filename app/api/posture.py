@@ -11,10 +11,10 @@ import hmac
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -187,11 +187,9 @@ class Posture:
         if "x-api-key" in headers:
             return self.keys.owner(headers["x-api-key"].strip())
         if "cookie" in headers:
-            try:
-                cookie = SimpleCookie(headers["cookie"]).get(SESSION_COOKIE)
-            except CookieError:
-                return None
-            return self.keys.owner(cookie.value, session=True) if cookie else None
+            # Read as browsers write: other servers on this host set cookies that the standard library drops all for.
+            cookie = cookie_parser(headers["cookie"]).get(SESSION_COOKIE)
+            return self.keys.owner(cookie, session=True) if cookie else None
         return None
 
     def unauthorised(self, headers: Headers) -> Response:

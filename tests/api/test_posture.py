@@ -162,6 +162,15 @@ def test_a_person_logs_in_once(keyed: Running) -> None:
     assert keyed.client.post(PAINT, json={}, headers=carried | {"origin": "https://evil.example"}).status_code == 403
 
 
+@pytest.mark.parametrize("foreign", ['prefs={"a":1}', "a[0]=b", "a=b c", "naked", "a=\xe9", "=", 'q="x; y=z"'])
+def test_cookies_of_other_servers_do_not_break_the_login(keyed: Running, foreign: str) -> None:
+    session = f"eis_session={session_of(KEY)}"
+    for cookie in (f"{foreign}; {session}", f"{session}; {foreign}"):
+        answer = keyed.client.get("/api/v1/jobs", headers={"cookie": cookie.encode("latin-1")})
+        assert answer.status_code == 200, cookie
+    assert keyed.client.get("/api/v1/jobs", headers={"cookie": foreign.encode("latin-1")}).status_code == 401
+
+
 def test_an_owner_and_a_session_hide_the_key() -> None:
     assert len({KEY, owner_of(KEY), session_of(KEY), owner_of(OTHER), session_of(OTHER)}) == 5
     keys = Keys((KEY, OTHER))
