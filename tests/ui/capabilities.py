@@ -1,7 +1,8 @@
 """The engine's torch-free capabilities, and two more that show pictures and masks on their way through the page."""
 
 import time
-from typing import Annotated
+from types import SimpleNamespace
+from typing import Annotated, Any
 
 from PIL import Image
 from pydantic import Field
@@ -37,12 +38,21 @@ class SlowRequest(Request):
     step_seconds: Annotated[float, Field(ge=0, le=5, description="How long one step takes.")] = 0.2
 
 
+class Previews:
+    """The one thing that a step asks of a runtime."""
+
+    def preview(self, pipeline: Any, latents: int) -> Image.Image:
+        """A picture of one colour that is another one at every step."""
+        return Image.new("RGB", (48, 32), (latents * 37 % 256, 120, 60))
+
+
 def slow(request: SlowRequest, context: Context) -> Result:
-    """Wait at every step."""
-    steps = request.num_inference_steps or 10
-    for step in range(steps):
+    """Wait at every step, and report it the way a diffusers pipeline does, so that previews take their real path."""
+    context._runtime = Previews()
+    pipeline = SimpleNamespace(num_timesteps=request.num_inference_steps or 10)
+    for step in range(pipeline.num_timesteps):
         time.sleep(request.step_seconds)
-        context.progress(step + 1, steps)
+        context.on_step(pipeline, step, 0, {"latents": step})
     return Result(images=[squares(request.seed)], seeds=[request.seed])
 
 

@@ -71,6 +71,38 @@ def test_progress_is_seen_and_cancel_ends_exactly_this_job(squares_server, open_
     assert page.locator(".eis-prompt textarea:visible").input_value() == "stop me"
 
 
+def test_previews_are_seen_and_follow_the_steps(squares_server, open_page):
+    page = open_page(squares_server)
+    wish(page, "watch me", steps=60, seconds=0.5)
+    page.locator("#generate-slow").click()
+    preview = stage(page).locator(".eis-preview")
+    preview.wait_for()
+    first = preview.get_attribute("src")
+    assert first.startswith("data:image/jpeg;base64,")
+    assert preview.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])") == [48, 32]
+    shown = "document.querySelector('#stage-slow .eis-preview')?.src"
+    page.wait_for_function(f"first => ![undefined, first].includes({shown})", arg=first)
+    page.locator("#stage-slow .eis-cancel").click()
+    page.wait_for_selector("#stage-slow >> text=/Stopped at step/")
+    assert preview.count() == 0
+
+
+def test_send_to_from_the_gallery(squares_server, open_page):
+    page = open_page(squares_server)
+    wish(page, "sent from the gallery", steps=1)
+    page.locator("#generate-slow").click()
+    page.wait_for_selector("#stage-slow .eis-result")
+    tab(page, "Gallery")
+    page.get_by_label("Words in the prompt").fill("sent from the gallery")
+    page.wait_for_selector("text=1 picture")
+    page.locator(".eis-tile").click()
+    detail = page.locator("#gallery-detail")
+    source = detail.locator(".eis-picture").get_attribute("src")
+    detail.locator("select").select_option(label="Fill")
+    page.wait_for_selector(".eis-canvas:visible")
+    assert page.locator(".eis-board img:visible").get_attribute("src") == source
+
+
 def test_a_refresh_finds_the_running_job_and_the_form(squares_server, open_page):
     page = open_page(squares_server)
     wish(page, "after a refresh", steps=149, seconds=1, seed=5)

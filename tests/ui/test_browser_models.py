@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from app.imaging.infotext import build_infotext
 from tests.api.serving import Running, serving
 from tests.api.test_models import lora_file
 from tests.library.conftest import hub, library_at  # noqa: F401 - fixtures
@@ -97,3 +99,29 @@ def test_an_added_lora_is_offered_with_a_weight_and_travels_with_the_wish(
     row.wait_for(state="detached")
     tab(page, "Text to image")
     page.locator("text=No LoRA is installed").locator("visible=true").wait_for()
+
+
+def made_before(running: Running, request: dict[str, Any]) -> None:
+    """A picture in the gallery that a text-to-image job of this request left."""
+    recipe = {"capability": "text-to-image", "request": request, "model": request["model"]}
+    infotext = build_infotext(request, seed=request["seed"], size=(64, 64), version="test")
+    image = Image.new("RGB", (64, 64), "green")
+    stored = running.service.storage.save_result(image, recipe=recipe, infotext=infotext)
+    running.service.record_upload(stored, kind="result")
+
+
+def test_use_settings_brings_a_lora_and_its_weight_back(pulling: Running, open_page, tmp_path) -> None:
+    file = tmp_path / "my style.safetensors"
+    file.write_bytes(lora_file())
+    pulling.service.models.add(file)
+    wish = {"prompt": "in my style", "model": "base", "seed": 3, "loras": [{"model": "my-style", "weight": 0.65}]}
+    made_before(pulling, wish)
+    page = open_page(pulling.address)
+    tab(page, "Gallery")
+    page.locator(".eis-tile").click()
+    page.locator("#gallery-detail").get_by_text("Use settings").click()
+    row = page.locator(".eis-lora:visible")
+    row.wait_for()
+    assert row.get_by_label("Weight").input_value() == "0.65"
+    assert row.get_by_label("LoRA").input_value() == "my-style"
+    assert page.locator(".eis-prompt textarea:visible").input_value() == "in my style"

@@ -256,6 +256,18 @@ def test_pocket_draws_then_inpaints_what_was_sent_on(pocket_server, open_page):
     page.wait_for_selector("text=1 picture")
 
 
+def test_pocket_shows_what_it_draws(pocket_server, open_page):
+    page = open_page(pocket_server)
+    page.locator(".eis-prompt textarea:visible").fill("a red car, blue background")
+    page.get_by_label("Steps", exact=True).locator("visible=true").fill("150")
+    page.locator("#generate-text-to-image").click()
+    preview = page.locator("#stage-text-to-image .eis-preview")
+    preview.wait_for()
+    assert preview.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 128
+    page.locator("#stage-text-to-image .eis-cancel").click()
+    page.wait_for_selector("#stage-text-to-image >> text=/Stopped at step/")
+
+
 def test_pocket_sizes_and_several_pictures(pocket_server, open_page):
     page = open_page(pocket_server)
     page.locator(".eis-prompt textarea:visible").fill("a green tree, white background")
