@@ -112,6 +112,7 @@ def build(settings: Settings, **changes: Any) -> Application:
         api_keys=tuple(key.get_secret_value() for key in settings.api_keys),
         allowed_hosts=settings.allowed_hosts,
         max_body_bytes=settings.max_body_bytes,
+        max_model_bytes=settings.max_model_bytes,
         drain_seconds=settings.drain_seconds,
         version=own_version(),
     )

@@ -46,7 +46,10 @@ class Settings(BaseSettings):
     worker_lost_seconds: float = Field(20.0, gt=0, description="A worker silent for this long is ended and replaced.")
     cancel_grace_seconds: float = Field(10.0, gt=0, description="A worker that does not heed a cancel is ended then.")
     drain_seconds: float = Field(30.0, ge=0, description="How long a stop waits for the running job.")
-    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body in bytes.")
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body in bytes, models apart.")
+    max_model_bytes: int = Field(
+        32 * 2**30, ge=1024, description="Largest body that uploads a model; it may take its time at 64 KiB/s or more."
+    )
     receive_seconds: float = Field(60.0, gt=0, description="A request must have arrived whole within this time.")
     max_image_pixels: int = Field(32_000_000, ge=4096, description="Largest picture that is decoded, in pixels.")
     image_decode_seconds: float = Field(15.0, gt=0, description="Longest time that decoding one picture may take.")

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 
 from app.api import errors
-from app.api.body_limit import BodyLimit
+from app.api.body_limit import BodyLimit, WideDoor
 from app.api.browser_page import BrowserPage
 from app.api.capabilities import capability_router
 from app.api.docs_page import docs_router
@@ -24,6 +25,7 @@ from app.api.models import Pulls, model_router
 from app.api.openapi import complete
 from app.api.pictures import Fetch, PictureResolver
 from app.api.posture import Hosts, Keys, Posture
+from app.api.schemas import PREFIX
 from app.api.status import RequestCounter, ServiceFigures, observe_runs, request_counter, status_router
 from app.core.capability import Capability
 from app.core.service import Service
@@ -39,6 +41,7 @@ class ApiOptions:
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: int = 64 * 2**20
+    max_model_bytes: int = 32 * 2**30
     drain_seconds: float = 30.0
     version: str = "0"
 
@@ -96,11 +99,18 @@ def create_api(
         # Not a mount: that would take wrong methods of real routes too, and answer 404 for 405.
         api.router.default = browser_page
     api.add_middleware(RequestCounter, counter=request_counter(registry))
-    api.add_middleware(BodyLimit, limit=options.max_body_bytes)
+    room = partial(check_room, service)
+    models = WideDoor("POST", f"{PREFIX}/models", max(options.max_model_bytes, options.max_body_bytes), room)
+    api.add_middleware(BodyLimit, limit=options.max_body_bytes, wide=models)
     api.add_middleware(Posture, hosts=Hosts(options.host, options.allowed_hosts), keys=keys)
     api.state.draining = draining
     add_openapi(api, service.catalog)
     return api
+
+
+def check_room(service: Service, needed: int) -> None:
+    """`StorageFull` unless a model of so many bytes fits on the disk."""
+    service.models.check_room(needed)
 
 
 def add_openapi(api: FastAPI, catalog: Sequence[Capability]) -> None:

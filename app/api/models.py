@@ -3,49 +3,26 @@
 A file comes in by upload only; a path of the server's disk is taken by the shell command and never over HTTP.
 """
 
-import re
-import shutil
-import tempfile
 import threading
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi import Request as HttpRequest
-from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
-from app.api import strict_json
 from app.api.answers import answer
 from app.api.errors import Refusal
-from app.api.multipart import FORM_TYPE, whole_form
+from app.api.model_upload import UPLOAD_BODY, add_upload
+from app.api.multipart import FORM_TYPE
 from app.api.payload import media_type
 from app.api.schemas import PREFIX, ErrorAnswer, documented
 from app.core.service import Service
-from app.errors import Conflict, InvalidRequest, ServiceError
+from app.errors import Conflict, ServiceError
 
 UNKNOWN = {404: documented(ErrorAnswer, "No such model.")}
-UPLOAD_FIELDS = {"id", "title", "kind", "licence"}
-LONGEST_STEM = 200
 PULLS_AT_ONCE = 2
 UNDER_WAY = {"waiting", "running", "cancelling"}
-UPLOAD_BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {
-                    "file": {"type": "string", "format": "binary", "description": "A .safetensors file."},
-                    **{name: {"type": "string"} for name in sorted(UPLOAD_FIELDS)},
-                },
-                "required": ["file"],
-            }
-        }
-    },
-}
 
 
 class Pull:
@@ -216,14 +193,7 @@ def model_router(service: Service, pulls: Pulls) -> APIRouter:
     async def add_model(request: HttpRequest) -> Response:
         if media_type(request) != FORM_TYPE:
             raise Refusal("unsupported_media_type", f"Send {FORM_TYPE} with the file in `file`.")
-        async with whole_form(request, files=1, fields=len(UPLOAD_FIELDS)) as form:
-            file = form.get("file")
-            texts = {name: value for name, value in form.multi_items() if name != "file"}
-            if not isinstance(file, UploadFile) or not set(texts) <= UPLOAD_FIELDS:
-                raise InvalidRequest("The form holds the file `file` and id, title, kind, licence.")
-            for text in texts.values():
-                strict_json.check_text(text)
-            row = await run_in_threadpool(add_upload, service, file, texts)
+        row = await add_upload(request, service)
         return answer(view(row), 201, {"Location": f"{PREFIX}/models/{row.spec.id}"})
 
     @router.delete(
@@ -234,25 +204,3 @@ def model_router(service: Service, pulls: Pulls) -> APIRouter:
         return Response(status_code=204)
 
     return router
-
-
-def add_upload(service: Service, file: UploadFile, texts: dict[str, str]) -> Any:
-    """Hand the upload to the library, which looks at what it is; its name alone tells the family of some."""
-    stem = Path(file.filename or "").stem
-    given = {name: value for name, value in texts.items() if value}
-    given.setdefault("title", title_of(stem))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{harmless(stem)}.safetensors"
-        with path.open("wb") as target:
-            shutil.copyfileobj(file.file, target)
-        return service.models.add(path, **given)
-
-
-def title_of(stem: str) -> str:
-    """What a person sees of a file's name."""
-    return "".join(letter for letter in stem if letter.isprintable()).strip()[:LONGEST_STEM]
-
-
-def harmless(stem: str) -> str:
-    """The file's name as a file of this server may have it."""
-    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._")[:60].rstrip("-._") or "upload"

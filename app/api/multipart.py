@@ -1,6 +1,6 @@
 """Forms with files, read to their closing boundary: a form that was cut off is refused, not taken for a shorter one."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.datastructures import FormData
@@ -24,17 +24,17 @@ class WholeFormParser(MultiPartParser):
 
 
 @asynccontextmanager
-async def whole_form(request: Request, *, files: int, fields: int) -> AsyncIterator[FormData]:
+async def whole_form(
+    request: Request, *, files: int, fields: int, parser: Callable[..., WholeFormParser] = WholeFormParser
+) -> AsyncIterator[FormData]:
     """The form of the body; its temporary files go with the block. The size is limited before anything gets here."""
-    parser = WholeFormParser(
-        request.headers, request.stream(), max_files=files, max_fields=fields, max_part_size=PART_LIMIT
-    )
+    reader = parser(request.headers, request.stream(), max_files=files, max_fields=fields, max_part_size=PART_LIMIT)
     try:
-        form = await parser.parse()
+        form = await reader.parse()
     except MultiPartException as error:
         raise Refusal("bad_request", f"The form cannot be read: {error.message}") from None
     try:
-        if not parser.closed:
+        if not reader.closed:
             raise Refusal("bad_request", "The form ends before its closing boundary.")
         yield form
     finally:

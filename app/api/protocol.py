@@ -2,7 +2,8 @@
 
 uvicorn has neither, and an ASGI middleware starts only after the headers are parsed, so the clock stands in
 the protocol class. It runs from the first moment of a connection (or the first byte of a later request on it) to the
-end of that request's body; while the application itself keeps the client waiting it does not run.
+end of that request's body; while the application itself keeps the client waiting it does not run. Where the application
+takes a body of any length (`scope["extensions"][RECEIVE_AT_RATE]()`), the clock asks for a rate instead of an end.
 """
 
 import asyncio
@@ -10,6 +11,9 @@ import asyncio
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_LIMIT = 64 * 1024
+RECEIVE_AT_RATE = "eis.receive_at_rate"
+LOWEST_RATE = 64 * 1024
+"""Bytes in a second, over the length of a deadline, below which a long body is given up."""
 
 
 def last_word(status: str, code: str, message: str) -> bytes:
@@ -30,6 +34,7 @@ class DeadlineProtocol(HttpToolsProtocol):
     deadline: asyncio.TimerHandle | None = None
     head_bytes = 0
     head_open = True
+    received = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -40,6 +45,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self.received += len(data)
         super().data_received(data)
         if self.head_open:
             self.head_bytes += len(data)
@@ -55,6 +61,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self.head_bytes, self.head_open = 0, True
         self.start_clock()
         super().on_message_begin()
+        self.scope["extensions"] = {RECEIVE_AT_RATE: self.receive_at_rate}
 
     def on_message_complete(self) -> None:
         self.stop_clock()
@@ -68,6 +75,21 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None
+
+    def receive_at_rate(self) -> None:
+        """Let the body of this request take as long as it needs while it arrives at the lowest rate."""
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.received = 0
+            self.deadline = self.loop.call_later(self.receive_seconds, self.judge_rate)
+
+    def judge_rate(self) -> None:
+        # A client that is kept from sending because the application does not read yet is not slow.
+        if self.received < LOWEST_RATE * self.receive_seconds and not self.flow.read_paused:
+            self.give_up()
+            return
+        self.received = 0
+        self.deadline = self.loop.call_later(self.receive_seconds, self.judge_rate)
 
     def give_up(self) -> None:
         self.deadline = None

@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from app.errors import Conflict, StorageFull, TransferFailed
@@ -21,6 +21,7 @@ from app.models.installed import FILES, RECORD, Installed, InstalledFile, dump
 
 RESERVED_BYTES = 256 * 2**20
 SECONDS_BETWEEN_KNOCKS = 0.2
+BYTES_BETWEEN_CHECKS = 64 * 2**20
 SINGLE_FILE = "weights.safetensors"
 
 
@@ -33,6 +34,26 @@ class Workshop:
         self._bin = folder / ".bin"
         self._locks = folder / ".locks"
         self._pins = folder / ".pins"
+        self._incoming = folder / ".incoming"
+
+    @contextmanager
+    def incoming(self) -> Iterator["Incoming"]:
+        """A place for a file that is being sent in; it goes with the block, a killed process's with the next one."""
+        with self.changing(".incoming"):
+            self._incoming.mkdir(parents=True, exist_ok=True)
+            for left in self._incoming.iterdir():
+                with _held(left) as is_nobodys:
+                    if is_nobodys:
+                        shutil.rmtree(left, ignore_errors=True)
+            folder = self._incoming / secrets.token_hex(8)
+            folder.mkdir()
+            holding = ExitStack()
+            holding.enter_context(_held(folder))
+        with holding:
+            try:
+                yield Incoming(folder, self.check_room)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def changing(self, model: str, *, wait: bool = True, stop: Stop | None = None) -> Iterator[None]:
@@ -110,15 +131,72 @@ class Workshop:
             )
 
 
+class Incoming:
+    """A folder that takes one file as it arrives: written once, on the disk of the models."""
+
+    def __init__(self, folder: Path, check_room: Callable[[int], None]) -> None:
+        self._folder = folder
+        self._check_room = check_room
+
+    def open(self, name: str) -> "IncomingFile":
+        """The file, empty; it can be opened once."""
+        return IncomingFile(self._folder / name, self._check_room)
+
+
+class IncomingFile:
+    """A file to write from front to end. `StorageFull` as soon as the disk's reserve is touched."""
+
+    def __init__(self, path: Path, check_room: Callable[[int], None]) -> None:
+        self.path = path
+        self._check_room = check_room
+        self._unchecked = 0
+        self._file = path.open("xb", buffering=BLOCK)
+
+    def write(self, data: bytes) -> int:
+        """Append."""
+        self._unchecked += len(data)
+        if self._unchecked >= BYTES_BETWEEN_CHECKS:
+            self._check_room(0)
+            self._unchecked = 0
+        with full_disk_said("The disk filled up on the way; nothing was kept."):
+            return self._file.write(data)
+
+    def seek(self, offset: int) -> None:
+        """The end of the writing, as a form's reader says it: what was written is on the disk."""
+        with full_disk_said("The disk filled up on the way; nothing was kept."):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close it; what could not be written is of no interest any more."""
+        with suppress(OSError):
+            self._file.close()
+
+
 @contextmanager
-def full_disk_said() -> Iterator[None]:
+def _held(folder: Path) -> Iterator[bool]:
+    """Hold a folder against other processes for as long as this one lives; false where another holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_held = True
+        except BlockingIOError:
+            is_held = False
+        yield is_held
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def full_disk_said(said: str = "The disk filled up on the way; what has arrived is kept.") -> Iterator[None]:
     """A disk that fills up on the way is `StorageFull`, not a fault of the service."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise StorageFull("The disk filled up on the way; what has arrived is kept.") from error
+        raise StorageFull(said) from error
 
 
 def missing_bytes(staged: Path, files: tuple[RemoteFile, ...]) -> int:
@@ -184,6 +262,13 @@ def check_stated(files: tuple[RemoteFile, ...], known: dict[str, str], model: st
                 expected=expected,
                 offered=file.sha256,
             )
+
+
+def bytes_to_copy(sources: dict[str, Path], folder: Path) -> int:
+    """How many bytes a user's files will take that are not on this disk already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    here = folder.stat().st_dev
+    return sum(found.st_size for path in sources.values() if (found := path.stat()).st_dev != here)
 
 
 def bring_in(sources: dict[str, Path], staged: Path, on_bytes: Callable[[int], None]) -> dict[str, InstalledFile]:

@@ -10,6 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -22,8 +23,10 @@ from app.models.download import Hub, Patience, RemoteFile, Stop, sha256_of
 from app.models.installed import FILES, Installed, InstalledModels
 from app.models.installing import (
     SINGLE_FILE,
+    Incoming,
     Workshop,
     bring_in,
+    bytes_to_copy,
     check_stated,
     fetch_all,
     full_disk_said,
@@ -226,7 +229,7 @@ class ModelLibrary:
             options.setdefault("token", file.stem if id is None else id)
         sources = sources_of(file)
         total = sum(source.stat().st_size for source in sources.values())
-        self._workshop.check_room(total)
+        self._workshop.check_room(bytes_to_copy(sources, self.folder))
         spec = ModelSpec(
             id=model,
             title=title or (file.stem if file.is_file() else file.name)[:LONGEST_TEXT],
@@ -255,6 +258,14 @@ class ModelLibrary:
             finally:
                 self._workshop.discard_staging(model)
         return self._row(spec)
+
+    def incoming(self) -> AbstractContextManager[Incoming]:
+        """A place on the models' disk for a file that is being sent in, for `add` to link; it goes with the block."""
+        return self._workshop.incoming()
+
+    def check_room(self, needed: int) -> None:
+        """`StorageFull` unless a model of so many bytes fits on the disk."""
+        self._workshop.check_room(needed)
 
     def remove(self, id: str) -> ModelRow:
         """Delete a model and what was pulled only as its part, or what an unfinished pull left; the bytes come back.

@@ -5,13 +5,16 @@ import math
 import signal
 import socket
 import struct
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
+from app.models import installing
 from app.models.catalog import CATALOG
 from app.models.download import Patience
 from app.models.installed import Installed, InstalledFile
@@ -241,6 +244,124 @@ def test_an_uploads_id_cannot_leave_the_folder(own_server: Running, id: str) -> 
     assert (answer.status_code == 201) == (id == "")
     folders = {path.name for path in (own_server.home / "models").glob("[!.]*") if path.is_dir()}
     assert folders <= {"a"} and not list(own_server.home.parent.glob("evil*"))
+
+
+MIB = 2**20
+BOUNDARY = b"f0rm"
+
+
+def form(data: bytes, name: str = "Big.safetensors") -> bytes:
+    """The body of an upload, as a browser writes it."""
+    head = f'Content-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode()
+    return b"--" + BOUNDARY + b"\r\n" + head + data + b"\r\n--" + BOUNDARY + b"--\r\n"
+
+
+def begin(server: Running, length: int, *headers: str) -> socket.socket:
+    """A connection on which an upload of this length has been announced."""
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    kind = f"multipart/form-data; boundary={BOUNDARY.decode()}"
+    lines = ["POST /api/v1/models HTTP/1.1", "Host: localhost", f"Content-Type: {kind}", f"Content-Length: {length}"]
+    client.sendall("\r\n".join([*lines, "Connection: close", *headers, "", ""]).encode())
+    return client
+
+
+def whole_answer(client: socket.socket) -> bytes:
+    received = b""
+    while chunk := client.recv(65536):
+        received += chunk
+    return received
+
+
+@pytest.fixture
+def narrow(tmp_path: Path) -> Iterator[Running]:
+    """A server that is impatient and takes little, except models."""
+    with serving(tmp_path, max_body_bytes=MIB, max_model_bytes=4 * MIB, receive_seconds=0.8) as running:
+        yield running
+
+
+def test_models_may_be_larger_than_other_bodies(narrow: Running) -> None:
+    client = narrow.client
+    answer = client.post("/api/v1/models", files={"file": ("big.safetensors", lora_file(400))})
+    assert answer.status_code == 201 and answer.json()["bytes_on_disk"] > 2 * MIB, answer.text
+    large = lora_file(1000)
+    for content in (large, iter([large[:MIB], large[MIB:]])):
+        answer = client.post("/api/v1/models", content=content, headers={"content-type": "multipart/form-data"})
+        assert answer.status_code in {400, 413}
+    answer = client.post("/api/v1/models", files={"file": ("larger.safetensors", large)})
+    assert answer.status_code == 413 and answer.json()["error"]["details"]["limit"] == 4 * MIB
+    for path in ("/api/v1/images", "/api/v1/text-to-image", "/api/v1/models/"):
+        answer = client.post(path, content=b"x" * 2 * MIB, headers={"content-type": "image/png"})
+        assert answer.status_code == 413 and answer.json()["error"]["details"]["limit"] == MIB
+
+
+def test_an_upload_is_written_once_where_the_models_are(
+    narrow: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    body = form(lora_file(400))
+    incoming = narrow.home / "models" / ".incoming"
+
+    def arrived() -> int:
+        return sum(path.stat().st_size for path in incoming.rglob("*.safetensors"))
+
+    left = incoming / "left"
+    left.mkdir(parents=True)
+    (left / "old.safetensors").write_bytes(b"of a killed process")
+    with begin(narrow, len(body)) as client:
+        client.sendall(body[: 3 * MIB // 2])
+        wait_for(lambda: arrived() >= MIB // 2)
+        assert not left.exists()
+    wait_for(lambda: not list(incoming.iterdir()))
+    with begin(narrow, len(body)) as client:
+        client.sendall(body)
+        assert whole_answer(client).startswith(b"HTTP/1.1 201")
+    assert not list(incoming.iterdir())
+    stored = narrow.home / "models" / "big" / "files" / "weights.safetensors"
+    assert stored.read_bytes() == lora_file(400) and stored.stat().st_nlink == 1
+
+
+def test_an_upload_may_take_its_time_and_no_more(narrow: Running) -> None:
+    """Both longer than the deadline: one at twice the lowest rate, one far below it."""
+    body = form(lora_file(60))
+    began = time.monotonic()
+    with begin(narrow, len(body)) as client:
+        for at in range(0, len(body), 32 * 1024):
+            client.sendall(body[at : at + 32 * 1024])
+            time.sleep(0.15)
+        assert whole_answer(client).startswith(b"HTTP/1.1 201")
+        assert time.monotonic() - began > 1.2
+    began = time.monotonic()
+    with begin(narrow, len(body)) as client:
+        client.settimeout(0.05)
+        received = b""
+        for at in range(200):
+            client.sendall(body[at : at + 1])
+            with suppress(TimeoutError):
+                received = client.recv(65536)
+                break
+        assert received.startswith(b"HTTP/1.1 408") and time.monotonic() - began < 4
+
+
+def test_a_disk_without_room_is_said_before_the_upload_is_read(
+    narrow: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installing, "RESERVED_BYTES", 2**62)
+    with begin(narrow, 3 * MIB, "Expect: 100-continue") as client:
+        answer = client.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 503") and b"storage_full" in answer + client.recv(65536)
+
+
+def test_a_disk_that_fills_up_under_an_upload_is_said(narrow: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installing, "BYTES_BETWEEN_CHECKS", MIB)
+    body = form(lora_file(400))
+    with begin(narrow, len(body)) as client:
+        client.sendall(body[: MIB // 2])
+        wait_for(lambda: any((narrow.home / "models" / ".incoming").glob("*/*")))
+        monkeypatch.setattr(installing, "RESERVED_BYTES", 2**62)
+        client.sendall(body[MIB // 2 : -10])
+        answer = whole_answer(client)
+        assert answer.startswith(b"HTTP/1.1 503") and b"storage_full" in answer
+    wait_for(lambda: not list((narrow.home / "models" / ".incoming").iterdir()))
 
 
 def install(server: Running, id: str) -> None:

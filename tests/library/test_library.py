@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,6 +60,13 @@ def write_folder(folder: Path) -> Path:
     (folder / ".cache").mkdir()
     (folder / ".cache" / "token.json").write_text("{}")
     return folder
+
+
+def test_a_file_on_the_models_disk_needs_no_room_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = write_lora(tmp_path / "style.safetensors")
+    usage = shutil.disk_usage(tmp_path)._replace(free=installing.RESERVED_BYTES + 10)
+    monkeypatch.setattr(installing.shutil, "disk_usage", lambda path: usage)
+    assert ModelLibrary(tmp_path).add(file).installed
 
 
 def test_the_catalogs_rows_hold_together():
