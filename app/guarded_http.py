@@ -4,10 +4,10 @@ No byte is sent to a peer whose address is not public, however the host was spel
 moment earlier: the name is resolved once, only public addresses of it are dialled, and the connected socket's own peer
 address is checked again before the connection is used. A caller learns that a URL is refused, never which address it
 led to. What the operator names in EIS_TRUSTED_HOSTS (host:port) is exempt, except as the target of a redirect.
+Everything else is spoken to over https, unless a caller names other schemes.
 """
 
 import functools
-import re
 import ssl
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,20 +18,18 @@ from typing import Any
 import httpcore
 import httpx
 
-from app.errors import InvalidRequest, TooLarge, TransferFailed, UrlNotAllowed
+from app.errors import InvalidRequest, TooLarge, TransferFailed
 from app.public_addresses import is_public, resolve
+from app.public_urls import host_of, parse, port_of, refuse_obvious, refused
 
 USER_AGENT = "edit-image-service"
 REDIRECTS = 4
-MAX_URL = 8192
 MAX_ADDRESSES = 4
 ANSWER_LIMIT = 64 * 1024
 CHUNK = 64 * 1024
 
-_PRIVATE_SUFFIXES = ("localhost", "localdomain", "local", "internal", "intranet", "lan", "home.arpa")
-_HOST_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
-
-_AUTHORITY = re.compile(r"(?:[^/?#]*//)?([^/?#]*)")
+Schemes = tuple[str, ...] | None
+"""What a URL may begin with; None: https, and http too where the host is trusted."""
 
 _BROKEN = (
     httpcore.NetworkError,
@@ -61,7 +59,7 @@ class GuardedClient:
     def __init__(self, trusted_hosts: Iterable[str] = ()) -> None:
         self._trusted = frozenset(_host_and_port(pair) for pair in trusted_hosts)
 
-    def check_url(self, url: str, *, schemes: tuple[str, ...] = ("https", "http"), seconds: float = 5.0) -> None:
+    def check_url(self, url: str, *, schemes: Schemes = None, seconds: float = 5.0) -> None:
         """Refuse a URL at the door: `UrlNotAllowed` where its spelling or every address of its host is not public.
 
         It saves a job that could never deliver. The guard itself stands at the connection.
@@ -72,9 +70,9 @@ class GuardedClient:
         try:
             addresses = resolve(target.host, target.port, time.monotonic() + seconds)
         except TransferFailed:
-            raise _refused() from None
+            raise refused() from None
         if not any(is_public(address) for address in addresses):
-            raise _refused()
+            raise refused()
 
     def get_bytes(
         self,
@@ -82,7 +80,7 @@ class GuardedClient:
         *,
         limit: int,
         seconds: float = 30.0,
-        schemes: tuple[str, ...] = ("https", "http"),
+        schemes: Schemes = None,
         headers: Mapping[str, str] | None = None,
     ) -> bytes:
         """The body of a 200 answer, at most `limit` bytes, whole within `seconds`; each redirect is checked anew."""
@@ -102,7 +100,7 @@ class GuardedClient:
         content: bytes,
         headers: Mapping[str, str],
         seconds: float = 15.0,
-        schemes: tuple[str, ...] = ("https", "http"),
+        schemes: Schemes = None,
     ) -> Answer:
         """Send a body once; redirects are not followed and of the answer only the first bytes are read."""
         target = self._target(url, schemes)
@@ -122,7 +120,7 @@ class GuardedClient:
         *,
         headers: Mapping[str, str] | None = None,
         read_seconds: float = 30.0,
-        schemes: tuple[str, ...] = ("https", "http"),
+        schemes: Schemes = None,
     ) -> Iterator[httpx.Response]:
         """A GET whose body the caller reads with `iter_raw()`, for files without a size limit.
 
@@ -131,24 +129,28 @@ class GuardedClient:
         with self._open("GET", self._target(url, schemes), headers or {}, None, read_seconds) as response:
             yield response
 
-    def _target(self, url: str, schemes: tuple[str, ...]) -> "_Target":
-        parsed = _parse(url, schemes)
-        host, port = _host_of(parsed), _port_of(parsed)
+    def _target(self, url: str, schemes: Schemes) -> "_Target":
+        parsed = parse(url)
+        host, port = host_of(parsed), port_of(parsed)
         trusted = (host, port) in self._trusted
+        if parsed.scheme not in (schemes or (("https", "http") if trusted else ("https",))):
+            raise refused()
         if not trusted:
-            _refuse_obvious(host, port)
+            refuse_obvious(host, port)
         return _Target(parsed, host, port, trusted)
 
-    def _redirect_target(self, source: "_Target", location: str, schemes: tuple[str, ...]) -> "_Target":
-        if source.url.scheme == "https":
+    def _redirect_target(self, source: "_Target", location: str, schemes: Schemes) -> "_Target":
+        if schemes is None or source.url.scheme == "https":
             schemes = ("https",)
         try:
             joined = str(source.url.join(location))
         except (httpx.InvalidURL, ValueError):
-            raise _refused() from None
-        parsed = _parse(joined, schemes)
-        host, port = _host_of(parsed), _port_of(parsed)
-        _refuse_obvious(host, port)
+            raise refused() from None
+        parsed = parse(joined)
+        if parsed.scheme not in schemes:
+            raise refused()
+        host, port = host_of(parsed), port_of(parsed)
+        refuse_obvious(host, port)
         return _Target(parsed, host, port, trusted=False)
 
     @contextmanager
@@ -205,7 +207,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
         addresses = resolve(host, port, min(until, self._deadline or until))
         allowed = [address for address in addresses if self._trusted or is_public(address)]
         if not allowed:
-            raise _refused()
+            raise refused()
         failure: Exception | None = None
         for address in allowed[:MAX_ADDRESSES]:
             try:
@@ -216,13 +218,13 @@ class _GuardedBackend(httpcore.NetworkBackend):
             peer = stream.get_extra_info("socket").getpeername()[0]
             if not self._trusted and not is_public(peer):
                 stream.close()
-                raise _refused()
+                raise refused()
             return _DeadlineStream(stream, self._deadline)
         raise failure or httpcore.ConnectError("no address")
 
     def connect_unix_socket(self, path: str, *arguments: Any, **options: Any) -> httpcore.NetworkStream:
         """Refused: a URL never names a socket of this machine."""
-        raise _refused()
+        raise refused()
 
     def sleep(self, seconds: float) -> None:
         """As the interface asks."""
@@ -300,57 +302,11 @@ class _Body(httpx.SyncByteStream):
         self._answer.close()
 
 
-def _refused() -> UrlNotAllowed:
-    return UrlNotAllowed("This URL is not allowed: only public http and https addresses are.")
-
-
-def _parse(url: str, schemes: tuple[str, ...]) -> httpx.URL:
-    if not url or len(url) > MAX_URL or any(letter <= " " or letter in "\\\x7f" for letter in url):
-        raise _refused()
-    try:
-        parsed = httpx.URL(url)
-    except (httpx.InvalidURL, ValueError):
-        raise _refused() from None
-    if parsed.scheme not in schemes or "@" in _AUTHORITY.match(url)[1] or not parsed.raw_host:
-        raise _refused()
-    return parsed
-
-
-def _host_of(url: httpx.URL) -> str:
-    host = url.raw_host.decode("ascii").lower()
-    return host[:-1] if host.endswith(".") else host
-
-
-def _port_of(url: httpx.URL) -> int:
-    return url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
-
-
 def _host_and_port(pair: str) -> tuple[str, int]:
     host, _, port = pair.strip().rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
         raise InvalidRequest(f"A trusted host is written host:port, not {pair[:80]!r}.")
     return host.strip("[]").lower(), int(port)
-
-
-def _refuse_obvious(host: str, port: int) -> None:
-    """Refuse what needs no resolver: numbers in odd spellings, private names, ports of other services."""
-    if not (port in (80, 443) or 1024 <= port <= 65535):
-        raise _refused()
-    if ":" in host:
-        if not is_public(host):
-            raise _refused()
-        return
-    if not host or not set(host) <= _HOST_LETTERS:
-        raise _refused()
-    labels = host.split(".")
-    if not all(labels):
-        raise _refused()
-    if labels[-1].isdigit() or labels[-1].startswith("0x"):
-        if not is_public(host):
-            raise _refused()
-        return
-    if len(labels) < 2 or any(host == suffix or host.endswith("." + suffix) for suffix in _PRIVATE_SUFFIXES):
-        raise _refused()
 
 
 def _dial(

@@ -31,7 +31,7 @@ class Settings(BaseSettings):
         (), description="Host names besides localhost and the bound address that a request may name."
     )
     trusted_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="host:port pairs that the guarded client may reach although they are private."
+        (), description="host:port pairs that the guarded client may reach although they are private, over http too."
     )
     database_url: str | None = Field(None, description="SQLAlchemy URL of the job store; null: SQLite under EIS_HOME.")
     catalog: str = Field(

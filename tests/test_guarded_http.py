@@ -86,6 +86,7 @@ PRIVATE = [
     "",
 ]
 
+BOTH = ("https", "http")
 OBVIOUS = [
     "http://①②⑦.0.0.1/",
     "http://１２７.0.0.1/",
@@ -143,6 +144,8 @@ OBVIOUS = [
     "http://example.org:22/",
     "http://example.org:25/",
     "http://example.org:99999/",
+    "http://example.org:0/",
+    "https://example.org:0/",
     "http://[::1/",
     "http://[v1.x]/",
     "http://" + "a" * 9000 + ".org/",
@@ -182,7 +185,7 @@ def test_every_spelling_of_loopback_is_refused_without_asking_the_resolver(low: 
         "octets": ".".join(hex(part) for part in number.to_bytes(4, "big")),
     }[spelling]
     with pytest.raises(UrlNotAllowed):
-        GuardedClient().check_url(f"http://{host}/")
+        GuardedClient().check_url(f"http://{host}/", schemes=BOTH)
 
 
 @pytest.mark.parametrize("url", OBVIOUS)
@@ -193,13 +196,13 @@ def test_obvious_urls_are_refused_without_asking_the_resolver(url: str, monkeypa
     monkeypatch.setattr(socket, "getaddrinfo", resolver)
     client = GuardedClient()
     for attempt in (
-        lambda: client.check_url(url),
-        lambda: client.get_bytes(url, limit=10),
-        lambda: client.post(url, content=b"", headers={}),
+        lambda: client.check_url(url, schemes=BOTH),
+        lambda: client.get_bytes(url, limit=10, schemes=BOTH),
+        lambda: client.post(url, content=b"", headers={}, schemes=BOTH),
     ):
         with pytest.raises(UrlNotAllowed) as caught:
             attempt()
-        assert caught.value.message == "This URL is not allowed: only public http and https addresses are."
+        assert caught.value.message == "This URL is not allowed: it must be https and name a public host that exists."
 
 
 class Peer:
@@ -301,9 +304,9 @@ def test_a_name_that_leads_to_loopback_is_refused_and_nothing_is_dialled(peers, 
     resolve_to(monkeypatch, ["127.0.0.1"])
     client = GuardedClient()
     with pytest.raises(UrlNotAllowed) as at_the_door:
-        client.check_url(f"http://images.example.org:{peer.port}/")
+        client.check_url(f"https://images.example.org:{peer.port}/")
     with pytest.raises(UrlNotAllowed) as at_the_wire:
-        client.get_bytes(f"http://images.example.org:{peer.port}/", limit=100)
+        client.get_bytes(f"https://images.example.org:{peer.port}/", limit=100)
     assert at_the_door.value.message == at_the_wire.value.message
     assert "127" not in at_the_wire.value.message
     assert peer.connections == 0
@@ -313,7 +316,7 @@ def test_rebinding_between_check_and_fetch_is_refused(peers, monkeypatch) -> Non
     peer = peers(lambda path: [plain(b"secret")])
     asked = resolve_to(monkeypatch, ["93.184.216.34"], ["127.0.0.1"])
     client = GuardedClient()
-    url = f"http://images.example.org:{peer.port}/"
+    url = f"https://images.example.org:{peer.port}/"
     client.check_url(url)
     with pytest.raises(UrlNotAllowed):
         client.get_bytes(url, limit=100)
@@ -336,7 +339,7 @@ def test_the_connected_peer_is_checked_whatever_the_resolver_said(peers, monkeyp
 
     monkeypatch.setattr(guarded_http, "_dial", elsewhere)
     client = GuardedClient()
-    url = f"http://images.example.org:{peer.port}/"
+    url = f"https://images.example.org:{peer.port}/"
     with pytest.raises(UrlNotAllowed):
         client.get_bytes(url, limit=100)
     with pytest.raises(UrlNotAllowed):
@@ -359,7 +362,7 @@ def test_only_the_public_addresses_of_a_mixed_answer_are_dialled(monkeypatch) ->
 
     monkeypatch.setattr(guarded_http, "_dial", refuse)
     with pytest.raises(TransferFailed):
-        GuardedClient().get_bytes("http://images.example.org/", limit=10)
+        GuardedClient().get_bytes("https://images.example.org/", limit=10)
     assert dialled == ["93.184.216.34", "2606:4700:4700::1111"]
 
 
@@ -435,10 +438,10 @@ def test_public_redirects_are_followed_and_bounded(peers, open_loopback) -> None
     )
     client = GuardedClient()
     base = f"http://images.example.org:{peer.port}"
-    assert client.get_bytes(f"{base}/start", limit=100) == b"picture"
+    assert client.get_bytes(f"{base}/start", limit=100, schemes=BOTH) == b"picture"
     before = peer.connections
     with pytest.raises(TransferFailed, match="redirects"):
-        client.get_bytes(f"{base}/loop", limit=100)
+        client.get_bytes(f"{base}/loop", limit=100, schemes=BOTH)
     assert peer.connections - before == guarded_http.REDIRECTS + 1
 
 
@@ -511,9 +514,9 @@ def test_a_slow_resolver_does_not_hold_the_caller(monkeypatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     begun = time.monotonic()
     with pytest.raises(TransferFailed):
-        GuardedClient().get_bytes("http://images.example.org/", limit=10, seconds=0.3)
+        GuardedClient().get_bytes("https://images.example.org/", limit=10, seconds=0.3)
     with pytest.raises(UrlNotAllowed):
-        GuardedClient().check_url("http://images.example.org/", seconds=0.3)
+        GuardedClient().check_url("https://images.example.org/", seconds=0.3)
     assert time.monotonic() - begun < 5
 
 
@@ -573,18 +576,48 @@ def test_proxies_of_the_environment_are_ignored(peers, monkeypatch) -> None:
     assert proxy.connections == 0
 
 
-def test_schemes_are_the_callers_choice_and_https_never_falls_back(peers, open_loopback) -> None:
+def test_plain_http_is_for_trusted_hosts_alone(peers, open_loopback) -> None:
+    """A public host must speak https, as the target of a redirect too; a caller may name other schemes."""
+    peer = peers(lambda path: [plain(b"picture")])
+    url = f"http://images.example.org:{peer.port}/"
     client = GuardedClient()
+    for attempt in (
+        lambda: client.check_url(url),
+        lambda: client.get_bytes(url, limit=100),
+        lambda: client.post(url, content=b"", headers={}),
+    ):
+        with pytest.raises(UrlNotAllowed):
+            attempt()
+    assert peer.connections == 0
+    client.check_url("https://images.example.org/")
+    assert client.get_bytes(url, limit=100, schemes=BOTH) == b"picture"
+    trusting = GuardedClient([f"images.example.org:{peer.port}"])
+    trusting.check_url(url)
+    assert trusting.get_bytes(url, limit=100) == b"picture"
     with pytest.raises(UrlNotAllowed):
-        client.check_url("http://images.example.org/", schemes=("https",))
-    client.check_url("https://images.example.org/", schemes=("https",))
-    secure = client._target("https://images.example.org/", ("https", "http"))
+        trusting.get_bytes(url, limit=100, schemes=("https",))
+
+
+@pytest.mark.parametrize("schemes", [None, BOTH])
+def test_https_never_falls_back(open_loopback, schemes: tuple[str, ...] | None) -> None:
+    client = GuardedClient()
+    secure = client._target("https://images.example.org/", schemes)
     with pytest.raises(UrlNotAllowed):
-        client._redirect_target(secure, "http://images.example.org/", ("https", "http"))
+        client._redirect_target(secure, "http://images.example.org/", schemes)
+    assert client._redirect_target(secure, "https://images.example.org/x", schemes).url.path == "/x"
+
+
+def test_a_trusted_host_cannot_lead_to_plain_http_elsewhere(peers, open_loopback) -> None:
+    other = peers(lambda path: [plain(b"secret")])
+    location = f"http://images.example.org:{other.port}/"
+    peer = peers(lambda path: [plain(b"", "302 Found", f"Location: {location}\r\n")])
+    with pytest.raises(UrlNotAllowed):
+        GuardedClient([peer.authority]).get_bytes(f"http://{peer.authority}/", limit=100)
+    assert other.connections == 0
 
 
 def test_a_malformed_trusted_host_is_said_at_once() -> None:
-    for pair in ("example.org", "example.org:", ":80", "example.org:http"):
+    for pair in ("example.org", "example.org:", ":80", "example.org:http", "example.org:0", "example.org:65536"):
         with pytest.raises(InvalidRequest):
             GuardedClient([pair])
     GuardedClient(["[::1]:8080", "mirror.lan:443"])

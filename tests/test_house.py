@@ -26,7 +26,15 @@ TORCHLESS_MODELS = {
     "app.models.installing",
 }
 TORCHLESS_POCKET = {"app.pocket", "app.pocket.spec"}
-GROUND_FILES = {"app.main", "app.settings", "app.guarded_http", "app.public_addresses", "app.errors", "app.strict_json"}
+GROUND_FILES = {
+    "app.main",
+    "app.settings",
+    "app.guarded_http",
+    "app.public_addresses",
+    "app.public_urls",
+    "app.errors",
+    "app.strict_json",
+}
 CONTRACT = {"app.core.fields", "app.core.capability"}
 
 
@@ -105,7 +113,8 @@ MAY_IMPORT = {
     "ground": set(),
     "errors": set(),
     "strict_json": set(),
-    "guarded_http": GROUND | {"public_addresses"},
+    "guarded_http": GROUND | {"public_addresses", "public_urls"},
+    "public_urls": {"errors", "public_addresses"},
     "public_addresses": {"errors"},
     "settings": {"ground"},
     "plain": GROUND | {"plain"},

@@ -225,6 +225,19 @@ def test_urls_to_this_machine_are_refused_in_any_spelling(server: Running, host:
         check(answer, 422, "url_not_allowed")
 
 
+@pytest.mark.parametrize("url", ["http://images.example.org/a.png", "https://images.example.org:0/a.png"])
+def test_plain_http_and_port_0_are_refused_before_a_name_is_resolved(
+    server: Running, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolver(*_: object) -> list[str]:
+        raise AssertionError("the resolver was asked")
+
+    monkeypatch.setattr("app.guarded_http.resolve", resolver)
+    check(server.client.post("/api/v1/test/copy", json={"image": url}), 422, "url_not_allowed")
+    check(server.client.post("/api/v1/images", json={"image": url}), 422, "url_not_allowed")
+    check(server.client.post(PAINT, params={"callback_url": url}, json={}), 422, "url_not_allowed")
+
+
 def test_two_gigabytes_are_refused_before_they_come(server: Running) -> None:
     began = time.monotonic()
     headers = {"content-type": "application/json", "content-length": str(2 * 2**30)}
