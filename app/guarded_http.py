@@ -19,7 +19,7 @@ import httpcore
 import httpx
 
 from app.errors import InvalidRequest, TooLarge, TransferFailed
-from app.public_addresses import is_public, resolve
+from app.public_addresses import UNKNOWN_HOST, is_public, resolve
 from app.public_urls import host_of, parse, port_of, refuse_obvious, refused
 
 USER_AGENT = "edit-image-service"
@@ -62,15 +62,14 @@ class GuardedClient:
     def check_url(self, url: str, *, schemes: Schemes = None, seconds: float = 5.0) -> None:
         """Refuse a URL at the door: `UrlNotAllowed` where its spelling or every address of its host is not public.
 
-        It saves a job that could never deliver. The guard itself stands at the connection.
+        It saves a job that could never deliver. The guard itself stands at the connection. `TransferFailed` where the
+        resolver cannot say now.
         """
         target = self._target(url, schemes)
         if target.trusted:
             return
-        try:
+        with _unknown_hosts_refused():
             addresses = resolve(target.host, target.port, time.monotonic() + seconds)
-        except TransferFailed:
-            raise refused() from None
         if not any(is_public(address) for address in addresses):
             raise refused()
 
@@ -87,7 +86,7 @@ class GuardedClient:
         deadline = time.monotonic() + seconds
         target = self._target(url, schemes)
         for _ in range(REDIRECTS + 1):
-            with self._open("GET", target, headers or {}, deadline, seconds) as response:
+            with _unknown_hosts_refused(), self._open("GET", target, headers or {}, deadline, seconds) as response:
                 if not response.has_redirect_location:
                     return _body(response, limit)
                 target = self._redirect_target(target, response.headers["location"], schemes)
@@ -300,6 +299,17 @@ class _Body(httpx.SyncByteStream):
 
     def close(self) -> None:
         self._answer.close()
+
+
+@contextmanager
+def _unknown_hosts_refused() -> Iterator[None]:
+    """A host that does not exist is the caller's mistake, and told like one that is private."""
+    try:
+        yield
+    except TransferFailed as error:
+        if error.details.get("reason") == UNKNOWN_HOST:
+            raise refused() from None
+        raise
 
 
 def _host_and_port(pair: str) -> tuple[str, int]:

@@ -46,6 +46,8 @@ _CLOSED_IPV6 = tuple(
 )
 RESOLVING_AT_ONCE = 32
 _RESOLVING = threading.BoundedSemaphore(RESOLVING_AT_ONCE)
+UNKNOWN_HOST = "unknown_host"
+_DEFINITE = frozenset(getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name))
 _ISATAP = frozenset({0x00005EFE, 0x02005EFE})
 
 
@@ -65,13 +67,18 @@ def is_public(address: str) -> bool:
 
 
 def resolve(host: str, port: int, until: float) -> list[str]:
-    """The numeric addresses of a host in the resolver's order; `TransferFailed` where it has none in time."""
+    """The numeric addresses of a host in the resolver's order; `TransferFailed` where it has none in time.
+
+    Its detail `reason` is `UNKNOWN_HOST` where the resolver knows that there is no such host.
+    """
     found: list[str] = []
+    refusals: list[Exception] = []
 
     def ask() -> None:
         try:
             answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
+        except (OSError, UnicodeError) as error:
+            refusals.append(error)
             return
         finally:
             _RESOLVING.release()
@@ -85,6 +92,9 @@ def resolve(host: str, port: int, until: float) -> list[str]:
     thread.start()
     thread.join(max(0.0, until - time.monotonic()))
     addresses = list(found)
+    for refusal in refusals:
+        if isinstance(refusal, UnicodeError) or refusal.errno in _DEFINITE:
+            raise TransferFailed("There is no host of this name.", reason=UNKNOWN_HOST)
     if not addresses:
         raise TransferFailed("The host's name cannot be resolved.")
     return addresses

@@ -515,9 +515,37 @@ def test_a_slow_resolver_does_not_hold_the_caller(monkeypatch) -> None:
     begun = time.monotonic()
     with pytest.raises(TransferFailed):
         GuardedClient().get_bytes("https://images.example.org/", limit=10, seconds=0.3)
-    with pytest.raises(UrlNotAllowed):
+    with pytest.raises(TransferFailed):
         GuardedClient().check_url("https://images.example.org/", seconds=0.3)
     assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "none"), UrlNotAllowed),
+        (socket.gaierror(socket.EAI_AGAIN, "later"), TransferFailed),
+        (socket.gaierror(socket.EAI_FAIL, "broken"), TransferFailed),
+        (UnicodeError("label too long"), UrlNotAllowed),
+        (OSError("nobody"), TransferFailed),
+    ],
+    ids=str,
+)
+def test_a_host_that_does_not_exist_is_the_callers_mistake(
+    monkeypatch, said: Exception, error: type[Exception]
+) -> None:
+    def resolver(*arguments: object, **options: object) -> list[tuple]:
+        raise said
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    client, url = GuardedClient(), "https://images.example.org/a.png"
+    for attempt in (lambda: client.check_url(url), lambda: client.get_bytes(url, limit=10)):
+        with pytest.raises(error) as caught:
+            attempt()
+        assert type(caught.value) is error
+    # A hub or a receiver may be known again tomorrow: what is repeated there stays a failed transfer.
+    with pytest.raises(TransferFailed):
+        client.post(url, content=b"", headers={})
 
 
 def test_slow_names_gather_no_threads_without_end(monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 import struct
 import time
 import zlib
@@ -236,6 +237,29 @@ def test_plain_http_and_port_0_are_refused_before_a_name_is_resolved(
     check(server.client.post("/api/v1/test/copy", json={"image": url}), 422, "url_not_allowed")
     check(server.client.post("/api/v1/images", json={"image": url}), 422, "url_not_allowed")
     check(server.client.post(PAINT, params={"callback_url": url}, json={}), 422, "url_not_allowed")
+
+
+@pytest.mark.parametrize(("number", "status", "code"), [
+    (socket.EAI_NONAME, 422, "url_not_allowed"), (socket.EAI_AGAIN, 503, "transfer_failed"),
+])  # fmt: skip
+def test_a_host_that_does_not_exist_is_no_failure_of_the_server(
+    server: Running, number: int, status: int, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.getaddrinfo
+
+    def resolver(host: str, *arguments: object, **options: object) -> list:
+        if host != "images.example.org":
+            return real(host, *arguments, **options)
+        raise socket.gaierror(number, "as the system says it")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    url = "https://images.example.org/a.png"
+    for answer in (
+        server.client.post("/api/v1/test/copy", json={"image": url}),
+        server.client.post(PAINT, params={"callback_url": url}, json={}),
+    ):
+        check(answer, status, code)
+        assert ("retry-after" in answer.headers) == (status == 503)
 
 
 def test_two_gigabytes_are_refused_before_they_come(server: Running) -> None:
