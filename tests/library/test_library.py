@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,7 @@ def test_the_catalogs_rows_hold_together():
     for spec in catalog.CATALOG:
         assert is_slug(spec.id) and spec.title and spec.description and spec.licence.name
         assert (spec.repo is None) == (spec.embedded is not None)
+        assert spec.embedded or re.fullmatch(r"[0-9a-f]{40}", spec.revision), f"{spec.id} is not pinned"
         assert set(spec.parts) <= set(ids)
         assert spec.kind != "checkpoint" or (spec.tasks and spec.recommended)
         assert spec.licence.ask == ("RAIL" in spec.licence.name)
