@@ -17,8 +17,42 @@ from typing import Any, NamedTuple
 _PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"^(\d+)x(\d+)$")
 _LORA = re.compile(r"<lora:([^:<>]+):(-?\d+(?:\.\d+)?)>")
+_INVERSION = re.compile(r"\s*([^:]+?)\s*:\s*[0-9a-fA-F]*\s*(?:,|$)")
 _NEGATIVE = "Negative prompt:"
-_KARRAS = " Karras"
+_UNIFORM, _KARRAS = "Uniform", "Karras"
+
+_SAMPLERS: Mapping[str, tuple[str, str]] = {
+    "DDIM": ("DDIM", _UNIFORM),
+    "DDPM": ("DDPM", _UNIFORM),
+    "DPM++ 2M": ("DPM++ 2M", _UNIFORM),
+    "DPM++ 2M Karras": ("DPM++ 2M", _KARRAS),
+    "DPM++ 2M SDE": ("DPM++ 2M SDE", _UNIFORM),
+    "DPM++ 2M SDE Karras": ("DPM++ 2M SDE", _KARRAS),
+    "DPM++ SDE": ("DPM++ SDE", _UNIFORM),
+    "DPM++ SDE Karras": ("DPM++ SDE", _KARRAS),
+    "DPM2": ("DPM2", _UNIFORM),
+    "DPM2 a": ("DPM2 a", _UNIFORM),
+    "Euler": ("Euler", _UNIFORM),
+    "Euler a": ("Euler a", _UNIFORM),
+    "Heun": ("Heun", _UNIFORM),
+    "LCM": ("LCM", _UNIFORM),
+    "LMS": ("LMS", _UNIFORM),
+    "PNDM": ("PLMS", _UNIFORM),
+    "TCD": ("TCD", _UNIFORM),
+    "UniPC": ("UniPC", _UNIFORM),
+}
+"""Our name of a scheduler -> A1111's sampler and schedule type."""
+
+_NAMES = {pair: name for name, pair in _SAMPLERS.items()}
+
+_AUTOMATIC: Mapping[str, str] = {
+    "DPM++ 2M": _KARRAS,
+    "DPM++ SDE": _KARRAS,
+    "DPM++ 2M SDE": "Exponential",
+    "DPM2": _KARRAS,
+    "DPM2 a": _KARRAS,
+}
+"""What A1111 takes `Automatic` for, by its `modules/sd_samplers_kdiffusion.py`; for every other sampler Uniform."""
 
 
 class Parsed(NamedTuple):
@@ -41,17 +75,18 @@ def build_infotext(
 ) -> str:
     """The infotext of one picture of this resolved request (as JSON), made with `seed` and `size` pixels large.
 
-    `addition_sha256` maps the ids of LoRAs to the hashes of their files. What a request does not have is left out.
+    `addition_sha256` maps the ids of LoRAs and textual inversions to the hashes of their files. What a request does
+    not have is left out.
     """
     loras = [(lora["model"], lora.get("weight", 1.0)) for lora in request.get("loras") or ()]
     prompt = request.get("prompt", "") + "".join(f" <lora:{name}:{_number(weight)}>" for name, weight in loras)
-    scheduler = request.get("scheduler")
+    sampler, schedule = _sampler(request.get("scheduler"))
     second_pass = request.get("second_pass_scale")
     first_size = (request.get("width"), request.get("height")) if second_pass else size
     pairs: dict[str, Any] = {
         "Steps": request.get("num_inference_steps"),
-        "Sampler": scheduler and scheduler.removesuffix(_KARRAS),
-        "Schedule type": scheduler and ("Karras" if scheduler.endswith(_KARRAS) else "Automatic"),
+        "Sampler": sampler,
+        "Schedule type": schedule,
         "CFG scale": request.get("guidance_scale"),
         "Seed": seed,
         "Size": "{}x{}".format(*(first_size if all(first_size) else size)),
@@ -69,8 +104,12 @@ def build_infotext(
         padding = request.get("padding_mask_crop")
         pairs["Inpaint area"] = "Whole picture" if padding is None else "Only masked"
         pairs["Masked area padding"] = padding
-    hashes = {name: (addition_sha256 or {}).get(name) for name, _ in loras}
-    pairs["Lora hashes"] = ", ".join(f"{name}: {digest[:12]}" for name, digest in hashes.items() if digest) or None
+    digests = addition_sha256 or {}
+    hashes = [(name, digests[name]) for name, _ in loras if digests.get(name)]
+    pairs["Lora hashes"] = ", ".join(f"{name}: {digest[:12]}" for name, digest in hashes) or None
+    # The only place that names textual inversions, so one of unknown hash stands there as well.
+    inversions = [(name, digests.get(name) or "") for name in request.get("textual_inversions") or ()]
+    pairs["TI hashes"] = ", ".join(f"{name}: {digest[:12]}".strip() for name, digest in inversions) or None
     pairs["Version"] = f"Edit Image Service {version}"
     lines = [prompt]
     if request.get("negative_prompt"):
@@ -132,19 +171,30 @@ def request_from_infotext(text: str) -> dict[str, Any]:
     fields["second_pass_strength" if fields["second_pass_scale"] else "strength"] = strength
     if (clip_skip := _as(int, found.get("Clip skip"))) and clip_skip > 1:
         fields["clip_skip"] = clip_skip - 1
+    if inversions := _INVERSION.findall(found.get("TI hashes", "")):
+        fields["textual_inversions"] = inversions
     if loras := [{"model": name, "weight": float(weight)} for name, weight in _LORA.findall(parsed.prompt)]:
         fields["loras"] = loras
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def _sampler(scheduler: str | None) -> tuple[str | None, str | None]:
+    """A1111's sampler and schedule type: `Automatic`, as A1111 writes it, where that is what it takes."""
+    if scheduler is None:
+        return None, None
+    sampler, schedule = _SAMPLERS.get(scheduler, (scheduler, _UNIFORM))
+    return sampler, "Automatic" if schedule == _AUTOMATIC.get(sampler, _UNIFORM) == _UNIFORM else schedule
+
+
 def _scheduler(found: Mapping[str, str]) -> str | None:
     """Our name of a sampler: A1111 writes the schedule apart, or, in older versions, after the sampler."""
-    sampler = found.get("Sampler")
-    if sampler is None:
-        return None
-    if found.get("Schedule type") == "Karras" and not sampler.endswith(_KARRAS):
-        sampler += _KARRAS
-    return sampler
+    sampler = found.get("Sampler", "")
+    schedule = found.get("Schedule type", _UNIFORM)
+    if sampler.endswith(" " + _KARRAS):
+        sampler, schedule = sampler.removesuffix(" " + _KARRAS), _KARRAS
+    elif schedule == "Automatic":
+        schedule = _AUTOMATIC.get(sampler, _UNIFORM)
+    return _NAMES.get((sampler, schedule))
 
 
 def _quote(value: Any) -> str:

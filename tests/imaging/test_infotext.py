@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core.fields import SchedulerName
@@ -22,6 +22,7 @@ REQUEST = {
     "width": 512,
     "height": 768,
     "loras": [{"model": "pixel-art", "weight": 0.8}],
+    "textual_inversions": ["moody", "unhashed"],
 }
 
 
@@ -32,7 +33,7 @@ def test_the_whole_text_is_what_a1111_would_write():
         size=(512, 768),
         model="sdxl",
         model_sha256="31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b",
-        addition_sha256={"pixel-art": "ab12" * 16},
+        addition_sha256={"pixel-art": "ab12" * 16, "moody": "cd34" * 16},
         version="0.4.0",
     )
     assert text == (
@@ -40,7 +41,8 @@ def test_the_whole_text_is_what_a1111_would_write():
         "Negative prompt: blurry\n"
         "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 42, Size: 512x768, "
         "Model hash: 31e35c80fc, Model: sdxl, Clip skip: 2, "
-        'Lora hashes: "pixel-art: ab12ab12ab12", Version: Edit Image Service 0.4.0'
+        'Lora hashes: "pixel-art: ab12ab12ab12", TI hashes: "moody: cd34cd34cd34, unhashed:", '
+        "Version: Edit Image Service 0.4.0"
     )
 
 
@@ -92,7 +94,42 @@ def test_a_text_of_a1111_is_understood():
         "second_pass_steps": 10,
         "second_pass_strength": 0.4,
         "loras": [{"model": "add_detail", "weight": 0.6}],
+        "textual_inversions": ["easy, neg"],
     }
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "expected"),
+    [
+        ("DPM++ 2M", "Automatic", "DPM++ 2M Karras"),
+        ("DPM++ SDE", "Automatic", "DPM++ SDE Karras"),
+        ("DPM++ 2M SDE", "Automatic", None),
+        ("DPM++ 2M SDE", "Karras", "DPM++ 2M SDE Karras"),
+        ("DPM++ 2M", "Uniform", "DPM++ 2M"),
+        ("DPM++ 2M", None, "DPM++ 2M"),
+        ("DPM++ 2M Karras", None, "DPM++ 2M Karras"),
+        ("DPM2", "Automatic", None),
+        ("DPM2", "Uniform", "DPM2"),
+        ("Euler a", "Automatic", "Euler a"),
+        ("Euler", "Karras", None),
+        ("Euler", "SGM Uniform", None),
+        ("PLMS", "Automatic", "PNDM"),
+        ("Restart", "Automatic", None),
+        ("DPM++ 3M SDE", "Exponential", None),
+    ],
+)
+def test_a_sampler_is_read_by_a1111s_rule_or_left_out(sampler, schedule, expected):
+    told = f"Steps: 20, Sampler: {sampler}, " + (f"Schedule type: {schedule}, " if schedule else "") + "Seed: 1"
+    assert request_from_infotext("a car\n" + told).get("scheduler") == expected
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_schedule_is_written_that_a1111_takes_for_ours(name):
+    text = build_infotext({"prompt": "a", "scheduler": name}, seed=1, size=(8, 8), version="1")
+    found = parse_infotext(text).parameters
+    another_by_itself = found["Sampler"] in {"DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM2", "DPM2 a"}
+    expected = "Karras" if name.endswith("Karras") else "Uniform" if another_by_itself else "Automatic"
+    assert found["Schedule type"] == expected and not found["Sampler"].endswith("Karras")
 
 
 @pytest.mark.parametrize("text", ["", "a car", "a car\nSteps: 20, Seed: 3", "Negative prompt:", "\n\n", "a: b, c: d"])
@@ -135,6 +172,7 @@ LINE = (
 PROMPT = st.lists(LINE, min_size=1, max_size=4).map("\n".join)
 
 
+@settings(deadline=None)
 @given(
     prompt=PROMPT,
     negative_prompt=st.one_of(st.none(), PROMPT),
@@ -147,6 +185,7 @@ PROMPT = st.lists(LINE, min_size=1, max_size=4).map("\n".join)
     height=st.integers(8, 512).map(lambda value: 8 * value),
     strength=st.one_of(st.none(), st.floats(0.01, 1)),
     model=LINE,
+    textual_inversions=st.lists(st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True), max_size=3),
     loras=st.lists(
         st.fixed_dictionaries(
             {
@@ -173,6 +212,7 @@ def test_what_is_built_is_read_back(**wish):
     assert pairs["Model"] == wish["model"] and pairs["Seed"] == str(wish["seed"])
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_any_text_is_read_without_an_error(text):
     parse_infotext(text)
