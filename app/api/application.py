@@ -1,4 +1,4 @@
-"""The HTTP application: all routes, and in front of them the checks, in this order: posture, size, count."""
+"""The HTTP application: all routes, and in front of them, in this order: the count, posture, size, HEAD."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,6 +18,7 @@ from app.api.capabilities import capability_router
 from app.api.docs_page import docs_router
 from app.api.draining import Draining
 from app.api.events import event_router
+from app.api.head_answers import HeadAnswers
 from app.api.images import image_router
 from app.api.jobs import job_router
 from app.api.login import login_router
@@ -98,11 +99,13 @@ def create_api(
     if browser_page is not None:
         # Not a mount: that would take wrong methods of real routes too, and answer 404 for 405.
         api.router.default = browser_page
-    api.add_middleware(RequestCounter, counter=request_counter(registry))
+    # Each stands in front of those before it.
+    api.add_middleware(HeadAnswers)
     room = partial(check_room, service)
     models = WideDoor("POST", f"{PREFIX}/models", max(options.max_model_bytes, options.max_body_bytes), room)
     api.add_middleware(BodyLimit, limit=options.max_body_bytes, wide=models)
     api.add_middleware(Posture, hosts=Hosts(options.host, options.allowed_hosts), keys=keys)
+    api.add_middleware(RequestCounter, counter=request_counter(registry))
     api.state.draining = draining
     add_openapi(api, service.catalog)
     return api

@@ -20,9 +20,10 @@ RUN_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
 class RequestCounter:
-    """ASGI middleware that counts answers by method, route and status.
+    """ASGI middleware, outermost, that counts answers by method, route and status: refusals and faults too.
 
-    The route's pattern is the label, never the path: a stranger must not be able to add series.
+    The route's pattern is the label, never the path: a stranger must not be able to add series. What was refused
+    before it found its route counts as `other`.
     """
 
     def __init__(self, app: ASGIApp, *, counter: Counter) -> None:
@@ -34,14 +35,27 @@ class RequestCounter:
             await self.app(scope, receive, send)
             return
 
+        started = False
+
+        def count(status: int) -> None:
+            nonlocal started
+            started = True
+            route = getattr(scope.get("route"), "path", None) or "other"
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self.counter.labels(method, route, str(status)).inc()
+
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", None) or "other"
-                method = scope["method"] if scope["method"] in METHODS else "other"
-                self.counter.labels(method, route, str(message["status"])).inc()
+                count(message["status"])
             await send(message)
 
-        await self.app(scope, receive, counted)
+        try:
+            await self.app(scope, receive, counted)
+        except Exception:
+            # The framework answers a fault from outside of every middleware.
+            if not started:
+                count(500)
+            raise
 
 
 class ServiceFigures:
