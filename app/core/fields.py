@@ -7,9 +7,10 @@ type alone decides (a bounded number is a slider, a Literal a choice, a bool a t
 Pictures stand in a Request as references (`ImageReference`), never as pixels: a face stores what it was given first.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 SEED_LIMIT = 2**32
 
@@ -53,6 +54,23 @@ SchedulerName = Literal[
     "UniPC",
 ]
 
+_ADDITION = re.compile(r"<(lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
+_EDITING = re.compile(r"\[[^\[\]|]*\||\|[^\[\]|]*\]|:\s*(\d+\.?\d*|\.\d+)\s*\]")
+
+
+def refuse_foreign_syntax(text: str | None) -> str | None:
+    """The text itself; `ValueError` where it holds what other programs read as an instruction and we as words."""
+    plain = re.sub(r"\\.", "", text or "", flags=re.DOTALL)
+    if _ADDITION.search(plain):
+        raise ValueError("a tag like <lora:name:0.8> would be read as words; name the LoRA and its weight in `loras`")
+    if _EDITING.search(plain):
+        raise ValueError(
+            "[from:to:when] and [one|other] (prompt editing) are not served and would be read as words; "
+            "write what the whole picture shows"
+        )
+    return text
+
+
 Prompt = Annotated[
     str,
     field(
@@ -60,6 +78,7 @@ Prompt = Annotated[
         kind="prompt",
         max_length=10_000,
     ),
+    AfterValidator(refuse_foreign_syntax),
 ]
 NegativePrompt = Annotated[
     str | None,
@@ -69,6 +88,7 @@ NegativePrompt = Annotated[
         kind="prompt",
         max_length=10_000,
     ),
+    AfterValidator(refuse_foreign_syntax),
 ]
 Model = Annotated[
     str, field("Id of the model; `auto` is the best installed one.", kind="model", min_length=1, max_length=200)
