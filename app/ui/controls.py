@@ -268,18 +268,19 @@ def missing_note(choices: ModelChoices, model: str) -> str:
 
 def loras(question: Question) -> Control:
     name, choices = question.name, question.choices
-    widget = lora_rows(question.label, choices.additions("lora"), question.limits.get("max_length", 8))
+    widget = lora_rows(question.label, choices.additions("lora", "auto"), question.limits.get("max_length", 8))
 
     def read(value: Mapping[str, Any] | None) -> dict[str, Any]:
         rows = (value or {}).get("rows") or []
         return {name: [{"model": str(row["model"]), "weight": float(row["weight"])} for row in rows]}
 
     def show(request: Mapping[str, Any]) -> list[Any]:
-        rows = [dict(row) for row in request.get(name) or ()]
-        return [gr.update(value={"options": choices.additions("lora"), "rows": rows})]
+        rows = [{"weight": 1.0, **row} for row in request.get(name) or ()]
+        model = choices.known(request.get("model") or "auto")
+        return [gr.update(value={"options": choices.additions("lora", model), "rows": rows})]
 
-    def refresh(_model: str) -> list[Any]:
-        return [gr.update(value={"options": choices.additions("lora")})]
+    def refresh(model: str) -> list[Any]:
+        return [gr.update(value={"options": choices.additions("lora", model)})]
 
     return Control((name,), [widget], read, show, refresh)
 

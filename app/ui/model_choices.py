@@ -47,23 +47,18 @@ class ModelChoices:
             return error.message
         return ""
 
-    def additions(self, kind: str) -> list[dict[str, str]]:
-        """The installed LoRAs or textual inversions."""
+    def additions(self, kind: str, model: str | None = None) -> list[dict[str, str]]:
+        """The installed LoRAs or textual inversions; of a model, those that fit its family."""
+        spec = self._spec(model) if model else None
         return [
             {"id": row.spec.id, "title": row.spec.title}
             for row in self._library.rows()
-            if row.spec.kind == kind and row.installed
+            if row.spec.kind == kind and row.installed and (spec is None or row.spec.family in {spec.family, "other"})
         ]
 
     def recommended(self, model: str) -> Recommended | None:
         """What the row of this model, or of the one that auto means, recommends."""
-        if model == "auto":
-            spec = self._automatic()
-        else:
-            try:
-                spec = self._library.get(model).spec
-            except NotFound:
-                return None
+        spec = self._spec(model)
         return spec.recommended if spec else None
 
     def automatic(self, model: str, name: str) -> str:
@@ -71,6 +66,15 @@ class ModelChoices:
         recommended = self.recommended(model)
         value = getattr(recommended, name, None) if recommended else None
         return "auto" if value is None else f"auto ({value:g})" if isinstance(value, float) else f"auto ({value})"
+
+    def _spec(self, model: str) -> ModelSpec | None:
+        """The row of this model, or of the one that auto means; None where there is none."""
+        if model == "auto":
+            return self._automatic()
+        try:
+            return self._library.get(model).spec
+        except NotFound:
+            return None
 
     def _automatic(self) -> ModelSpec | None:
         try:

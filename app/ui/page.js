@@ -76,20 +76,36 @@ eis.beforeGenerate = new Set();
 
   eis.loras = (element, props, watch, { limit, title }) => {
     const root = element.querySelector(".eis-loras");
-    let kept = [];
-    /* A value without rows says only what there is to choose from now; the rows on the form stay. */
-    function state() {
-      const options = props.value?.options || [];
-      kept = props.value?.rows || kept.filter((row) => options.some((option) => option.id === row.model));
-      if (!props.value?.rows) props.value = { options, rows: kept };
-      return { options, rows: kept };
+    let wished = [];
+    let own = "null";
+    const offered = (row) => (props.value?.options || []).some((option) => option.id === row.model);
+    function put(rows) {
+      own = JSON.stringify(rows);
+      props.value = { options: props.value?.options || [], rows };
     }
-    const keep = (rows) => { props.value = { options: state().options, rows }; draw(); };
+    /* A value without rows says only what there is to choose from now; the rows on the form stay. Those that the model
+       cannot use are laid aside, and come back with a model that can. */
+    function state() {
+      const said = props.value?.rows;
+      if (said && JSON.stringify(said) !== own) wished = [...said];
+      const rows = wished.filter(offered).slice(0, limit);
+      if (JSON.stringify(rows) !== JSON.stringify(said || null)) put(rows);
+      return { options: props.value?.options || [], rows, aside: wished.filter((row) => !offered(row)) };
+    }
+    function keep(rows) {
+      wished = [...rows, ...state().aside];
+      put(rows);
+      draw();
+    }
     function draw() {
-      const { options, rows } = state();
+      const { options, rows, aside } = state();
       root.replaceChildren(make("span", { className: "eis-label", textContent: title }));
+      if (aside.length) {
+        const names = aside.map((row) => row.model).join(", ");
+        root.append(make("p", { className: "eis-note", textContent: `Laid aside, not installed for this model: ${names}` }));
+      }
       if (!options.length) {
-        root.append(make("p", { className: "eis-hint", textContent: "No LoRA is installed. The Models tab adds one." }));
+        root.append(make("p", { className: "eis-hint", textContent: "No LoRA is installed for this model. The Models tab adds one." }));
         return;
       }
       rows.forEach((row, index) => {

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy
 import pytest
 from PIL import Image
+from safetensors.numpy import save
 
 from app.imaging.infotext import build_infotext
 from tests.api.serving import Running, serving
@@ -125,3 +127,36 @@ def test_use_settings_brings_a_lora_and_its_weight_back(pulling: Running, open_p
     assert row.get_by_label("Weight").input_value() == "0.65"
     assert row.get_by_label("LoRA").input_value() == "my-style"
     assert page.locator(".eis-prompt textarea:visible").input_value() == "in my style"
+
+
+def test_loras_of_another_family_are_laid_aside_and_come_back(pulling: Running, open_page, tmp_path) -> None:
+    name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora"
+    small = tmp_path / "small style.safetensors"
+    shapes = {f"{name}_A.weight": (4, 768), f"{name}_B.weight": (640, 4)}
+    small.write_bytes(save({key: numpy.zeros(shape, "f2") for key, shape in shapes.items()}))
+    large = tmp_path / "large style.safetensors"
+    large.write_bytes(lora_file())
+    for file in (small, large):
+        pulling.service.models.add(file)
+    page = open_page(pulling.address)
+    page.get_by_role("button", name="Add a LoRA").locator("visible=true").click()
+    row = page.locator(".eis-lora:visible")
+    assert row.locator("option").count() == 2, "no model is installed: nothing is known against either"
+    row.get_by_label("LoRA").select_option("small-style")
+    weight = row.get_by_label("Weight")
+    weight.fill("0.4")
+    weight.press("Tab")
+
+    model = page.get_by_label("Model", exact=True).locator("visible=true")
+    model.click()
+    page.get_by_role("option", name="Base · not installed", exact=True).click()
+    page.locator("text=Laid aside, not installed for this model: small-style").locator("visible=true").wait_for()
+    assert row.count() == 0
+    page.get_by_role("button", name="Add a LoRA").locator("visible=true").click()
+    assert row.get_by_label("LoRA").locator("option").all_inner_texts() == ["large style"]
+    row.get_by_role("button", name="Remove").click()
+
+    model.click()
+    page.get_by_role("option", name="auto").locator("visible=true").click()
+    row.wait_for()
+    assert row.get_by_label("LoRA").input_value() == "small-style" and row.get_by_label("Weight").input_value() == "0.4"
