@@ -202,7 +202,7 @@ class Dispatcher:
 
     def _claim(self, entry: Waiting, worker: WorkerHandle, generation: int) -> None:
         try:
-            job = self._store.claim(entry.id, device=worker.name)
+            queued, job = self._store.queued_at(entry.id), self._store.claim(entry.id, device=worker.name)
         except Exception:
             # A disk that is full, or whatever else: this thread must live, and the job keeps its place.
             logger.exception("job %s could not be claimed", entry.id)
@@ -219,7 +219,7 @@ class Dispatcher:
             alive = worker.generation == generation and worker.state == "busy"
             if alive:
                 self._running[job.id] = run
-                self.wait_seconds += max(0.0, (job.started or 0.0) - job.created)
+                self.wait_seconds += max(0.0, (job.started or 0.0) - queued)
         if not alive:
             self._lose(job, "the worker was lost before it could begin")
             return

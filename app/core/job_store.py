@@ -48,7 +48,7 @@ class JobStore:
         self._lock = take_lock(Path(database).absolute()) if database and database != ":memory:" else None
         try:
             self._write_engine, self._read_engine = open_engines(url)
-            create_tables(self._write_engine)
+            self.id = create_tables(self._write_engine)
         except BaseException:
             if self._lock is not None:
                 os.close(self._lock)
@@ -98,6 +98,19 @@ class JobStore:
         columns = (jobs.c.id, jobs.c.priority, jobs.c.turn, jobs.c.model, jobs.c.not_before)
         with self._read_engine.connect() as connection:
             return [Waiting(*row) for row in connection.execute(select(*columns).where(jobs.c.status == "queued"))]
+
+    def queued_at(self, job_id: str) -> float:
+        """When the job last began to wait (Unix seconds): at its submit, a retry or the loss of its worker."""
+        waits = transitions.c.after == JobStatus.QUEUED.value
+        query = select(func.max(transitions.c.at)).where(transitions.c.job_id == job_id, waits)
+        with self._read_engine.connect() as connection:
+            return connection.execute(query).scalar_one()
+
+    def oldest_attempt(self) -> float | None:
+        """When the oldest attempt that still runs began (Unix seconds); None when none runs."""
+        query = select(func.min(jobs.c.started)).where(jobs.c.status == JobStatus.RUNNING.value)
+        with self._read_engine.connect() as connection:
+            return connection.execute(query).scalar_one()
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""

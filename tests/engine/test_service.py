@@ -267,6 +267,20 @@ def test_a_retry_by_hand_runs_again(service: Service) -> None:
         service.cancel(done.id)
 
 
+def test_the_wait_is_counted_from_the_last_queueing(service: Service) -> None:
+    job = service.submit("test/paint", {"num_inference_steps": 30, "step_seconds": 0.05})
+    until(lambda: service.get(job.id).step >= 10)
+    service.cancel(job.id)
+    end_of(service, job.id)
+    time.sleep(0.5)
+    waited = service.statistics()["wait_seconds"]
+    service.retry(job.id)
+    until(lambda: service.get(job.id).status is JobStatus.RUNNING)
+    until(lambda: service.get(job.id).step)
+    assert service.statistics()["wait_seconds"] - waited < 0.5
+    service.cancel(job.id)
+
+
 def test_priority_goes_first_and_order_is_kept_within(service: Service) -> None:
     blocker = service.submit("test/paint", {"step_seconds": 0.1})
     until(lambda: service.get(blocker.id).status is JobStatus.RUNNING)
