@@ -1,11 +1,17 @@
 """The engine inside a command: the server's own service on a device of this process, its jobs in a store that goes
 with the command.
+
+So do its pictures: what it made lies in the files that were asked for, and nothing else could find it again. One kind
+stays in the home: the inputs of a job that succeeded, where a file or a URL gave them, because the recipe inside the
+picture that was written names them and `eis run --recipe` looks for them there. They are left in trust: the next
+service on this home gives them rows, so that they are listed and can be deleted like uploads.
 """
 
 import json
 import re
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -14,12 +20,14 @@ from app.cli_progress import ProgressLine
 from app.cli_settings import read_settings
 from app.core.capability import Capability, image_fields
 from app.core.jobs import Job, JobStatus
-from app.errors import InvalidRequest, ServiceError, error_class
+from app.core.storage import StoredImage
+from app.errors import InvalidRequest, UnknownImage, error_class
 from app.guarded_http import GuardedClient
 from app.main import build_service
 
 REFERENCE = re.compile(r"[0-9a-z]{26}")
 PRIVATE = {"owner", "idempotency_key", "callback_url", "cancel_requested", "not_before"}
+EVERY = 2**31
 FORMATS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 
@@ -30,39 +38,48 @@ class Inline:
         self.settings = read_settings()
         self.folder = tempfile.TemporaryDirectory(prefix="eis-")
         url = f"sqlite:///{Path(self.folder.name) / 'jobs.sqlite'}"
-        self.service = build_service(self.settings, devices=("inline",), database_url=url)
+        self.service = build_service(self.settings, devices=("inline",), database_url=url, orphan_seconds=None)
         self.client = GuardedClient(self.settings.trusted_hosts)
+        self._stored: dict[str, tuple[StoredImage, str]] = {}
+        self._in_recipes: set[str] = set()
+        self._working = self.service.storage.working_unrecorded()
 
     def __enter__(self) -> Self:
+        self._working.__enter__()
         self.service.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        made, _ = self.service.search_images(limit=EVERY)
         self.service.stop(0)
         self.folder.cleanup()
+        storage = self.service.storage
+        for reference, (image, kind) in self._stored.items():
+            if reference in self._in_recipes:
+                storage.leave_in_trust(image, kind)
+        for reference in [*(image.id for image in made), *(self._stored.keys() - self._in_recipes)]:
+            with suppress(UnknownImage):
+                storage.delete(reference)
+        self._working.__exit__(None, None, None)
 
     def submit(self, capability: Capability, payload: dict[str, Any]) -> Job:
-        """Queue a wish whose pictures may be files, URLs or references; a refused one leaves no picture behind."""
-        given, stored = dict(payload), []
+        """Queue a wish whose pictures may be files, URLs or references."""
+        given = dict(payload)
 
         def reference(named: Any, kind: str) -> Any:
             if not isinstance(named, str) or REFERENCE.fullmatch(named):
                 return named
-            image = self.service.upload(self.bytes_of(named), kind="mask" if kind == "mask" else "image")
-            stored.append(image.id)
+            kind = "mask" if kind == "mask" else "image"
+            image = self.service.upload(self.bytes_of(named), kind=kind)
+            self._stored[image.id] = (image, kind)
             return image.id
 
-        try:
-            for name, kind in image_fields(capability.request).items():
-                value = payload.get(name)
-                if value is not None:
-                    many = isinstance(value, list)
-                    given[name] = [reference(one, kind) for one in value] if many else reference(value, kind)
-            return self.service.submit(capability.name, given)
-        except ServiceError:
-            for image in stored:
-                self.service.delete_image(image)
-            raise
+        for name, kind in image_fields(capability.request).items():
+            value = payload.get(name)
+            if value is not None:
+                many = isinstance(value, list)
+                given[name] = [reference(one, kind) for one in value] if many else reference(value, kind)
+        return self.service.submit(capability.name, given)
 
     def bytes_of(self, named: str) -> bytes:
         """What lies behind a file's name or a URL."""
@@ -90,6 +107,9 @@ class Inline:
         if job.status is not JobStatus.SUCCEEDED:
             error = job.error or {"code": "service_error", "message": f"The job ended as {job.status.value}."}
             raise error_class(error["code"])(error["message"])
+        for name in image_fields(capability.request):
+            value = job.request.get(name) or ()
+            self._in_recipes.update((value,) if isinstance(value, str) else value)
         return job
 
     def write(self, images: list[dict[str, Any]], out: Path | None, name: str) -> list[Path]:

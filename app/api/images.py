@@ -61,6 +61,7 @@ class SearchQuery(BaseModel):
     model: str | None = Field(None, max_length=200)
     seed: int | None = Field(None, ge=0, lt=SEED_LIMIT)
     capability: str | None = Field(None, max_length=100)
+    kind: Literal["result", "image", "mask"] = Field("result", description="What was made, or what was uploaded.")
     limit: int = Field(50, ge=1, le=500)
     offset: int = Field(0, ge=0, le=2**31)
 

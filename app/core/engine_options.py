@@ -15,7 +15,9 @@ class EngineOptions:
     """What the engine must know; the names are those of the settings, which describe them.
 
     `retry_seconds` is the first pause after a lost worker. Unfinished picture files are removed when nobody has touched
-    them for `sweep_seconds`: longer than any picture takes to be written. `runtime` opens a device in the worker.
+    them for `sweep_seconds`: longer than any picture takes to be written; finished ones without a row after
+    `orphan_seconds`: longer than any request takes; None is for a store that goes with its process and judges nothing.
+    `runtime` opens a device in the worker.
     """
 
     home: Path
@@ -29,6 +31,7 @@ class EngineOptions:
     cancel_grace_seconds: float = 10.0
     retry_seconds: float = 1.0
     sweep_seconds: float = 60.0
+    orphan_seconds: float | None = 3600.0
     max_image_pixels: int = 32_000_000
     image_decode_seconds: float = 15.0
     min_free_bytes: int = 512 * 2**20

@@ -29,6 +29,7 @@ _DIGEST = union_all(
         for table in (images, forgotten_images)
     )
 )
+ASKED_AT_ONCE = 500
 _REFERENCE = re.compile(r"[0-9a-z]{26}")
 _UNFINISHED = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 
@@ -41,11 +42,10 @@ class ImageIndex:
         self._reader = reader
 
     def add(self, record: ImageRecord) -> None:
-        """Remember an upload; the same id again changes nothing."""
+        """Remember an upload; the same id again, or one that was deleted, changes nothing."""
 
         def change(connection: Connection) -> None:
-            known = connection.execute(select(images.c.id).where(images.c.id == record.id)).first()
-            if known is None:
+            if connection.execute(_DIGEST, {"image_id": record.id}).first() is None:
                 connection.execute(_INSERT, vars(record))
 
         self._writer.write(change)
@@ -83,6 +83,16 @@ class ImageIndex:
         with self._reader.connect() as connection:
             row = connection.execute(_DIGEST, {"image_id": image_id}).first()
         return (row.owner, row.sha256) if row else None
+
+    def without_row(self, image_ids: Sequence[str]) -> list[str]:
+        """Those of these pictures that have no row."""
+        found = []
+        with self._reader.connect() as connection:
+            for start in range(0, len(image_ids), ASKED_AT_ONCE):
+                asked = image_ids[start : start + ASKED_AT_ONCE]
+                known = set(connection.execute(select(images.c.id).where(images.c.id.in_(asked))).scalars())
+                found += [image_id for image_id in asked if image_id not in known]
+        return found
 
     def remove(self, image_id: str, *, owner: str, sha256: str) -> None:
         """Forget the picture; `Conflict` while a job that waits or runs names it."""

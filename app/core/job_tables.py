@@ -7,6 +7,7 @@ the process dies, however it dies.
 
 import fcntl
 import os
+import secrets
 import sqlite3
 from pathlib import Path
 
@@ -216,8 +217,8 @@ def open_engines(url: str) -> tuple[Engine, Engine]:
     return writer, reader
 
 
-def create_tables(writer: Engine) -> None:
-    """Make what is missing; refuse a database of a newer version."""
+def create_tables(writer: Engine) -> str:
+    """Make what is missing and answer the store's own random id; refuse a database of another version."""
     with writer.begin() as connection:
         metadata.create_all(connection)
         for trigger in _APPEND_ONLY:
@@ -229,3 +230,8 @@ def create_tables(writer: Engine) -> None:
             raise Conflict(
                 f"The job store has version {found.value}; this program knows version {SCHEMA_VERSION}."
             )
+        known = connection.execute(meta.select().where(meta.c.name == "id")).first()
+        own = known.value if known else secrets.token_hex(16)
+        if known is None:
+            connection.execute(meta.insert().values(name="id", value=own))
+        return own

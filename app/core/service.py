@@ -5,7 +5,6 @@ An owner meets only its own jobs and pictures: those of others are answered as i
 """
 
 import asyncio
-import logging
 import queue
 import threading
 import time
@@ -23,15 +22,15 @@ from app.core.jobs import ImageRecord, Job, JobEvent, JobStatus, new_id
 from app.core.multi_gpu import resolve_devices
 from app.core.storage import Storage, StoredImage
 from app.core.submission import Submission
+from app.core.sweeping import Sweeper
 from app.core.watchers import Watchers
 from app.errors import InvalidRequest, QueueFull, Unavailable, UnknownCapability, UnknownImage, UnknownJob
 from app.guarded_http import GuardedClient
 from app.models.library import ModelLibrary
 
-logger = logging.getLogger(__name__)
-
 ENDS = frozenset({"succeeded", "failed", "cancelled"})
 KEY_LIMIT = 255
+STOP_SECONDS = 5.0
 
 
 class Service:
@@ -70,6 +69,8 @@ class Service:
         self._closing = threading.Event()
         self._submitted = 0
         self._began = time.time()
+        sweeper = Sweeper(self._store, self.storage, options)
+        self._sweeping = threading.Thread(target=sweeper.run, args=(self._closing,), name="sweep", daemon=True)
         self.on_end: list[Callable[[Job], None]] = []
         """Called, in an engine's thread, with each job that has ended."""
 
@@ -79,7 +80,7 @@ class Service:
         """Take up what was left by the process before, start the workers and accept jobs."""
         self._dispatcher.start()
         self._callbacks.start()
-        threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
+        self._sweeping.start()
         self._open = True
 
     def stop(self, drain_seconds: float) -> None:
@@ -89,6 +90,7 @@ class Service:
         if was_open:
             self._dispatcher.stop(drain_seconds)
             self._callbacks.stop()
+            self._sweeping.join(STOP_SECONDS)
         self._store.close()
 
     @property
@@ -362,15 +364,6 @@ class Service:
             with self._accepting:
                 self._being_accepted -= 1
                 self._submitted += job is not None and job.id == job_id
-
-    def _sweep(self) -> None:
-        """Remove the unfinished files of processes that died; other commands may write to this home meanwhile."""
-        while not self._closing.is_set():
-            try:
-                self.storage.sweep(self.options.sweep_seconds)
-            except OSError:
-                logger.exception("unfinished files could not be removed")
-            self._closing.wait(self.options.sweep_seconds)
 
     def _present(self, job_id: str, owner: str) -> JobEvent:
         job = self.get(job_id, owner)

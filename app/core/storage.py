@@ -3,12 +3,15 @@
 Invariant: a file at its final path is whole. It is written as `.part`, synced, renamed, and the folder is synced, so
 that a kill at any moment leaves either the whole picture or a `.part` that `sweep` removes; readers never see less.
 The price is two syncs for each picture. Several processes may use one home at once: ids are random, files are never
-changed after the rename.
+changed after the rename. Which of them belong to nobody is `app.core.sweeping`'s to say; a process whose pictures have
+no row in the home's store says so with `working_unrecorded`.
 """
 
 import errno
+import fcntl
 import hashlib
 import io
+import json
 import os
 import re
 import secrets
@@ -18,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -30,6 +33,7 @@ from app.imaging.metadata import MEDIA_TYPES, Origin, encode, read_origin
 
 _ALPHABET = string.digits + string.ascii_lowercase
 _REFERENCE = re.compile(r"[0-9a-z]{26}")
+SEVERAL = "several"
 THUMBNAIL_SIZES = (64, 128, 256, 512, 1024)
 
 
@@ -167,6 +171,7 @@ class Storage:
         """Remove a picture and its thumbnails; `UnknownImage` if there is none."""
         path = self.path(reference)
         path.unlink(missing_ok=True)
+        self.end_trust(reference)
         for thumbnail in path.parent.glob(f"{reference}-*.webp"):
             thumbnail.unlink(missing_ok=True)
 
@@ -180,6 +185,62 @@ class Storage:
                     part.unlink()
                     removed += 1
         return removed
+
+    def claim(self, store: str) -> None:
+        """Note that this job store keeps the rows of these pictures; a second store makes the home nobody's."""
+        note = self._folder.with_suffix(".store")
+        held = note.read_text() if note.exists() else None
+        if held not in {store, SEVERAL}:
+            part = note.with_suffix(".claim")
+            part.write_text(store if held is None else SEVERAL)
+            part.replace(note)
+
+    def claimed_since(self, store: str) -> float | None:
+        """Since when (Unix seconds) every picture of this home is this store's; None where another store shares it."""
+        note = self._folder.with_suffix(".store")
+        return note.stat().st_mtime if note.read_text() == store else None
+
+    def finished(self, after: float, before: float) -> list[str]:
+        """The pictures that were written between these times (Unix seconds)."""
+        found = []
+        for path in self._folder.glob("*/*.png"):
+            with suppress(FileNotFoundError):
+                if _REFERENCE.fullmatch(path.stem) and after <= path.stat().st_mtime <= before:
+                    found.append(path.stem)
+        return found
+
+    def leave_in_trust(self, stored: StoredImage, kind: str) -> None:
+        """Leave a picture without a row to whoever serves this home next, who gives it one."""
+        self._trust(stored.id).write_text(json.dumps({"kind": kind, **asdict(stored)}))
+
+    def in_trust(self) -> Iterator[tuple[StoredImage, str]]:
+        """The pictures that were left without a row, and their kinds."""
+        for note in self._folder.glob("*/*.trust"):
+            facts = json.loads(note.read_text())
+            kind = facts.pop("kind")
+            yield StoredImage(**facts), kind
+
+    def end_trust(self, reference: str) -> None:
+        """The picture has its row, or is gone."""
+        self._trust(reference).unlink(missing_ok=True)
+
+    @contextmanager
+    def working_unrecorded(self) -> Iterator[None]:
+        """While this is open no picture of this home is taken for one that belongs to nobody; a death closes it."""
+        with self._lock_file() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            yield
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[bool]:
+        """Whether no process works unrecorded; if so, none begins to before this closes."""
+        with self._lock_file() as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     def check_room(self) -> None:
         """`StorageFull` when the disk has less room than is reserved."""
@@ -203,6 +264,17 @@ class Storage:
         if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
             raise UnknownImage("There is no picture with this id.")
         return self._folder / reference[:2] / f"{reference}.png"
+
+    def _trust(self, reference: str) -> Path:
+        return self._place(reference).with_suffix(".trust")
+
+    @contextmanager
+    def _lock_file(self) -> Iterator[int]:
+        handle = os.open(self._folder.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
 
     @contextmanager
     def _reading(self, reference: str) -> Iterator[Image.Image]:

@@ -13,6 +13,7 @@ from typing import Any
 from app.core import crash_points
 from app.core.engine_options import EngineOptions
 from app.core.service import Service
+from tests.engine.ledger import files_of
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -27,6 +28,7 @@ def main(home: str, device: str, jobs: int, receiver: str) -> None:
             min_free_bytes=0,
             retry_seconds=0.05,
             sweep_seconds=0.1,
+            orphan_seconds=0.2,
             heartbeat_seconds=0.2,
             trusted_hosts=(receiver,),
             callback_secret=SECRET,
@@ -44,7 +46,7 @@ def main(home: str, device: str, jobs: int, receiver: str) -> None:
             pass
         while any(row["state"] != "delivered" for row in service.callbacks_of(job.id)):
             time.sleep(0.01)
-    while any(Path(home).glob("images/*/*.part")):
+    while any(Path(home).glob("images/*/*.part")) or len(files_of(Path(home))) > service.search_images(limit=1)[1]:
         time.sleep(0.02)
     service.stop(5.0)
 

@@ -29,6 +29,11 @@ def processes_of(home: Path) -> list[int]:
     return found
 
 
+def files_of(home: Path) -> set[str]:
+    """The ids of all finished picture files."""
+    return {path.stem for path in home.glob("images/*/*.png")}
+
+
 def audit(home: Path, accepted: Iterable[str]) -> dict[str, int]:
     """The figures of a home whose processes have ended; every promise that is broken is an AssertionError."""
     store = JobStore(f"sqlite:///{home / 'jobs.sqlite'}")
@@ -76,4 +81,6 @@ def _audit(store: JobStore, home: Path, accepted: set[str]) -> dict[str, int]:
             assert (record.job_id, record.sha256) == (job.id, image["sha256"])
             figures["files"] += 1
     assert store.images.search(limit=1)[1] == figures["files"], "a picture's row has no job that says it made it"
+    rows, _ = store.images.search(kind=None, limit=1_000_000)
+    assert files_of(home) == {row.id for row in rows}, "a file has no row, or a row no file"
     return figures

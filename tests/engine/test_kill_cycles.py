@@ -17,7 +17,7 @@ from app.core.engine_options import EngineOptions
 from app.core.service import Service
 from app.models.library import ModelLibrary
 from tests.engine.conftest import CATALOG, until
-from tests.engine.ledger import audit, processes_of, tell
+from tests.engine.ledger import audit, files_of, processes_of, tell
 from tests.engine.server import Load, Server
 
 CYCLES = int(os.environ.get("EIS_PROVE_CYCLES", "3"))
@@ -36,13 +36,15 @@ def finish(server: Server, load: Load, cycles: int, began: float) -> dict[str, A
     assert server.stop() == 0
     assert processes_of(server.home) == [], "a process outlived the server"
     assert len(accepted) == len(load.accepted), "two keys were given one job"
-    figures = audit(server.home, accepted)
-    # What killed processes left unfinished is swept by whoever serves the home next, once it is old enough.
-    service = Service(EngineOptions(home=server.home, catalog=CATALOG, devices=("inline",), min_free_bytes=0))
+    # What killed processes left is swept by whoever serves the home next, once it is old enough.
+    service = Service(
+        EngineOptions(home=server.home, catalog=CATALOG, devices=("inline",), min_free_bytes=0, orphan_seconds=0.05)
+    )
     service.start()
     until(lambda: not list(server.home.glob("images/*/*.part")))
+    until(lambda: len(files_of(server.home)) == service.search_images(kind=None, limit=1)[1])
     service.stop(5.0)
-    return {"cycles": cycles, **figures, "seconds": round(time.monotonic() - began, 1)}
+    return {"cycles": cycles, **audit(server.home, accepted), "seconds": round(time.monotonic() - began, 1)}
 
 
 def remaining(server: Server) -> int:

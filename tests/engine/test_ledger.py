@@ -1,5 +1,6 @@
 """The audit that the proofs rely on must itself notice every kind of broken promise."""
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,7 @@ FORGERIES: dict[str, Callable[[Path], None]] = {
         "INSERT INTO images (id, owner, kind, width, height, bytes, sha256, media_type, created, position)"
         " VALUES ('x', '', 'result', 1, 1, 1, '', '', 0, 0)",
     ),
+    "a file of nobody": lambda home: shutil.copy(files(home)[0], files(home)[0].with_stem(new_id())),
     "a file is gone": lambda home: files(home)[0].unlink(),
     "a file is cut": lambda home: files(home)[0].write_bytes(files(home)[0].read_bytes()[:-40]),
 }

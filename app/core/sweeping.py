@@ -1,0 +1,69 @@
+"""Picture files that belong to nobody: unfinished ones, finished ones without a row, and what a command left in trust.
+
+What must never happen: a file goes that a row names or will name. It cannot, because only the one store that has ever
+served a home judges its finished files, only those written since it came, and only while no command works there whose
+rows are elsewhere; only files that are older than `orphan_seconds` (an upload gets its row in the request that brings
+it) and older than the oldest attempt that still runs (its pictures get their rows when it ends). The price is that what
+a crash left lies there for that long, and that a home which two stores have served is never cleared.
+"""
+
+import logging
+import threading
+import time
+
+from app.core.engine_options import EngineOptions
+from app.core.job_store import JobStore
+from app.core.jobs import ImageRecord
+from app.core.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+CLOCK_SECONDS = 1.0
+"""A file system's clock may run this far behind `time.time`."""
+
+
+class Sweeper:
+    """Looks over the pictures of one home, again and again until it closes."""
+
+    def __init__(self, store: JobStore, storage: Storage, options: EngineOptions) -> None:
+        self._store = store
+        self._storage = storage
+        self._options = options
+        self._next_orphans = 0.0
+
+    def run(self, closing: threading.Event) -> None:
+        """Sweep until `closing` is set; a trouble is logged and tried again."""
+        pause = min(self._options.sweep_seconds, self._options.orphan_seconds or self._options.sweep_seconds)
+        while not closing.is_set():
+            try:
+                self._storage.sweep(self._options.sweep_seconds)
+                if self._options.orphan_seconds is not None:
+                    self._sweep_finished(self._options.orphan_seconds)
+            except Exception:
+                # A full disk, a busy store: this thread must live.
+                logger.exception("files that belong to nobody could not be removed")
+            closing.wait(pause)
+
+    def _sweep_finished(self, orphan_seconds: float) -> None:
+        self._storage.claim(self._store.id)
+        with self._storage.undisturbed() as undisturbed:
+            if not undisturbed:
+                return
+            for stored, kind in self._storage.in_trust():
+                self._store.images.add(ImageRecord(kind=kind, **vars(stored)))
+                self._storage.end_trust(stored.id)
+            if time.monotonic() >= self._next_orphans:
+                self._remove_orphans(orphan_seconds)
+                self._next_orphans = time.monotonic() + orphan_seconds
+
+    def _remove_orphans(self, orphan_seconds: float) -> None:
+        since, limit = self._storage.claimed_since(self._store.id), time.time() - orphan_seconds
+        if since is None:
+            return
+        oldest = self._store.oldest_attempt()
+        if oldest is not None:
+            limit = min(limit, oldest - CLOCK_SECONDS)
+        # Rows are asked for after the limit is fixed: what ended before has them, what ends later is younger.
+        for reference in self._store.images.without_row(self._storage.finished(since, limit)):
+            self._storage.delete(reference)
+            logger.warning("picture %s had no row and was removed", reference)
