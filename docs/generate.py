@@ -43,11 +43,22 @@ def limits(schema: dict[str, Any]) -> str:
         elif "pattern" in variant:
             words.append("a picture")
         else:
-            low = variant.get("minimum", variant.get("exclusiveMinimum"))
-            high = variant.get("maximum", variant.get("exclusiveMaximum"))
-            span = f" {low} to {high}" if low is not None and high is not None else ""
-            words.append(variant.get("type", "object") + span)
+            words.append(f"{variant.get('type', 'object')} {span(variant)}".rstrip())
     return "; ".join(words)
+
+
+def span(variant: dict[str, Any]) -> str:
+    """From where to where a number may be; a limit that it may not reach itself is told as such."""
+    low, above = variant.get("minimum"), variant.get("exclusiveMinimum")
+    high, below = variant.get("maximum"), variant.get("exclusiveMaximum")
+    if variant.get("type") == "integer":
+        low, above = (above + 1, None) if above is not None else (low, None)
+        high, below = (below - 1, None) if below is not None else (high, None)
+    start = f"above {above}" if above is not None else "" if low is None else str(low)
+    end = f"below {below}" if below is not None else "" if high is None else str(high)
+    if start and end:
+        return f"{start} to {end}"
+    return f"from {start}" if start else f"up to {end}" if end else ""
 
 
 def capabilities_page() -> str:

@@ -21,6 +21,22 @@ def test_derived_page_is_current(name):
     assert (ROOT / "docs" / name).read_text() == generator().PAGES[name](), f"docs/{name} lags behind: make docs"
 
 
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "integer", "minimum": 1, "maximum": 150}, "integer 1 to 150"),
+        ({"type": "integer", "minimum": 0, "exclusiveMaximum": 2**32}, "integer 0 to 4294967295"),
+        ({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "number above 0 to 1"),
+        ({"type": "number", "exclusiveMaximum": 1}, "number up to below 1"),
+        ({"type": "integer", "exclusiveMinimum": 0}, "integer from 1"),
+        ({"anyOf": [{"type": "number", "minimum": 0.5}, {"type": "null"}]}, "number from 0.5; null"),
+        ({"type": "string"}, "string"),
+    ],
+)
+def test_a_limit_that_cannot_be_reached_is_not_told_as_if_it_could(schema, words):
+    assert generator().limits(schema) == words
+
+
 def test_links_lead_somewhere():
     seen = 0
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
