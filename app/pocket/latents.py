@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 
 from app.pocket import world
 from app.pocket.checkpoints import rng_of
+from app.pocket.shards import Shards, mixed_precision
 from app.pocket.spec import Preset
 from app.pocket.train_autoencoder import to_tensor
 
@@ -46,7 +47,6 @@ def _fingerprint(autoencoder: AutoencoderKL) -> str:
     return digest.hexdigest()
 
 
-@torch.no_grad()
 def encode(
     autoencoder: AutoencoderKL,
     preset: Preset,
@@ -64,16 +64,21 @@ def encode(
         mark.write_text(_fingerprint(autoencoder))
     done = count_encoded(preset, folder) // BATCH * BATCH
     path_of(folder).touch()
-    with open(path_of(folder), "r+b") as file:
+
+    def encoded(first: int) -> bytes:
+        images = [world.draw(scene_of(seed, index), preset.size) for index in range(first, first + BATCH)]
+        tensor = to_tensor(images).to(device, memory_format=torch.channels_last)
+        with torch.no_grad(), mixed_precision(device):
+            latents = autoencoder.encode(tensor).latent_dist.mean
+        return latents.float().cpu().contiguous().numpy().astype(np.float16).tobytes()
+
+    with open(path_of(folder), "r+b") as file, Shards(device) as shards:
         file.truncate(done * 2 * int(np.prod(shape_of(preset))))
         file.seek(0, 2)
         started = reported = time.monotonic()
-        for first in range(done, preset.latents, BATCH):
-            images = [world.draw(scene_of(seed, index), preset.size) for index in range(first, first + BATCH)]
-            tensor = to_tensor(images).to(device, memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16):
-                latents = autoencoder.encode(tensor).latent_dist.mean
-            file.write(latents.float().cpu().contiguous().numpy().astype(np.float16).tobytes())
+        starts = range(done, preset.latents, BATCH)
+        for first, entries in zip(starts, shards.map(encoded, starts), strict=True):
+            file.write(entries)
             if time.monotonic() - reported > 20:
                 reported = time.monotonic()
                 pace = (first + BATCH - done) / (reported - started)

@@ -9,7 +9,7 @@ step that is to end in the same bits each time computes in `mixed_precision`, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -39,18 +39,23 @@ class Shards:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
+    def map(self, make: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """`make(item)` of each item in order, as many at once as there are threads."""
+        return self._pool.map(make, items)
+
     def backward(
         self, parameters: Sequence[nn.Parameter], loss_of: Callable[..., torch.Tensor], *batch: torch.Tensor
     ) -> float:
         """Leave in `parameters` the gradient of the mean `loss_of(shard, *part)` of all parts; answers that mean."""
 
-        def gradients(shard: int, *part: torch.Tensor) -> tuple[float, tuple[torch.Tensor, ...]]:
+        def gradients(shard: int, *part: torch.Tensor) -> tuple[float, tuple[torch.Tensor | None, ...]]:
             loss = loss_of(shard, *part)
-            return loss.item(), torch.autograd.grad(loss, parameters)
+            return loss.item(), torch.autograd.grad(loss, parameters, allow_unused=True)
 
         done = list(self._pool.map(gradients, range(self.count), *(tensor.chunk(self.count) for tensor in batch)))
         for parameter, *parts in zip(parameters, *[some for _, some in done], strict=True):
-            parameter.grad = sum(parts[1:], parts[0]).div_(self.count)
+            unused = any(part is None for part in parts)
+            parameter.grad = None if unused else sum(parts[1:], parts[0]).div_(self.count)
         return sum(loss for loss, _ in done) / self.count
 
 

@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from app.pocket import captions, portraits, world
 from app.pocket.checkpoints import Stage, rng_of
 from app.pocket.networks import LONGEST_UNKNOWN, POSITIONS, encode_tokens
+from app.pocket.shards import Ahead, Shards, mixed_precision
 from app.pocket.spec import Preset
 from app.pocket.things import THINGS
 
@@ -118,18 +119,21 @@ def train(
     stage = Stage("text", folder, [first, second, heads], RATE, steps, horizon=300)
 
     def readings(tokens: torch.Tensor):
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             return heads(*encode_tokens(first, second, tokens), (tokens == 1).int().argmax(-1))
 
-    def step(number: int) -> float:
-        tokens, facts = (part.to(device) for part in batch_of(tokenizer, seed, number, BATCH))
-        total = 0.0
-        for reading in readings(tokens):
-            total = total + sum(functional.cross_entropy(logits, facts[:, i]) for i, logits in enumerate(reading))
-        (total / 2).backward()
-        return total.item() / 2
+    def loss_of(_: int, tokens: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
+        both = readings(tokens)
+        return sum(functional.cross_entropy(logits, facts[:, i]) for one in both for i, logits in enumerate(one)) / 2
 
-    complete = stage.run(step, until, report=report)
+    def step(number: int) -> float:
+        return shards.backward(stage.parameters, loss_of, *(part.to(device) for part in batches(number)))
+
+    with (
+        Shards(device) as shards,
+        Ahead(lambda number: batch_of(tokenizer, seed, number, BATCH)) as batches,
+    ):
+        complete = stage.run(step, until, report=report)
     stage.averages.copy_to_parameters()
     for module in (first, second, heads):
         module.eval().requires_grad_(False)
