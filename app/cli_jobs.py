@@ -12,6 +12,8 @@ from urllib.parse import urlencode, urlsplit
 
 from app.errors import InvalidRequest, ServiceError, TransferFailed, error_class
 
+LONGEST_ANSWER = 64 * 2**20
+
 
 def declare(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
     """Four commands and where the server is."""
@@ -60,9 +62,8 @@ class Server:
                 with self.client.stream(f"{self.url}{path}", headers=self.headers) as response:
                     status, body = response.status_code, response.read()
             else:
-                answer = self.client.post(
-                    f"{self.url}{path}", content=b"{}", headers={**self.headers, "content-type": "application/json"}
-                )
+                headers = {**self.headers, "content-type": "application/json"}
+                answer = self.client.post(f"{self.url}{path}", content=b"{}", headers=headers, limit=LONGEST_ANSWER)
                 status, body = answer.status, answer.content
         except TransferFailed:
             raise TransferFailed(f"No server answers at {self.url}.") from None

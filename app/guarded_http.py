@@ -98,19 +98,20 @@ class GuardedClient:
         *,
         content: bytes,
         headers: Mapping[str, str],
+        limit: int = ANSWER_LIMIT,
         seconds: float = 15.0,
         schemes: Schemes = None,
     ) -> Answer:
-        """Send a body once; redirects are not followed and of the answer only the first bytes are read."""
+        """Send a body once; redirects are not followed and of the answer only the first `limit` bytes are read."""
         target = self._target(url, schemes)
         deadline = time.monotonic() + seconds
         with self._open("POST", target, headers, deadline, seconds, content) as response:
             received = bytearray()
             for chunk in response.iter_raw():
                 received += chunk
-                if len(received) >= ANSWER_LIMIT:
+                if len(received) >= limit:
                     break
-            return Answer(response.status_code, dict(response.headers), bytes(received[:ANSWER_LIMIT]))
+            return Answer(response.status_code, dict(response.headers), bytes(received[:limit]))
 
     @contextmanager
     def stream(

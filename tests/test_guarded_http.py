@@ -466,6 +466,8 @@ def test_only_the_first_bytes_of_a_callbacks_answer_are_read(peers) -> None:
     peer = peers(endless)
     answer = GuardedClient([peer.authority]).post(f"http://{peer.authority}/", content=b"", headers={})
     assert len(answer.content) == guarded_http.ANSWER_LIMIT
+    answer = GuardedClient([peer.authority]).post(f"http://{peer.authority}/", content=b"", headers={}, limit=200_001)
+    assert len(answer.content) == 200_001
 
 
 @pytest.mark.parametrize("stated", [True, False])

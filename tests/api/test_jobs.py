@@ -6,6 +6,7 @@ import time
 import httpx
 import pytest
 
+from app import cli
 from app.api import events
 from tests.api.serving import Running
 from tests.api.test_capabilities import PAINT, until_ended
@@ -138,3 +139,14 @@ def test_many_streams_watch_one_job(server: Running) -> None:
     with ThreadPoolExecutor(20) as threads:
         ends = list(threads.map(lambda _: read_events(server, job["links"]["events"])[-1][0], range(20)))
     assert ends == ["succeeded"] * 20
+
+
+def test_the_shell_reads_a_long_answer_whole(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    words = {"prompt": "🙂" * 10_000, "negative_prompt": "🙃" * 10_000}
+    job = submit(server, num_inference_steps=200, step_seconds=0.05, **words)
+    for command, status in (("cancel", "cancelled"), ("retry", "queued"), ("cancel", "cancelled")):
+        assert cli.main(["jobs", command, job["id"], "--json", "--url", server.address]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["request"]["prompt"] == words["prompt"] and told["id"] == job["id"]
+        if command == "cancel":
+            assert until_ended(server, job["id"])["status"] == status
