@@ -1,11 +1,15 @@
 """Tiny checkpoints in a model library and a real runtime over them, made once for all capability tests."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from app.core.capability import image_fields
+from app.core.submission import Submission
 from app.models.library import ModelLibrary
 from app.models.runtime import open_runtime
-from tests.capabilities.studio import Mirror, Studio, stock_pipelines
+from tests.capabilities.studio import Mirror, Studio, noise, stock_pipelines
 from tests.models.tiny_checkpoints import make_sd15, make_sdxl
 
 
@@ -70,3 +74,26 @@ def mirror():
 def mirrors(mirror, tmp_path):
     """A Context whose every pipeline answers the negative."""
     return Studio(tmp_path, mirror)
+
+
+@pytest.fixture
+def picture():
+    """A picture in which no two pixels are alike."""
+    return noise((64, 48))
+
+
+@pytest.fixture
+def run_capability(studio, library):
+    """Runs a capability as the engine does: pictures are stored, nulls filled at the door. Answers the Result."""
+    door = Submission(studio.storage, library, SimpleNamespace(get=lambda reference: None))
+
+    def run(capability, **wish):
+        for name, kind in image_fields(capability.request).items():
+            if kind == "images":
+                wish[name] = [studio.put(image) for image in wish.get(name) or ()]
+            elif wish.get(name) is not None:
+                wish[name] = studio.put(wish[name], kind)
+        prepared = door.prepare(capability, door.read(capability, wish), "")
+        return capability.run(capability.request.model_validate(prepared.request), studio)
+
+    return run
