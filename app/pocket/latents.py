@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 
 from app.pocket import world
 from app.pocket.checkpoints import rng_of
-from app.pocket.shards import Shards, mixed_precision
+from app.pocket.shards import in_threads, mixed_precision
 from app.pocket.spec import Preset
 from app.pocket.train_autoencoder import to_tensor
 
@@ -72,12 +72,12 @@ def encode(
             latents = autoencoder.encode(tensor).latent_dist.mean
         return latents.float().cpu().contiguous().numpy().astype(np.float16).tobytes()
 
-    with open(path_of(folder), "r+b") as file, Shards(device) as shards:
+    with open(path_of(folder), "r+b") as file:
         file.truncate(done * 2 * int(np.prod(shape_of(preset))))
         file.seek(0, 2)
         started = reported = time.monotonic()
         starts = range(done, preset.latents, BATCH)
-        for first, entries in zip(starts, shards.map(encoded, starts), strict=True):
+        for first, entries in zip(starts, in_threads(device, encoded, starts), strict=True):
             file.write(entries)
             if time.monotonic() - reported > 20:
                 reported = time.monotonic()

@@ -132,9 +132,9 @@ def train(
     def step(number: int) -> float:
         image, noise = batches(number)
         image = image.to(device, memory_format=torch.channels_last)
-        return shards.backward(stage.parameters, lambda _, *part: run_forward(*part), image, noise.to(device))
+        return shards.backward(image, noise.to(device))
 
-    with Shards(device) as shards, Ahead(batch) as batches:
+    with Shards(device, stage.parameters, run_forward) as shards, Ahead(batch) as batches:
         complete = stage.run(step, until, report=report)
     stage.averages.copy_to_parameters()
     autoencoder.eval()

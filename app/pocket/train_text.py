@@ -122,15 +122,15 @@ def train(
         with mixed_precision(device):
             return heads(*encode_tokens(first, second, tokens), (tokens == 1).int().argmax(-1))
 
-    def loss_of(_: int, tokens: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
+    def loss_of(tokens: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
         both = readings(tokens)
         return sum(functional.cross_entropy(logits, facts[:, i]) for one in both for i, logits in enumerate(one)) / 2
 
     def step(number: int) -> float:
-        return shards.backward(stage.parameters, loss_of, *(part.to(device) for part in batches(number)))
+        return shards.backward(*(part.to(device) for part in batches(number)))
 
     with (
-        Shards(device) as shards,
+        Shards(device, stage.parameters, loss_of) as shards,
         Ahead(lambda number: batch_of(tokenizer, seed, number, BATCH)) as batches,
     ):
         complete = stage.run(step, until, report=report)

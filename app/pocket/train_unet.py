@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -92,14 +91,13 @@ def train(
         return functional.mse_loss(predicted.float(), target)
 
     run_forward = torch.compile(forward) if compiled else forward
-    readers = [(first, second)]
 
-    def loss_of(shard: int, clean, tokens, time_ids, noise, time) -> torch.Tensor:
+    def loss_of(clean, tokens, time_ids, noise, time) -> torch.Tensor:
         alpha = signal[time].sqrt()[:, None, None, None]
         sigma = (1 - signal[time]).sqrt()[:, None, None, None]
         noisy = (alpha * clean + sigma * noise).to(memory_format=torch.channels_last)
         with torch.no_grad(), mixed_precision(device):
-            hidden, pooled = encode_tokens(*readers[shard], tokens)
+            hidden, pooled = encode_tokens(first, second, tokens)
         return run_forward(noisy, time, hidden, pooled, time_ids, alpha * noise - sigma * clean)
 
     def batch(number: int) -> list[torch.Tensor]:
@@ -109,10 +107,9 @@ def train(
         return [clean, tokens, time_ids, noise, times_of(len(clean), len(signal), generator)]
 
     def step(number: int) -> float:
-        return shards.backward(stage.parameters, loss_of, *(part.to(device) for part in batches(number)))
+        return shards.backward(*(part.to(device) for part in batches(number)))
 
-    with Shards(device) as shards, Ahead(batch) as batches:
-        readers += [(copy.deepcopy(first), copy.deepcopy(second)) for _ in range(shards.count - 1)]
+    with Shards(device, stage.parameters, loss_of) as shards, Ahead(batch) as batches:
         complete = stage.run(step, until, seconds, report)
     stage.averages.copy_to_parameters()
     unet.eval()

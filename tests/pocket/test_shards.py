@@ -13,18 +13,42 @@ def test_parts_have_the_gradient_of_the_whole():
     parameters = list(layer.parameters())
     whole = layer(batch).square().mean()
     expected = torch.autograd.grad(whole, parameters)
-    with Shards(torch.device("cpu")) as shards:
+    with Shards(torch.device("cpu"), parameters, lambda part: layer(part).square().mean()) as shards:
         assert shards.count == 2
-        loss = shards.backward(parameters, lambda _, part: layer(part).square().mean(), batch)
-    assert loss == pytest.approx(whole.item())
-    for parameter, gradient in zip(parameters, expected, strict=True):
-        assert torch.allclose(parameter.grad, gradient, atol=1e-6)
+        loss = shards.backward(batch)
+        assert loss == pytest.approx(whole.item())
+        for parameter, gradient in zip(parameters, expected, strict=True):
+            assert torch.allclose(parameter.grad, gradient, atol=1e-6)
+        with torch.no_grad():
+            layer.weight.zero_()  # every part sees what a step changed
+        assert shards.backward(batch) == pytest.approx(layer.bias.square().item())
+
+
+def test_an_unused_parameter_has_no_gradient():
+    used, unused = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+    with Shards(
+        torch.device("cpu"), [*used.parameters(), *unused.parameters()], lambda part: used(part).mean()
+    ) as shards:
+        shards.backward(torch.randn(8, 3))
+    assert used.weight.grad is not None and unused.weight.grad is None
 
 
 def test_an_error_in_a_part_is_raised():
     layer = torch.nn.Linear(3, 1)
-    with Shards(torch.device("cpu")) as shards, pytest.raises(RuntimeError):
-        shards.backward(list(layer.parameters()), lambda _, part: layer(part).mean(), torch.randn(8, 4))
+
+    def loss_of(part):
+        if (part > 5).any():
+            raise ValueError("a bad part")
+        return layer(part).mean()
+
+    for bad in (0, 7):
+        batch = torch.zeros(8, 3)
+        batch[bad] = 9
+        with (
+            Shards(torch.device("cpu"), list(layer.parameters()), loss_of) as shards,
+            pytest.raises((RuntimeError, ValueError), match="a bad part"),
+        ):
+            shards.backward(batch)
 
 
 def test_batches_ahead_are_those_asked_for_also_after_a_jump():
