@@ -2,12 +2,14 @@
 
 The job lives in a store of its own that goes with the command; models and input pictures are those of EIS_HOME.
 `--recipe FILE` takes everything from a picture that the service made, or from its recipe as JSON, and repeats it to
-the pixel; a flag beside it changes one thing.
+the pixel; a flag beside it changes one thing. A model or addition that is installed with other weights than made the
+picture is said on stderr.
 """
 
 import argparse
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from app.cli_fields import add_flags, given_fields
 from app.cli_settings import served_catalog
 from app.core.capability import Capability
 from app.core.catalog import find
-from app.errors import InvalidRequest, UnknownImage
+from app.errors import InvalidRequest, UnknownImage, UnknownModel
+from app.models.library import ModelLibrary
 
 
 def declare(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
@@ -73,6 +76,8 @@ def act(options: argparse.Namespace) -> int:
     with Inline() as inline:
         if recipe:
             check_inputs(recipe, payload, inline)
+            for note in other_weights(recipe, payload, inline.service.models):
+                print(f"note: {note}", file=sys.stderr)
         job = inline.run(capability, payload, quiet=options.quiet)
         images = (job.result or {}).get("images", [])
         position = recipe.get("position") if recipe else None
@@ -124,6 +129,28 @@ def check_inputs(recipe: dict[str, Any], payload: dict[str, Any], inline: Any) -
                 raise InvalidRequest(f"The recipe's {name} is not stored here; give it with {flag} FILE.") from None
             if hashlib.sha256(data).hexdigest() != one.get("sha256"):
                 raise InvalidRequest(f"The recipe's {name} has changed since; give it with {flag} FILE.")
+
+
+def other_weights(recipe: dict[str, Any], payload: dict[str, Any], models: ModelLibrary) -> list[str]:
+    """A sentence for each model of the recipe that is asked for again and installed with other weights."""
+    held = {name: str(digest) for name, digest in (recipe.get("addition_sha256") or {}).items()}
+    asked = {lora.get("model") for lora in payload.get("loras") or () if isinstance(lora, dict)}
+    asked |= {name for name in payload.get("textual_inversions") or () if isinstance(name, str)}
+    if recipe.get("model_sha256") and payload.get("model") == recipe["request"].get("model"):
+        held[str(recipe.get("model"))] = str(recipe["model_sha256"])
+        asked.add(str(recipe.get("model")))
+    notes = []
+    for name, digest in held.items():
+        try:
+            installed = models.get(name).sha256 if name in asked else None
+        except UnknownModel:
+            continue
+        if installed is not None and installed != digest:
+            notes.append(
+                f"{name} is installed with other weights ({installed[:10]}) than made this picture "
+                f"({digest[:10]}); it will not be the same to the pixel."
+            )
+    return notes
 
 
 def check_out(out: Path | None) -> None:

@@ -1,6 +1,7 @@
 """What a run made becomes files: each picture with its recipe and infotext inside, and the facts that its row holds."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 from app import __version__
@@ -29,8 +30,10 @@ def save_pictures(
     inputs = _inputs(storage, capability, request)
     if inputs:
         recipe["inputs"] = inputs
-    additions = [lora["model"] for lora in request.get("loras") or ()]
-    addition_digests = {name: found for name in additions if (found := _model_digest(models, name))}
+    loras = _digests(models, [lora["model"] for lora in request.get("loras") or ()])
+    additions = loras | _digests(models, request.get("textual_inversions") or ())
+    if additions:
+        recipe["addition_sha256"] = additions
     rows = []
     for position, image in enumerate(result.images):
         seed = result.seeds[position] if position < len(result.seeds) else None
@@ -40,7 +43,7 @@ def save_pictures(
             size=image.size,
             model=model,
             model_sha256=digest,
-            addition_sha256=addition_digests,
+            addition_sha256=additions,
             version=__version__,
         )
         whole = {**recipe, "position": position, "version": __version__, "software": SOFTWARE}
@@ -57,6 +60,10 @@ def save_pictures(
             }
         )
     return rows
+
+
+def _digests(models: ModelLibrary, names: Iterable[str]) -> dict[str, str]:
+    return {name: found for name in names if (found := _model_digest(models, name))}
 
 
 def _model_digest(models: ModelLibrary, model: str | None) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.cli_run import other_weights
 from app.imaging.infotext import request_from_infotext
 from tests.api.serving import serving
 from tests.capabilities.studio import block, noise, pixels
@@ -71,6 +72,21 @@ def test_the_answer_states_what_was_left_open_and_the_file_repeats_it(server):
     assert again[0].tobytes() == images[1].tobytes(), "the infotext alone repeats the picture"
     _, whole = draw(server, found["recipe"]["request"])
     assert [image.tobytes() for image in whole] == [image.tobytes() for image in images]
+
+
+def test_the_recipe_tells_weights_that_were_replaced_since(server):
+    style = '[{"model": "lora-sdxl", "weight": 0.5}]'
+    wish = {"prompt": "a red car", "model": "tiny-sdxl", "num_inference_steps": 1, "loras": style}
+    job, _ = made(server, send(server, "text-to-image", {**wish, "width": 64, "height": 64}, {}))
+    image = job["result"]["images"][0]["id"]
+    recipe = server.client.get(f"/api/v1/images/{image}/metadata").json()["recipe"]
+    models = server.service.models
+    assert recipe["addition_sha256"] == {"lora-sdxl": models.get("lora-sdxl").sha256}
+    assert other_weights(recipe, recipe["request"], models) == []
+    other = {**recipe, "addition_sha256": {"lora-sdxl": "0" * 64}, "model_sha256": "1" * 64}
+    lora, model = other_weights(other, recipe["request"], models)
+    assert "lora-sdxl" in lora and "0000000000" in lora and "tiny-sdxl" in model
+    assert other_weights(other, {**recipe["request"], "loras": [], "model": "tiny-sd15"}, models) == []
 
 
 def test_inpaint_and_outpaint_keep_the_uploaded_bytes(server):
