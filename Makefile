@@ -1,9 +1,9 @@
 # Two commands matter: `make run` serves the page and the API, `make test` runs the whole suite.
 VENV ?= .venv
 PYTHON ?= python3
-HOST ?= 127.0.0.1
-PORT ?= 7860
 BIN := $(VENV)/bin
+# HOST and PORT count only as `make run HOST=... PORT=...`: shells export HOST for other ends, and EIS_HOST is the setting.
+flag = $(if $(findstring command,$(origin $(1))),--$(2) $($(1)))
 
 .PHONY: run test prove demo bench lint docs clean help
 
@@ -11,7 +11,7 @@ help:  ## what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 run: $(VENV)/.installed  ## install and serve on http://127.0.0.1:7860
-	$(BIN)/eis serve --host $(HOST) --port $(PORT)
+	$(BIN)/eis serve $(call flag,HOST,host) $(call flag,PORT,port)
 
 test: $(VENV)/.installed-test  ## the whole suite, as CI runs it
 	$(BIN)/python -m pytest tests $(ARGS)

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.core.capability import Capability
-from app.core.engine_options import load_by_name
+from app.core.engine_options import load_catalog
 from app.errors import InvalidRequest
 from app.settings import Settings
 
@@ -23,4 +23,4 @@ def read_settings(**flags: Any) -> Settings:
 
 def served_catalog() -> tuple[Capability, ...]:
     """The capabilities that EIS_CATALOG names."""
-    return tuple(load_by_name(read_settings().catalog))
+    return load_catalog(read_settings().catalog)

@@ -7,6 +7,7 @@ the worker processes and in a thread behind it.
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
@@ -14,11 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from app.api.application import ApiOptions, create_api
 from app.api.posture import is_loopback
@@ -99,8 +103,42 @@ def engine_options(settings: Settings, **changes: Any) -> EngineOptions:
 
 
 def build_service(settings: Settings, **changes: Any) -> Service:
-    """The engine behind every face, not yet started."""
-    return Service(engine_options(settings, **changes))
+    """The engine behind every face, not yet started; a setting that cannot be used is an `InvalidRequest`."""
+    check_home(settings.home)
+    check_database(settings.database_url)
+    try:
+        return Service(engine_options(settings, **changes))
+    except DatabaseError as error:
+        name = "EIS_HOME" if settings.database_url is None else "EIS_DATABASE_URL"
+        raise InvalidRequest(f"{name}: the job store cannot be opened: {error.orig}.") from error
+
+
+def check_home(home: Path) -> None:
+    """A folder that can be made and written to."""
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InvalidRequest(f"EIS_HOME: the folder cannot be made: {error.strerror}.") from None
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise InvalidRequest("EIS_HOME: the folder cannot be written to.")
+
+
+def check_database(url: str | None) -> None:
+    """A SQLite URL whose file can be opened."""
+    if url is None:
+        return
+    wrong = "EIS_DATABASE_URL: the job store needs a URL like sqlite:////var/lib/eis/jobs.sqlite"
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise InvalidRequest(f"{wrong}.") from None
+    if parsed.get_backend_name() != "sqlite" or parsed.database in {None, "", ":memory:"}:
+        raise InvalidRequest(f"{wrong}.")
+    try:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(parsed.database, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise InvalidRequest(f"EIS_DATABASE_URL: the file cannot be opened: {error.strerror}.") from None
 
 
 def build(settings: Settings, **changes: Any) -> Application:

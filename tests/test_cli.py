@@ -3,6 +3,9 @@
 import argparse
 import io
 import json
+import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,9 +19,11 @@ from app.cli_fields import given_fields
 from app.cli_progress import ProgressLine
 from app.core.catalog import CATALOG as PRODUCT
 from app.core.jobs import JobEvent
+from app.models.library import ModelLibrary
 from tests.api.conftest import picture
 from tests.api.serving import Running, serving
 from tests.engine.capabilities import squares
+from tests.engine.ledger import files_of
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "diffusers", "transformers", "gradio")
@@ -80,12 +85,43 @@ def test_a_recipe_comes_from_json_too() -> None:
     assert pixels(Path("d.png")) == squares(3).tobytes()
 
 
+def test_a_recipe_of_other_weights_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ModelLibrary(home).get("pocket").sha256
+    for digest, said in ((own, False), ("0" * 64, True)):
+        recipe = {"capability": "test/paint", "request": {"seed": 3}, "model": "pocket", "model_sha256": digest}
+        Path("recipe.json").write_text(json.dumps(recipe))
+        assert cli.main(["run", "--recipe", "recipe.json", "--out", "d.png", "--quiet"]) == 0
+        assert ("note: pocket is installed with other weights" in capsys.readouterr().err) is said
+
+
 def test_a_picture_comes_from_a_file_and_its_recipe_finds_it_again(capsys: pytest.CaptureFixture[str]) -> None:
     Path("in.png").write_bytes(picture((30, 20), "blue"))
     assert cli.main(["run", "test/copy", "--image", "in.png", "--out", "out.png"]) == 0
     assert pixels(Path("out.png")) == pixels(Path("in.png"))
     assert cli.main(["run", "--recipe", "out.png", "--out", "again.png"]) == 0
     assert pixels(Path("again.png")) == pixels(Path("in.png"))
+
+
+def test_nothing_stays_in_the_home_but_what_a_recipe_names(home: Path) -> None:
+    Path("in.png").write_bytes(picture((30, 20), "blue"))
+    Path("small.png").write_bytes(picture((10, 10), "white"))
+    assert cli.main(["run", "test/paint", "--num-images-per-prompt", "3", "--out", "a.png", "--quiet"]) == 0
+    assert cli.main(["run", "test/copy", "--image", "in.png", "--mask-image", "small.png", "--quiet"]) == 2
+    Path("wishes.jsonl").write_text('{"seed": 1}\n{"seed": 2, "num_images_per_prompt": 2}\n')
+    assert cli.main(["batch", "wishes.jsonl", "--capability", "test/paint", "--quiet"]) == 0
+    assert files_of(home) == set()
+    assert cli.main(["run", "test/copy", "--image", "in.png", "--out", "out.png", "--quiet"]) == 0
+    named = cli_run.read_recipe(Path("out.png"))["inputs"]["image"]["id"]
+    assert files_of(home) == {named}
+    with serving(home, api_keys=(), engine={"orphan_seconds": 0.05}) as server:
+        deadline = time.monotonic() + 10
+        while not (found := server.client.get("/api/v1/images?kind=image").json()["images"]):
+            assert time.monotonic() < deadline
+        assert [image["id"] for image in found] == [named]
+        assert cli.main(["run", "--recipe", "out.png", "--out", "again.png", "--quiet"]) == 0
+        assert pixels(Path("again.png")) == pixels(Path("in.png"))
+        assert server.client.delete(f"/api/v1/images/{named}").status_code == 204
+    assert not list((home / "images").glob("*/*"))
 
 
 def test_a_recipe_whose_picture_is_gone_says_how_to_give_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +175,52 @@ def test_what_is_wrong_is_a_sentence_and_exit_2(
     assert cli.main(words) == 2
     told = capsys.readouterr().err
     assert told.startswith("eis: ") and said in told and "Traceback" not in told
+
+
+SETTINGS = {
+    "home": ("EIS_HOME", "/dev/null/x", ["serve", "--port", "1"]),
+    "home of a run": ("EIS_HOME", "/dev/null/x", ["run", "test/paint"]),
+    "catalog": ("EIS_CATALOG", "nope:X", ["serve", "--port", "1"]),
+    "catalog's name": ("EIS_CATALOG", "app.core.catalog:NONE", ["run", "test/paint"]),
+    "catalog without a name": ("EIS_CATALOG", "app.core.catalog", ["run"]),
+    "catalog of other things": ("EIS_CATALOG", "sys:path", ["run", "test/paint"]),
+    "database": ("EIS_DATABASE_URL", "garbage", ["serve", "--port", "1"]),
+    "other database": ("EIS_DATABASE_URL", "postgresql://x/y", ["serve", "--port", "1"]),
+    "database's folder": ("EIS_DATABASE_URL", "sqlite:////dev/null/x.sqlite", ["serve", "--port", "1"]),
+}
+
+
+@pytest.mark.parametrize(("name", "value", "words"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_a_wrong_setting_is_a_sentence_with_its_name_and_exit_2(
+    name: str, value: str, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr("app.main.listen", lambda host, port: socket.socket())
+    assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    assert f"eis: {name}: " in told and "Traceback" not in told
+
+
+def test_a_job_store_that_is_none_is_a_sentence(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.mkdir()
+    (home / "jobs.sqlite").write_bytes(b"no database at all" * 100)
+    monkeypatch.setattr("app.main.listen", lambda host, port: socket.socket())
+    assert cli.main(["serve", "--port", "1"]) == 2
+    assert "eis: EIS_HOME: the job store cannot be opened" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+def test_make_passes_host_and_port_only_when_they_are_given_to_it() -> None:
+    def told(*words: str, **environment: str) -> str:
+        command = ["make", "-n", "-o", ".venv/.installed", "run", *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}
+        ).stdout.splitlines()[-1].strip()
+
+    assert told(HOST="x86_64-conda-linux-gnu", PORT="1").endswith("eis serve")
+    assert told("HOST=0.0.0.0", "PORT=80").endswith("eis serve --host 0.0.0.0 --port 80")
 
 
 def test_flags_read_names_lists_and_null(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.core.capability import Capability
 from app.errors import InvalidRequest
 
 RUNTIME = "app.models.runtime:open_runtime"
@@ -52,6 +53,17 @@ class EngineOptions:
     def store_url(self) -> str:
         """The job store's SQLAlchemy URL with the default filled in."""
         return self.database_url or f"sqlite:///{self.home / 'jobs.sqlite'}"
+
+
+def load_catalog(name: str) -> tuple[Capability, ...]:
+    """The capabilities that `module:NAME` names; `InvalidRequest` says what is wrong with the name."""
+    try:
+        catalog = tuple(load_by_name(name))
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise InvalidRequest(f"EIS_CATALOG: {name[:200]!r} is no tuple of capabilities: {error}.") from error
+    if not all(isinstance(capability, Capability) for capability in catalog):
+        raise InvalidRequest(f"EIS_CATALOG: {name[:200]!r} holds things that are no capabilities.")
+    return catalog
 
 
 def load_by_name(name: str) -> Any:

@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 from app.core import crash_points
 from app.core.callbacks import CallbackSender, CheckedUrl, Signer, check_callback_url, secret_of
-from app.core.capability import Capability
 from app.core.dispatcher import Dispatcher
-from app.core.engine_options import EngineOptions, load_by_name
+from app.core.engine_options import EngineOptions, load_catalog
 from app.core.job_store import JobStore
 from app.core.jobs import ImageRecord, Job, JobEvent, JobStatus, new_id
 from app.core.multi_gpu import resolve_devices
@@ -39,7 +38,7 @@ class Service:
     def __init__(self, options: EngineOptions) -> None:
         options.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.options = options
-        self.catalog: tuple[Capability, ...] = tuple(load_by_name(options.catalog))
+        self.catalog = load_catalog(options.catalog)
         self.storage = Storage(
             options.home,
             max_pixels=options.max_image_pixels,
