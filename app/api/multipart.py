@@ -14,9 +14,20 @@ PART_LIMIT = 2**31
 
 
 class WholeFormParser(MultiPartParser):
-    """Starlette's parser, which remembers whether the closing boundary came."""
+    """Starlette's parser, which takes no text for another one and remembers whether the closing boundary came."""
 
     closed = False
+
+    def on_part_end(self) -> None:
+        """A field has ended; a text of it is UTF-8, whatever encoding the form claims to have."""
+        part = self._current_part
+        if part.file is None:
+            self._charset = "utf-8"
+            try:
+                part.data.decode(self._charset)
+            except UnicodeDecodeError:
+                raise MultiPartException("a text is not UTF-8.") from None
+        super().on_part_end()
 
     def on_end(self) -> None:
         """The closing boundary was read."""

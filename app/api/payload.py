@@ -1,9 +1,12 @@
 """The body of a wish: JSON or a form becomes one mapping, with picture fields still as they were given.
 
 A form knows only texts, so each value is read by its field's type: a text stays a text, a list or object is JSON,
-and an empty value or `null` means null where the field allows it. Everything else pydantic reads from its text.
+an empty value or `null` means null where the field allows it, and numbers and ticks are plain. What cannot be read
+so stays a text, which the field then refuses.
 """
 
+import math
+import re
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -23,6 +26,9 @@ JSON_TYPE = "application/json"
 THREAD_THRESHOLD = 256 * 1024
 FILES_LIMIT = 64
 FIELDS_LIMIT = 256
+PLAIN_INTEGER = re.compile(r"-?[0-9]{1,18}")
+PLAIN_NUMBER = re.compile(r"-?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,3})?")
+TICKS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
 
 
 def media_type(request: Request) -> str:
@@ -102,6 +108,17 @@ def form_value(texts: list[str], annotation: Any) -> Any:
         return None
     if dict in kinds:
         return strict_json.loads(text.encode())
+    return text if str in kinds else plain_value(text, kinds)
+
+
+def plain_value(text: str, kinds: set[Any]) -> Any:
+    """A number or a tick in its plain spelling; any other text as it is."""
+    if bool in kinds and text.lower() in TICKS:
+        return TICKS[text.lower()]
+    if int in kinds and PLAIN_INTEGER.fullmatch(text):
+        return int(text)
+    if float in kinds and PLAIN_NUMBER.fullmatch(text) and math.isfinite(number := float(text)):
+        return number
     return text
 
 

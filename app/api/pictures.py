@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 from anyio import CancelScope, CapacityLimiter, to_thread
 from pydantic import BaseModel, ValidationError
 
@@ -111,7 +112,8 @@ class PictureResolver:
             elif isinstance(given, str | bytes):
                 trial[name] = PLACEHOLDER
         try:
-            wish.model_validate(trial)
+            # As JSON and strictly: `true` is no number, "1_000" neither, and a list may stand for a tuple.
+            wish.model_validate_json(orjson.dumps(trial), strict=True)
         except ValidationError as error:
             raise invalid_request(error.errors(include_input=False, include_url=False)) from None
 

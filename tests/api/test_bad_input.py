@@ -100,6 +100,15 @@ WRONG_FIELDS = {
     "not a word": {"prompt": "a", "scheduler": MARK},
     "fraction": {"prompt": "a", "seed": 1.5},
     "negative seed": {"prompt": "a", "seed": -1},
+    "true for a number": {"prompt": "a", "num_inference_steps": True},
+    "false for a seed": {"prompt": "a", "seed": False},
+    "true for a fraction": {"prompt": "a", "guidance_scale": True},
+    "digits in a text": {"prompt": "a", "seed": "1"},
+    "digits with underscores": {"prompt": "a", "seed": "1_000"},
+    "a fraction in a text": {"prompt": "a", "guidance_scale": "7.5"},
+    "1 for a tick": {"prompt": "a", "vae_tiling": 1},
+    "a word for a tick": {"prompt": "a", "vae_tiling": "yes"},
+    "a text for an inner number": {"prompt": "a", "loras": [{"model": "a", "weight": "1"}]},
     "too many": {"prompt": "a", "num_images_per_prompt": 10**6},
     "missing": {},
     "null": {"prompt": None},
@@ -352,6 +361,22 @@ FORMS = {
         "invalid_request",
     ),
 }
+
+
+for value in (b"1_000", b" 1", b"1.0", b"\xd9\xa1", b"true", b"0x10", b"1" * 30):
+    FORMS[f"{value!r} for a number"] = (
+        "multipart/form-data; boundary=x",
+        b'--x\r\nContent-Disposition: form-data; name="seed"\r\n\r\n' + value + b"\r\n--x--\r\n",
+        422,
+        "invalid_request",
+    )
+for declared in ("", "; charset=latin-1", "; charset=utf-7"):
+    FORMS[f"not utf-8{declared}"] = (
+        f"multipart/form-data; boundary=x{declared}",
+        b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na\xe9b\r\n--x--\r\n',
+        400,
+        "bad_request",
+    )
 
 
 @pytest.mark.parametrize(("kind", "body", "status", "code"), FORMS.values(), ids=FORMS.keys())

@@ -157,6 +157,16 @@ def test_a_form_is_read_by_the_types_of_its_fields(server: Running) -> None:
     assert isinstance(null["request"]["seed"], int) and null["request"]["prompt"] == "null"
 
 
+def test_numbers_and_ticks_of_a_form_are_read_in_their_plain_spelling(server: Running) -> None:
+    form = {"prompt": "é", "seed": "007", "guidance_scale": "2.50", "vae_tiling": "on", "num_inference_steps": "2"}
+    answer = server.client.post("/api/v1/test/draw", files={name: (None, value) for name, value in form.items()})
+    assert answer.status_code == 200, answer.text
+    wish = answer.json()["request"]
+    assert (wish["prompt"], wish["seed"], wish["guidance_scale"], wish["vae_tiling"]) == ("é", 7, 2.5, True)
+    same = {**form, "seed": 7, "guidance_scale": 2.5, "vae_tiling": True, "num_inference_steps": 2}
+    assert server.client.post("/api/v1/test/draw", json=same).json()["request"] == wish
+
+
 def test_lists_in_a_form(server: Running) -> None:
     loras = '[{"model": "lcm-lora-sdxl", "weight": 0.5}]'
     for given in (loras, loras[1:-1]):
