@@ -129,6 +129,15 @@ Height = Annotated[
     int | None, field("Height in pixels; null: the model's own.", kind="size", ge=64, le=4096, multiple_of=8)
 ]
 Strength = Annotated[float, field("How much of the picture is made anew: 0 keeps it, 1 ignores it.", gt=0, le=1)]
+RepaintStrength = Annotated[
+    float | None,
+    field(
+        "How much of the masked part is made anew: 0 keeps it, 1 ignores it; null: 0.99, or 1 where that would leave "
+        "out one of few steps.",
+        gt=0,
+        le=1,
+    ),
+]
 InitImage = Annotated[ImageReference, field("The picture to start from.", kind="image")]
 MaskImage = Annotated[
     ImageReference, field("The mask, as large as the picture: white is repainted, black is kept.", kind="mask")

@@ -6,7 +6,16 @@ from app.core.capability import Capability, Context, Door, ModelRequest, Pipelin
 from app.core.fields import InitImage, NewHeight, NewWidth, Strength
 from app.errors import InvalidRequest
 from app.imaging.crop import pad_to_multiple
-from app.imaging.sizes import LARGEST_WORK, Size, largest_area, require_a_step, require_pixels, round_near, within_area
+from app.imaging.sizes import (
+    LARGEST_WORK,
+    Size,
+    largest_area,
+    lost_strength,
+    require_a_step,
+    require_pixels,
+    round_near,
+    within_area,
+)
 
 
 class ImageToImageRequest(ModelRequest):
@@ -44,6 +53,7 @@ def run(request: ImageToImageRequest, context: Context) -> Result:
             ).images[0]
             for generator in context.generators(request.seed, request.num_images_per_prompt)
         ]
+    notes += lost_strength(request.num_inference_steps, request.strength)
     return Result(images=[picture.crop((0, 0, *size)) for picture in images], seeds=request.seeds, notes=notes)
 
 

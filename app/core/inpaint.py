@@ -1,13 +1,22 @@
 """Repaint the white part of a mask and keep every byte outside it."""
 
 from PIL import Image
+from pydantic import model_validator
 
 from app.core.capability import Capability, Context, Door, ModelRequest, Pipeline, Result
-from app.core.fields import InitImage, MaskBlur, MaskImage, MaskPadding, Overlay, Strength
+from app.core.fields import InitImage, MaskBlur, MaskImage, MaskPadding, Overlay, RepaintStrength
 from app.errors import InvalidRequest
 from app.imaging.crop import Sheet, box_around, lay_out
 from app.imaging.masks import fade_inwards, sees_white, white_box
-from app.imaging.sizes import largest_area, of_area, require_a_step, within_area
+from app.imaging.sizes import (
+    Size,
+    largest_area,
+    lost_strength,
+    of_area,
+    require_a_step,
+    whole_strength,
+    within_area,
+)
 
 
 class InpaintRequest(ModelRequest):
@@ -16,9 +25,16 @@ class InpaintRequest(ModelRequest):
     image: InitImage
     mask_image: MaskImage
     padding_mask_crop: MaskPadding = 32
-    strength: Strength = 0.99
+    strength: RepaintStrength = None
     mask_blur: MaskBlur = 4
     overlay: Overlay = True
+
+    @model_validator(mode="after")
+    def fills_strength(self) -> "InpaintRequest":
+        """As soon as the steps are known, so that a recipe says which strength a picture was made with."""
+        if self.strength is None and self.num_inference_steps is not None:
+            object.__setattr__(self, "strength", whole_strength(self.num_inference_steps))
+        return self
 
 
 def check(request: InpaintRequest, door: Door) -> None:
@@ -53,19 +69,26 @@ def run(request: InpaintRequest, context: Context) -> Result:
     else:
         images = [sheet.cut(picture) for picture in painted]
     where = {"box": list(sheet.box), "work_size": list(sheet.scaled)}
+    notes += lost_strength(request.num_inference_steps, request.strength)
     return Result(images=images, seeds=request.seeds, data=where, notes=notes)
 
 
 def sheet_for(
     request: InpaintRequest, image: Image.Image, mask: Image.Image, pipeline: Pipeline
 ) -> tuple[Sheet, list[str]]:
-    """What the model works on: the part around the mask at the model's own size, or the whole picture."""
+    """What the model works on: the part around the mask at a size that suits the model, or the whole picture."""
     white, multiple = white_box(mask), pipeline.size_multiple
-    model_area = pipeline.default_size[0] * pipeline.default_size[1]
     if request.padding_mask_crop is not None:
         box = box_around(white, request.padding_mask_crop, image.size, pipeline.default_size)
-        scaled = of_area((box[2] - box[0], box[3] - box[1]), model_area, multiple)
-        return lay_out(image, mask, box, scaled, multiple=multiple, cover=True), []
+        own = (box[2] - box[0], box[3] - box[1])
+        scaled = size_for_part(own, pipeline)
+        sheet = lay_out(image, mask, box, scaled, multiple=multiple, cover=True)
+        if own[0] * own[1] <= largest_area(pipeline.default_size):
+            return sheet, []
+        return sheet, [
+            f"The part of {own[0]}x{own[1]} around the mask was worked on at {scaled[0]}x{scaled[1]}, the most that "
+            "this model works well at; smaller masks, one after the other, keep finer detail."
+        ]
     size = within_area(image.size, largest_area(pipeline.default_size))
     sheet = lay_out(image, mask, (0, 0, *image.size), size, multiple=multiple)
     if not sees_white(sheet.mask, multiple):
@@ -79,6 +102,14 @@ def sheet_for(
         f"The picture of {image.width}x{image.height} was worked on at {size[0]}x{size[1]}, the most that this model "
         "works well at; padding_mask_crop works on the part around the mask alone, in finer detail."
     ]
+
+
+def size_for_part(own: Size, pipeline: Pipeline) -> Size:
+    """A small part is enlarged to the model's own area; a larger one stays as it is, as far as the model works well."""
+    model_area = pipeline.default_size[0] * pipeline.default_size[1]
+    if own[0] * own[1] < model_area:
+        return of_area(own, model_area, pipeline.size_multiple)
+    return within_area(own, largest_area(pipeline.default_size))
 
 
 INPAINT = Capability(

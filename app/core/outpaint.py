@@ -8,7 +8,7 @@ from app.core.fields import InitImage, Margin, Seam, Strength
 from app.imaging.canvas import Margins, border_mask, extend, seam_alpha
 from app.imaging.crop import Sheet, box_around, lay_out
 from app.imaging.masks import white_box
-from app.imaging.sizes import LARGEST_RESULT, largest_area, require_a_step, require_pixels, within_area
+from app.imaging.sizes import LARGEST_RESULT, largest_area, lost_strength, require_a_step, require_pixels, within_area
 
 
 class OutpaintRequest(ModelRequest):
@@ -65,6 +65,7 @@ def run(request: OutpaintRequest, context: Context) -> Result:
         ]
     alpha = seam_alpha(image.size, request.margins, request.seam)
     where = {"box": list(sheet.box), "work_size": list(sheet.scaled)}
+    notes += lost_strength(request.num_inference_steps, request.strength)
     images = [sheet.lay_over(canvas, picture, alpha) for picture in painted]
     return Result(images=images, seeds=request.seeds, data=where, notes=notes)
 

@@ -5,7 +5,7 @@ from PIL import Image
 from app.core.capability import Capability, Context, Door, ModelRequest, Pipeline, Result
 from app.core.fields import Height, SecondPassScale, SecondPassSteps, SecondPassStrength, Width
 from app.errors import InvalidRequest
-from app.imaging.sizes import LARGEST_WORK, Size, require_a_step, require_pixels, round_up
+from app.imaging.sizes import LARGEST_WORK, Size, lost_strength, require_a_step, require_pixels, round_up
 
 
 class TextToImageRequest(ModelRequest):
@@ -52,6 +52,7 @@ def run(request: TextToImageRequest, context: Context) -> Result:
         notes.append(
             f"First made at {width}x{height}, then enlarged and refined at {images[0].width}x{images[0].height}."
         )
+        notes += lost_strength(second_steps(request), request.second_pass_strength)
     return Result(images=images, seeds=request.seeds, notes=notes)
 
 

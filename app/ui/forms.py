@@ -34,6 +34,9 @@ from app.ui.controls import (
 )
 from app.ui.model_choices import ModelChoices
 
+IN_SIGHT = {"strength"}
+"""Knobs that stand beside the others although an empty box means something for them."""
+
 ADVANCED = {"second_pass_strength", "mask_blur", "seam"}
 WORDS_AND_PICTURES = {"prompt", "image", "images", "mask"}
 LAST_KNOBS = ("num_inference_steps", "guidance_scale", "num_images_per_prompt", "seed", "loras")
@@ -107,7 +110,7 @@ def builder_of(question: Question, kind: str | None) -> Callable[[Question], Con
 
 def is_advanced(question: Question, kind: str | None) -> bool:
     """Whether a field stands under Advanced: optional things beyond the usual knobs."""
-    if question.name in CLEAR_BY_ITSELF or question.info.is_required():
+    if question.name in CLEAR_BY_ITSELF | IN_SIGHT or question.info.is_required():
         return False
     if kind in {*WORDS_AND_PICTURES, "model", "size"}:
         return False

@@ -48,6 +48,55 @@ def test_outside_the_mask_the_bytes_are_the_inputs(studio, family, padding, blur
     assert (inside.max(axis=-1) > 0).mean() > 0.8
 
 
+@pytest.mark.parametrize(("steps", "strength"), [(1, 1.0), (4, 1.0), (9, 1.0), (10, 0.99), (30, 0.99)])
+def test_no_strength_said_repaints_wholly_also_in_few_steps(studio, stock, family, steps, strength):
+    image, mask = noise((64, 64)), block((64, 64), (16, 8, 40, 48))
+    more = {"num_inference_steps": steps, "model": family, "padding_mask_crop": None, "overlay": False}
+    request = wish(studio, image, mask, **more)
+    assert request.strength == request.model_dump(mode="json")["strength"] == strength
+    check(request, studio)
+    result = inpaint(request, studio)
+    assert result.notes == [] and studio.steps_reported()[-1][0] >= int(strength * steps)
+    by_hand = stock["inpaint"](
+        **BY_HAND | {"num_inference_steps": steps},
+        image=image,
+        mask_image=mask,
+        width=64,
+        height=64,
+        strength=strength,
+        generator=seeded(7),
+    ).images[0]
+    assert (pixels(result.images[0]) == pixels(by_hand)).all()
+
+
+def test_no_strength_said_waits_for_the_steps(studio):
+    image, mask = noise((64, 64)), block((64, 64), (16, 8, 40, 48))
+    waiting = wish(studio, image, mask, num_inference_steps=None)
+    assert waiting.strength is None
+    assert wish(studio, image, mask, num_inference_steps=None, strength=0.5).strength == 0.5
+    assert InpaintRequest.model_validate(waiting.model_dump() | {"num_inference_steps": 4}).strength == 1.0
+
+
+def test_steps_that_a_strength_leaves_out_are_said(mirrors):
+    image, mask = noise((64, 64)), block((64, 64), (16, 8, 40, 48))
+    notes = inpaint(wish(mirrors, image, mask, strength=0.99), mirrors).notes
+    assert len(notes) == 1 and "strength 0.99 leaves 3" in notes[0] and "0.75" in notes[0]
+    assert inpaint(wish(mirrors, image, mask, strength=0.8), mirrors).notes == []
+
+
+def test_a_part_larger_than_the_models_size_keeps_its_pixels_as_far_as_the_model_works_well(mirrors, mirror):
+    image = noise((400, 400))
+    for side, worked_on, said in ((100, 100, False), (128, 128, False), (200, 128, True)):
+        box = (50, 50, 50 + side, 50 + side)
+        result = inpaint(wish(mirrors, image, block((400, 400), box), padding_mask_crop=0), mirrors)
+        assert result.data["box"] == list(box)
+        assert result.data["work_size"] == [worked_on, worked_on]
+        assert bool(result.notes) is said
+        if side == 100:
+            assert (pixels(mirror.calls[-1]["image"])[:100, :100] == pixels(image)[50:150, 50:150]).all()
+    assert "200x200" in result.notes[0] and "128x128" in result.notes[0]
+
+
 @pytest.mark.parametrize("padding", [None, 3])
 @pytest.mark.parametrize("size", [(61, 43), (64, 64), (5, 9)])
 def test_nothing_shifts(mirrors, mirror, padding, size):

@@ -183,6 +183,13 @@ def test_a_strength_that_leaves_no_step_is_refused(studio):
         check_text_to_image(TextToImageRequest(**COMMON, **second, second_pass_steps=1), studio)
 
 
+def test_steps_that_a_strength_leaves_out_are_said(mirrors):
+    image = mirrors.put(noise((64, 64)))
+    notes = image_to_image(ImageToImageRequest(**COMMON, image=image, strength=0.6), mirrors).notes
+    assert len(notes) == 1 and "strength 0.6 leaves 1" in notes[0] and "0.33" in notes[0]
+    assert image_to_image(ImageToImageRequest(**COMMON, image=image, strength=0.7), mirrors).notes == []
+
+
 def test_cancelling_stops_within_the_step(studio):
     studio._report = lambda kind, data: (studio.reports.append((kind, data)), studio.cancelled.set())
     with pytest.raises(JobCancelled):

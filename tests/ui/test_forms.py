@@ -101,6 +101,19 @@ def test_an_empty_negative_prompt_is_none_and_not_an_empty_text(library):
         assert form.read(typed)["negative_prompt"] == expected
 
 
+def test_an_empty_strength_of_inpaint_is_none_and_stays_in_sight(library):
+    inpaint = next(capability for capability in CATALOG if capability.name == "inpaint")
+    form = form_of(inpaint, library)
+    box = form.widget("strength")
+    assert box.placeholder == "0.99" and "strength" not in {
+        question.name for group, question, _ in form._pending if group == "advanced"
+    }
+    typed = values_of(form)
+    assert form.read(typed)["strength"] is None
+    typed[form.widgets.index(box)] = "0.5"
+    assert form.read(typed)["strength"] == 0.5
+
+
 def test_empty_boxes_say_what_empty_means(library, tmp_path):
     form = form_of(CATALOG[0], library)
     assert form.widget("num_inference_steps").placeholder.startswith("auto (")
