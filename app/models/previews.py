@@ -1,9 +1,15 @@
-"""A cheap picture of unfinished latents: one linear map from latent channels to colours, no decoder.
+"""A cheap picture of what a run is about to make: one linear map from latent channels to colours, no decoder.
 
-The published autoencoders have known maps; any other one's is fitted once, from how it encodes flat colours.
+Shown is not the noisy latents of a step but what the step foretells of the finished ones: the scheduler's own
+estimate where it gives one, else the arithmetic of its prediction type. The published autoencoders have known maps;
+any other one's is fitted once, from how it encodes flat colours.
 """
 
+import functools
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +37,64 @@ SDXL_MAP = [
 ]
 
 _fitted: "weakref.WeakKeyDictionary[Any, torch.Tensor]" = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one call of a scheduler's `step` was told and, where it said so, what it foretold; tensors [batch, ...]."""
+
+    model_output: torch.Tensor
+    timestep: Any
+    sample: torch.Tensor
+    foretold: torch.Tensor | None
+
+
+_last_steps: "weakref.WeakKeyDictionary[Any, Step]" = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def watching(scheduler: Any) -> Iterator[None]:
+    """Remember the scheduler's last step for `estimate`; on leaving, it is as it was."""
+    step = scheduler.step
+
+    # Pipelines read the signature of `step` to know what it takes; `wraps` keeps it readable.
+    @functools.wraps(step)
+    def watched(
+        model_output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
+        *more: Any,
+        return_dict: bool = True,
+        **named: Any,
+    ) -> Any:
+        answer = step(model_output, timestep, sample, *more, return_dict=True, **named)
+        foretold = getattr(answer, "pred_original_sample", getattr(answer, "denoised", None))
+        _last_steps[scheduler] = Step(model_output, timestep, sample, foretold)
+        return answer if return_dict else answer.to_tuple()
+
+    scheduler.step = watched
+    try:
+        yield
+    finally:
+        del scheduler.step
+        _last_steps.pop(scheduler, None)
+
+
+def estimate(scheduler: Any, latents: torch.Tensor) -> torch.Tensor:
+    """The finished latents as the last step foretells them; `latents` where it cannot be told."""
+    last = _last_steps.get(scheduler)
+    if last is None:
+        return latents
+    if last.foretold is not None:
+        return last.foretold
+    kept = scheduler.alphas_cumprod[int(last.timestep)].to(last.sample.device)
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return (last.sample - (1 - kept).sqrt() * last.model_output) / kept.sqrt()
+        case "v_prediction":
+            return kept.sqrt() * last.sample - (1 - kept).sqrt() * last.model_output
+        case _:
+            return latents
 
 
 def preview(vae: Any, latents: torch.Tensor) -> Image.Image:

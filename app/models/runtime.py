@@ -193,6 +193,7 @@ class Runtime:
         with ExitStack() as stack:
             checkpoint = stack.enter_context(self._cache.borrow(key, load, estimate=self._estimate(row, parts)))
             stock = checkpoint.view(task, scheduler)
+            stack.enter_context(previews.watching(stock.scheduler))
             stack.enter_context(adapters.loras(stock, lora_additions, checkpoint.lora_shelf))
             models = [part for name in ("text_encoder", "text_encoder_2") if (part := checkpoint.components.get(name))]
             vectors = stack.enter_context(adapters.textual_inversions(models, inversions))
@@ -211,9 +212,9 @@ class Runtime:
         return self.device.generators(seed, count)
 
     def preview(self, pipeline: Any, latents: torch.Tensor) -> Image.Image:
-        """A cheap picture of unfinished latents; `pipeline` is the borrowed one or the stock one inside it."""
+        """A cheap picture of what the last step foretells; `pipeline` is the borrowed one or the stock one in it."""
         stock = getattr(pipeline, "stock", pipeline)
-        return previews.preview(stock.vae, latents)
+        return previews.preview(stock.vae, previews.estimate(stock.scheduler, latents))
 
     def memory(self) -> dict[str, Any]:
         """The device's bytes and every model's place, as plain data."""

@@ -1,5 +1,6 @@
 """Previews are cheap and show the colours that the decoder will show."""
 
+import inspect
 import time
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from app.models import previews
+from app.models import previews, schedulers
+from tests.models.tiny_checkpoints import PUBLISHED_SCHEDULE
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,33 @@ def test_published_autoencoders_have_known_maps(scaling, expected):
         )
     previews.preview(vae, torch.zeros(1, 4, 8, 8))
     assert torch.equal(previews._colour_map(vae), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", schedulers.SCHEDULERS)
+def test_every_step_foretells_the_finished_latents(name, prediction_type):
+    """A model that knows the picture: whatever the noise, each step's estimate is that picture."""
+    scheduler = schedulers.create(name, {**PUBLISHED_SCHEDULE, "prediction_type": prediction_type})
+    draw = torch.Generator().manual_seed(3)
+    finished = torch.randn(1, 4, 8, 8, generator=draw)
+    scheduler.set_timesteps(8)
+    sample = torch.randn(1, 4, 8, 8, generator=draw) * scheduler.init_noise_sigma
+    cumulative = scheduler.alphas_cumprod.double().numpy()
+    plain = inspect.signature(scheduler.step)
+    with previews.watching(scheduler):
+        assert inspect.signature(scheduler.step) == plain
+        for timestep in scheduler.timesteps:
+            seen = scheduler.scale_model_input(sample, timestep)
+            sigma = np.interp(float(timestep), range(1000), ((1 - cumulative) / cumulative) ** 0.5)
+            kept = 1 / (sigma**2 + 1)
+            noise = (seen - kept**0.5 * finished) / (1 - kept) ** 0.5
+            said = noise if prediction_type == "epsilon" else kept**0.5 * noise - (1 - kept) ** 0.5 * finished
+            before, sample = sample, scheduler.step(said.float(), timestep, sample, return_dict=False)[0]
+            foretold = previews.estimate(scheduler, sample)
+            assert (foretold - finished).abs().mean() < 0.12
+            assert foretold.shape == before.shape
+    assert previews.estimate(scheduler, sample) is sample
+    assert "step" not in vars(scheduler)
 
 
 def test_a_preview_of_a_large_picture_takes_less_than_fifteen_milliseconds(runtime):
