@@ -108,6 +108,36 @@ def test_killing_the_worker_loses_nothing(tmp_path: Path) -> None:
     tell("worker killed", figures)
 
 
+def test_with_the_default_settings_no_job_is_given_up(tmp_path: Path) -> None:
+    """Server and worker are killed in turn; what was struck ends before the next blow, as it would between crashes."""
+    began = time.monotonic()
+    server = Server(tmp_path, catalog=CATALOG, max_attempts=None)
+    server.start()
+    load = Load(server, "test/paint", PAINT, clients=2, ahead=10)
+    for cycle in range(CYCLES):
+        struck = server.wait_until(lambda: running_job(server), "keep its worker busy")
+        if cycle % 2:
+            wait_for_another_worker(server, kill_worker(server))
+        else:
+            kill_server(server)
+            server.start()
+        server.wait_until(lambda job=struck: is_done(server, job), "finish what was struck")
+    tell("server and worker killed with the default settings", finish(server, load, CYCLES, began))
+
+
+def running_job(server: Server) -> str | None:
+    """The job that the worker holds."""
+    jobs = server.request("/api/v1/jobs?status=running&limit=1")["jobs"]
+    return jobs[0]["id"] if jobs else None
+
+
+def is_done(server: Server, job: str) -> bool:
+    """Whether it has ended well; that it failed is an error of its own."""
+    status = server.request(f"/api/v1/jobs/{job}")["status"]
+    assert status != "failed", f"{job} was given up"
+    return status == "succeeded"
+
+
 def test_killing_server_and_worker_while_the_embedded_model_draws(tmp_path: Path) -> None:
     if not ModelLibrary(tmp_path / "look").get("pocket").installed:
         pytest.skip("the embedded model's weights are not there: `eis pocket train` makes them")
