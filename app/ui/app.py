@@ -5,7 +5,7 @@ The page speaks to the service in this process; pictures cross as references, an
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -15,6 +15,7 @@ from app.core.service import Service
 from app.errors import ServiceError
 from app.ui.gallery import Gallery
 from app.ui.header import header
+from app.ui.origin import wish_of
 from app.ui.panel import QUIET, Panel
 from app.ui.parts import model_list, part
 from app.ui.queue_page import QueuePage
@@ -43,6 +44,7 @@ class Page:
         """The page, ready to be mounted."""
         with gr.Blocks(title="Edit Image Service", analytics_enabled=False, fill_width=True) as page:
             session = gr.State(Session())
+            self.kept = [kept_form(capability.name) for capability in self.service.catalog]
             self.header = part("", elem_classes=["eis-top"])
             self.clock = gr.Timer(SECONDS_UNTIL_LOOKED_AFTER)
             with gr.Tabs(elem_classes=["eis-tabs"]) as self.outer:
@@ -87,7 +89,8 @@ class Page:
 
     def add_panel(self, capability: Any, session: gr.State) -> None:
         """The form and stage of one capability."""
-        self.panels[capability.name] = Panel(self.service, capability, session)
+        kept = self.kept[self.service.catalog.index(capability)]
+        self.panels[capability.name] = Panel(self.service, capability, session, kept)
 
     def connect(self, gallery_tab: gr.Tab, jobs_tab: gr.Tab, models_tab: gr.Tab) -> None:
         """Attach every listener."""
@@ -101,7 +104,11 @@ class Page:
         widgets = [widget for panel in self.panels.values() for widget in panel.form.widgets]
         outputs = [self.outer, *self.inner.values(), *widgets]
         for source in (self.gallery.detail, *(panel.stage for panel in self.panels.values())):
-            source.act(self.deliver, None, outputs, **QUIET)
+            source.act(self.deliver, self.prompts, outputs, **QUIET)
+        for panel in self.panels.values():
+            for picture in panel.form.picture_inputs:
+                picture.act(self.deliver, self.prompts, outputs, **QUIET)
+                picture.act(self.taker(panel), None, panel.form.widgets, **QUIET)
         for panel in self.panels.values():
             for note in (note for control in panel.form.controls for note in control.notes):
                 note.act(lambda: gr.Tabs(selected="models"), None, self.outer, **QUIET)
@@ -109,6 +116,12 @@ class Page:
         models_tab.select(None, None, self.models, js="() => Date.now()", queue=False, api_visibility="private")
         chosen = [panel.form.widget("model") for panel in self.panels.values() if panel.form.widget("model")]
         self.models.act(self.models_changed, chosen, widgets, **QUIET)
+
+    @property
+    def prompts(self) -> list[Any]:
+        """The prompt of each form that has one, in the order of the forms."""
+        found = [panel.form.widget("prompt") for panel in self.panels.values()]
+        return [widget for widget in found if widget is not None]
 
     def targets(self) -> list[tuple[str, str]]:
         """(where, words) of everything that takes a picture."""
@@ -149,40 +162,66 @@ class Page:
                 shown, said = now, time.monotonic()
             await asyncio.sleep(SECONDS_BETWEEN_HEADERS)
 
-    async def deliver(self, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+    async def deliver(self, event: gr.EventData, request: gr.Request, *prompts: str) -> dict[Any, Any]:
         """Send a picture to a form, or fill a form with a picture's settings, and go there."""
         data: Mapping[str, Any] = event._data or {}
         try:
             if data.get("action") == "send":
-                return await asyncio.to_thread(self.sent, data, owner_of(request))
+                return await asyncio.to_thread(self.sent, data, prompts, owner_of(request))
             if data.get("action") == "settings":
                 return await asyncio.to_thread(self.set, str(data["image"]), owner_of(request))
         except ServiceError as error:
             warn(error.message)
         return {self.outer: gr.skip()}
 
-    def sent(self, data: Mapping[str, Any], owner: str) -> dict[Any, Any]:
-        """A picture on its way to a form."""
+    def taker(self, panel: Panel) -> Callable[..., Any]:
+        """A listener that fills a form with what the file of a picture in it says; its pictures stay."""
+
+        async def take(event: gr.EventData, request: gr.Request) -> list[Any]:
+            data: Mapping[str, Any] = event._data or {}
+            if data.get("action") == "take":
+                try:
+                    return await asyncio.to_thread(self.taken, panel, str(data["image"]), owner_of(request))
+                except ServiceError as error:
+                    warn(error.message)
+            return [gr.skip() for _ in panel.form.widgets]
+
+        return take
+
+    def taken(self, panel: Panel, reference: str, owner: str) -> list[Any]:
+        """Updates of a form's own widgets."""
+        require_own(self.service, reference, owner)
+        _, said = wish_of(self.service.storage.metadata(reference))
+        return panel.form.settled(panel.form.sensible(said))
+
+    def sent(self, data: Mapping[str, Any], prompts: Sequence[str], owner: str) -> dict[Any, Any]:
+        """A picture on its way to a form, and its prompt with it where the form has none yet."""
         name, _, field = str(data.get("value")).partition(":")
         panel = self.panels[name]
         reference = str(data["image"])
         require_own(self.service, reference, owner)
         width, height = self.service.storage.size(reference)
         value = {"image": reference, "width": width, "height": height}
-        return {**self.to(name), panel.form.pictures[field]: gr.update(value=value)}
+        found = {**self.to(name), panel.form.pictures[field]: gr.update(value=value)}
+        box = panel.form.widget("prompt")
+        said = dict(zip(self.prompts, prompts, strict=True))
+        if box is not None and not (said[box] or "").strip():
+            _, wish = wish_of(self.service.storage.metadata(reference))
+            found[box] = gr.update(value=panel.form.sensible(wish).get("prompt") or "")
+        return found
 
     def set(self, reference: str, owner: str) -> dict[Any, Any]:
         """A picture's recipe back into its form, its input picture included while it exists."""
         require_own(self.service, reference, owner)
-        recipe = self.service.storage.metadata(reference).get("recipe") or {}
-        panel = self.panels.get(str(recipe.get("capability")))
+        capability, said = wish_of(self.service.storage.metadata(reference))
+        panel = self.panels.get(capability)
         if panel is None:
             warn("The picture does not say how it was made.")
             return {self.outer: gr.skip()}
-        request = dict(recipe.get("request") or {})
+        request = panel.form.sensible(said)
         for field in panel.form.pictures:
-            mask = request.get(panel.form.masks.get(field, ""))
-            request[field] = self.picture_value(request.get(field), owner, mask)
+            mask = said.get(panel.form.masks.get(field, ""))
+            request[field] = self.picture_value(said.get(field), owner, mask)
         shown = dict(zip(panel.form.widgets, panel.form.settled(request), strict=True))
         return {**self.to(panel.name), **shown}
 
@@ -219,6 +258,17 @@ class Page:
             model = next(models) if panel.form.widget("model") else "auto"
             updates += panel.form.after_models_changed(model or "auto", gone)
         return updates
+
+
+def kept_form(name: str) -> gr.BrowserState:
+    """What the browser keeps of one form, and shows to nobody else.
+
+    One key for each: a page writes its own copy of a key whole, so two that are open would undo each other. It must not
+    stand inside a tab, where Gradio reads it only once the tab is opened. The secret is a plain word, which only spares
+    Gradio from drawing a new one at each start.
+    """
+    key = f"eis.form.{name}"
+    return gr.BrowserState({}, storage_key=key, secret=key)
 
 
 def build_ui(service: Service, *, version: str = "") -> gr.Blocks:

@@ -103,7 +103,8 @@ def prompt(question: Question) -> Control:
         placeholder=question.description.partition(";")[0].rstrip("."),
         elem_classes=["eis-prompt"] if main else [],
     )
-    return plain(question, widget, lambda value: value or (None if question.nullable else ""))
+    nothing = None if question.nullable else ""
+    return plain(question, widget, lambda value: value or nothing, lambda value: value or "")
 
 
 def number(question: Question) -> Control:

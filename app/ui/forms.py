@@ -9,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import gradio as gr
+from pydantic import ValidationError
 
 from app.core.capability import Capability
 from app.ui.controls import (
@@ -38,7 +39,8 @@ IN_SIGHT = {"strength"}
 """Knobs that stand beside the others although an empty box means something for them."""
 
 ADVANCED = {"second_pass_strength", "mask_blur", "seam"}
-WORDS_AND_PICTURES = {"prompt", "image", "images", "mask"}
+PICTURES = {"image", "images", "mask"}
+WORDS_AND_PICTURES = {"prompt", *PICTURES}
 LAST_KNOBS = ("num_inference_steps", "guidance_scale", "num_images_per_prompt", "seed", "loras")
 
 def members(annotation: Any) -> set[Any]:
@@ -184,6 +186,18 @@ class Form:
             updates += control.refresh(model) if control.refresh else [gr.skip() for _ in control.widgets]
         return updates
 
+    def sensible(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """What of a wish from anywhere this form can show: fields that it has, values that they take, no pictures."""
+        wish = self.capability.request
+        by_kind = kinds(wish)
+        known = {name: said[name] for name in wish.model_fields if name in said and by_kind[name] not in PICTURES}
+        try:
+            wish.model_validate(known)
+        except ValidationError as error:
+            wrong = {entry["loc"][0] for entry in error.errors(include_input=False) if entry["loc"]}
+            return {name: value for name, value in known.items() if name not in wrong}
+        return known
+
     def settled(self, request: Mapping[str, Any]) -> list[Any]:
         """Updates that make the form say this request, and what empty means for the model that it names."""
         model = self.choices.known(str(request.get("model") or "auto"))
@@ -208,6 +222,11 @@ class Form:
         return {
             name: control.widgets[at] for control in self.controls for name, at in control.pictures.items()
         }
+
+    @property
+    def picture_inputs(self) -> list[Any]:
+        """Every widget that takes a picture."""
+        return [widget for control in self.controls if control.pictures for widget in control.widgets]
 
     @property
     def masks(self) -> dict[str, str]:

@@ -23,7 +23,6 @@ RECENT = 12
 FOUND_JOBS = 20
 """Jobs of each state that a form takes up again when the page is opened."""
 
-KEPT_FORM = "eis.form."
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """What every listener says: no Gradio spinner over our own, and nothing of the page in the public API."""
 
@@ -31,15 +30,12 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 class Panel:
     """The tab of one capability."""
 
-    def __init__(self, service: Any, capability: Capability, session: gr.State) -> None:
+    def __init__(self, service: Any, capability: Capability, session: gr.State, kept: gr.BrowserState) -> None:
         self.service = service
         self.capability = capability
         self.name = capability.name
         self.session = session
-        # One key for each form: a page writes its own copy of a key whole, so two that are open would undo each other.
-        # The browser keeps this for itself; the word only spares Gradio from drawing a new secret at each start.
-        key = KEPT_FORM + self.name
-        self.kept = gr.BrowserState({}, storage_key=key, secret=key)
+        self.kept = kept
         self.targets: list[tuple[str, str]] = []
         self.choices = ModelChoices(service.models, capability.needs)
         self.form = Form(capability, self.choices)
@@ -239,7 +235,10 @@ class Panel:
         used = isinstance(kept, Mapping) and bool(kept)
         for job in self.under_way(owner):
             session.expect(self.name, job.id)
-        updates = self.form.settled(kept) if used else self.form.refresh("auto")
+        updates = self.form.refresh("auto")
+        if used:
+            pictures = {name: kept.get(name) for name in self.form.pictures}
+            updates = self.form.settled({**self.form.sensible(kept), **pictures})
         found = dict(zip(self.form.widgets, updates, strict=True))
         found[self.recent] = self.recent_pictures(owner)
         if running := session.next(self.name):

@@ -24,13 +24,16 @@ def own_input(kind: str, script: str, value: Any = None, **options: Any) -> gr.H
     return gr.HTML(
         value,
         html_template=f'<div class="{kind}"></div>',
-        js_on_load=f"eis.{script}(element, props, watch, {json.dumps(options)})",
+        js_on_load=f"eis.{script}(element, props, watch, {json.dumps(options)}, (data) => trigger('act', data))",
         apply_default_css=False,
     )
 
 
 def picture_picker(title: str) -> gr.HTML:
-    """A picture: `{"image": id, "width", "height"}`, or null. Drop, choose, or paste."""
+    """A picture: `{"image": id, "width", "height"}`, or null. Drop, choose, or paste.
+
+    Where its file says how it was made, buttons report `take` (into this form) and `settings` (as it was made).
+    """
     return own_input("eis-picker", "picker", title=title)
 
 

@@ -18,14 +18,15 @@
   const address = (value) => `api/v1/images/${value.image}?format=png`;
 
   /* The frame that both inputs share: an empty drop zone, a message, and `show(value)` once a picture is there. */
-  function frame(root, props, watch, title, show) {
+  function frame(root, props, watch, title, report, show) {
     const file = make("input", { type: "file", accept: ACCEPT, hidden: true });
     const drop = make("button", { type: "button", className: "eis-drop" });
     drop.append(make("strong", { textContent: "Choose a picture" }), make("span", { textContent: "or drop or paste one here" }));
     const message = make("p", { className: "eis-error-line", hidden: true });
     message.setAttribute("role", "alert");
     const body = make("div", { className: "eis-picker-body" });
-    root.append(make("span", { className: "eis-label", textContent: title }), file, drop, body, message);
+    const origin = make("div", { className: "eis-bar eis-origin", hidden: true });
+    root.append(make("span", { className: "eis-label", textContent: title }), file, drop, body, origin, message);
 
     const say = (text) => { message.textContent = text; message.hidden = !text; };
     async function take(blob) {
@@ -57,6 +58,21 @@
       const first = [...document.querySelectorAll(".eis-picker")].find((other) => other.offsetParent !== null);
       if (item && first === root) take(item);
     });
+    /* A file that says how it was made offers that: a recipe of this service, or the infotext of another one. */
+    let looked = null;
+    async function lookInto(reference) {
+      if (looked === reference) return;
+      looked = reference;
+      origin.hidden = true;
+      if (!reference) return;
+      const answer = await fetch(`api/v1/images/${reference}/metadata`);
+      const said = answer.ok ? await answer.json() : {};
+      if (looked !== reference || !(said.infotext || said.recipe)) return;
+      const title = "The file says how the picture was made.";
+      const offer = (text, action) => make("button", { type: "button", className: "eis-button", title, textContent: text, onclick: () => report({ action, image: reference }) });
+      origin.replaceChildren(offer("Use its settings", "take"), offer("Open as it was made", "settings"));
+      origin.hidden = false;
+    }
     const clear = () => { say(""); props.value = null; draw(); };
     function draw() {
       const value = props.value && props.value.image ? props.value : null;
@@ -64,13 +80,14 @@
       body.hidden = !value;
       root.classList.toggle("filled", Boolean(value));
       show(body, value, { replace: () => file.click(), clear, say });
+      lookInto(value ? value.image : null);
     }
     watch("value", draw);
     draw();
   }
 
-  eis.picker = (element, props, watch, { title }) => {
-    frame(element.querySelector(".eis-picker"), props, watch, title, (body, value, { replace, clear }) => {
+  eis.picker = (element, props, watch, { title }, report) => {
+    frame(element.querySelector(".eis-picker"), props, watch, title, report, (body, value, { replace, clear }) => {
       body.replaceChildren();
       if (!value) return;
       const image = make("img", { src: address(value), alt: title, className: "eis-picked" });
@@ -95,10 +112,10 @@
   const PAINTED = ((255 << 24) | (MASK_COLOUR[2] << 16) | (MASK_COLOUR[1] << 8) | MASK_COLOUR[0]) >>> 0;
   const WHITE = 0xffffffff, BLACK = 0xff000000;
 
-  eis.painter = (element, props, watch, { title }) => {
+  eis.painter = (element, props, watch, { title }, report) => {
     let shown = null;
     eis.beforeGenerate.add(() => { if (element.isConnected) shown?.publish(); });
-    frame(element.querySelector(".eis-painter"), props, watch, title, (body, value, tools) => {
+    frame(element.querySelector(".eis-painter"), props, watch, title, report, (body, value, tools) => {
       if (!value) { shown = null; body.replaceChildren(); return; }
       if (shown && shown.image === value.image) { if ((value.mask || null) !== shown.mask()) shown.load(value.mask); return; }
       body.replaceChildren();

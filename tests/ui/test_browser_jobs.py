@@ -101,6 +101,14 @@ def test_send_to_from_the_gallery(squares_server, open_page):
     detail.locator("select").select_option(label="Fill")
     page.wait_for_selector(".eis-canvas:visible")
     assert page.locator(".eis-board img:visible").get_attribute("src") == source
+    prompt = page.locator(".eis-prompt textarea:visible")
+    assert prompt.input_value() == "sent from the gallery", "an empty prompt is filled"
+    prompt.fill("my own words")
+    tab(page, "Gallery")
+    detail.locator("select").select_option(label="Fill")
+    page.wait_for_selector(".eis-canvas:visible")
+    page.wait_for_timeout(500)
+    assert prompt.input_value() == "my own words", "written words stay"
 
 
 def test_a_refresh_finds_the_running_job_and_the_form(squares_server, open_page):

@@ -6,6 +6,7 @@ from urllib.request import Request, urlopen
 import pytest
 from PIL import Image, ImageChops
 
+from app.imaging.metadata import Origin, png_texts
 from tests.ui.capabilities import RED
 from tests.ui.serving import ROOT, server
 from tests.ui.test_browser_jobs import reload, tab
@@ -221,6 +222,39 @@ def test_what_is_no_picture_is_refused_in_words(squares_server, open_page, tmp_p
     message.wait_for()
     assert len(message.inner_text()) > 20 and "The server answered" not in message.inner_text()
     open_page.complaints[:] = [text for text in open_page.complaints if "Failed to load resource" not in text]
+
+
+INFOTEXT = """a lighthouse at night
+Negative prompt: blur
+Steps: 33, Sampler: Euler a, CFG scale: 6.5, Seed: 4711, Size: 96x64, Model: somebody"""
+
+
+def test_the_settings_inside_an_uploaded_file_are_offered(squares_server, open_page, striped, tmp_path):
+    path, image = striped
+    page = open_page(squares_server)
+    tab(page, "Fill")
+    file = page.locator(".eis-painter:visible input[type=file]").first
+    file.set_input_files(path)
+    page.wait_for_selector(".eis-canvas:visible")
+    told = tmp_path / "told.png"
+    image.save(told, pnginfo=png_texts(Origin(infotext=INFOTEXT)))
+    assert page.locator(".eis-origin:visible").count() == 0, "a file that says nothing offers nothing"
+    file.set_input_files(told)
+    page.locator(".eis-origin:visible").get_by_role("button", name="Use its settings").click()
+    prompt = page.locator(".eis-prompt textarea:visible")
+    page.wait_for_function("box => box.value === 'a lighthouse at night'", arg=prompt.element_handle())
+    assert page.locator(".eis-canvas:visible").count() == 1, "the picture stays"
+
+    recipe = {"capability": "slow", "request": {"prompt": "squares again", "seed": 12, "num_inference_steps": 4}}
+    ours = tmp_path / "ours.png"
+    image.save(ours, pnginfo=png_texts(Origin(recipe=recipe)))
+    source = page.locator(".eis-board img:visible").get_attribute("src")
+    file.set_input_files(ours)
+    page.wait_for_selector(f".eis-board img:not([src='{source}']):visible")
+    page.locator(".eis-origin:visible").get_by_role("button", name="Open as it was made").click()
+    page.wait_for_selector("#generate-slow:visible")
+    page.wait_for_function("box => box.value === 'squares again'", arg=prompt.element_handle())
+    assert page.get_by_label("Seed", exact=True).locator("visible=true").input_value() == "12"
 
 
 def test_pocket_draws_then_inpaints_what_was_sent_on(pocket_server, open_page):

@@ -14,6 +14,7 @@ from app.models.library import ModelLibrary
 from app.ui.controls import LEFT_OUT
 from app.ui.forms import Form, kinds
 from app.ui.model_choices import ModelChoices, size_presets
+from tests.api.test_models import lora_file
 from tests.ui.capabilities import CATALOG as TEST_CATALOG
 
 PICTURE = {"image": "0" * 26, "width": 64, "height": 64, "mask": "data:image/png;base64,AAAA"}
@@ -99,6 +100,8 @@ def test_an_empty_negative_prompt_is_none_and_not_an_empty_text(library):
     for text, expected in (("", None), (None, None), ("blur", "blur")):
         typed[at] = text
         assert form.read(typed)["negative_prompt"] == expected
+    shown = form.settled({"prompt": "x", "negative_prompt": None})
+    assert shown[at]["value"] == "", "settings without one empty the box"
 
 
 def test_an_empty_strength_of_inpaint_is_none_and_stays_in_sight(library):
@@ -153,6 +156,42 @@ def test_settings_bring_the_hints_of_their_model(library):
     assert updates[form.widgets.index(form.widget("model"))]["value"] == "sdxl"
     steps = updates[form.widgets.index(form.widget("num_inference_steps"))]
     assert steps["value"] == "" and steps["placeholder"] == "auto (30)"
+
+
+def test_loras_are_offered_to_models_of_their_family(library, tmp_path):
+    file = tmp_path / "large style.safetensors"
+    file.write_bytes(lora_file())
+    library.add(file)
+    form = form_of(CATALOG[0], library)
+    at = form.widgets.index(form.widget("loras"))
+
+    def offered(updates):
+        return [option["id"] for option in updates[at]["value"]["options"]]
+
+    assert offered(form.refresh("sdxl")) == ["large-style"] and offered(form.refresh("sd15")) == []
+    wish = {"prompt": "x", "model": "sd15", "loras": [{"model": "large-style", "weight": 0.5}]}
+    assert offered(form.settled(wish)) == []
+    assert offered(form.settled({**wish, "model": "sdxl"})) == ["large-style"]
+
+
+def test_of_a_wish_from_anywhere_only_what_the_form_takes_is_shown(library):
+    form = form_of(next(one for one in CATALOG if one.name == "inpaint"), library)
+    wild = {
+        "prompt": "a cat",
+        "scheduler": "Restart",
+        "num_inference_steps": 20,
+        "guidance_scale": "nan",
+        "seed": -1,
+        "loras": 7,
+        "textual_inversions": [[]],
+        "model": "v1-5-pruned",
+        "image": "../../etc/passwd",
+        "mask_image": {"a": 1},
+        "width": 512,
+        "sampler": None,
+    }
+    assert form.sensible(wild) == {"prompt": "a cat", "num_inference_steps": 20, "model": "v1-5-pruned"}
+    assert len(form.settled(form.sensible(wild))) == len(form.widgets)
 
 
 def test_what_is_no_number_is_refused_by_name(library):
