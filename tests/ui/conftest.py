@@ -13,7 +13,7 @@ import pytest
 
 from tests.ui.serving import server
 
-PATIENCE = 90_000
+PATIENCE = 1000 * int(os.environ.get("EIS_TEST_PATIENCE", "90"))
 """Milliseconds that a busy machine may take; every wait ends as soon as its condition holds."""
 
 CHROMIUM = Path(os.environ.get("EIS_CHROMIUM", "/usr/bin/chromium"))

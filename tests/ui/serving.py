@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = re.compile(r"page\s+(http://127\.0\.0\.1:\d+)")
-SECONDS_TO_START = 180
+SECONDS_TO_START = 2 * int(os.environ.get("EIS_TEST_PATIENCE", "90"))
 
 
 @contextmanager
