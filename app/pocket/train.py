@@ -126,6 +126,9 @@ def export(pipeline: StableDiffusionXLPipeline, out: Path, network: classifier.T
     """Write the weights folder: diffusers' layout, safetensors, float16, and the check's classifier."""
     for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.unet):
         module.to("cpu", torch.float16)
+    for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):  # their files would keep how they were last called
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     pipeline.save_pretrained(part, safe_serialization=True)
