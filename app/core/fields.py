@@ -128,12 +128,12 @@ Width = Annotated[
 Height = Annotated[
     int | None, field("Height in pixels; null: the model's own.", kind="size", ge=64, le=4096, multiple_of=8)
 ]
-Strength = Annotated[float, field("How much of the picture is made anew: 0 keeps it, 1 ignores it.", gt=0, le=1)]
+Strength = Annotated[float, field("How much of the picture is made anew: near 0 keeps it, 1 ignores it.", gt=0, le=1)]
 RepaintStrength = Annotated[
     float | None,
     field(
-        "How much of the masked part is made anew: 0 keeps it, 1 ignores it; null: 0.99, or 1 where that would leave "
-        "out one of few steps.",
+        "How much of the masked part is made anew: near 0 keeps it, 1 ignores it; null: 0.99, or 1 where that would "
+        "leave out one of few steps.",
         gt=0,
         le=1,
     ),

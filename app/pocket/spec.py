@@ -13,7 +13,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 WIDTH = HEIGHT = 128
 NUM_INFERENCE_STEPS = 16
-GUIDANCE_SCALE = 3.0
+GUIDANCE_SCALE = 2.0
 SCHEDULER = "DDIM"
 DTYPE = "float32"  # how it computes on a CPU; the files hold float16
 
@@ -37,7 +37,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(128, (16, 16, 48, 96), (64, 128, 256), 1, (96, 160), 3, 130_000, 48_000, 100_000, 272_000, 64),
+    "cpu": Preset(128, (16, 16, 48, 96), (64, 128, 256), 1, (96, 160), 3, 130_000, 48_000, 100_000, 230_000, 64),
     "gpu": Preset(256, (32, 64, 128, 128), (96, 192, 320), 2, (256, 320), 4, 600_000, 400_000, 600_000, 6_000_000, 256),
     "tiny": Preset(64, (8, 8, 8, 8), (16, 32, 32), 1, (32, 32), 3, 160, 32, 64, 64, 8, 2),  # for tests: learns nothing
 }

@@ -65,7 +65,14 @@ def test_prompts_are_followed(pictures):
         and measure.colour_of(found) == captions.parse(prompt).things[0].colour
         for prompt, picture in zip(PROMPTS[:-1], pictures, strict=False)
     ]
-    assert sum(colours) >= 7
+    assert sum(colours) >= 8
+    network = classifier.load()
+    things = [
+        (found := measure.find(picture)) is not None
+        and classifier.name_of(network, found) == captions.parse(prompt).things[0].name
+        for prompt, picture in zip(PROMPTS[:-1], pictures, strict=False)
+    ]
+    assert sum(things) >= 8
     assert measure.is_portrait(pictures[-1])
 
 
