@@ -122,9 +122,11 @@ def test_an_inpainting_checkpoint_of_nine_channels_serves_inpainting_alone(famil
     config = json.loads((tmp_path / "one" / "config" / "unet" / "config.json").read_text())
     (tmp_path / "one" / "config" / "unet" / "config.json").write_text(json.dumps(config | {"in_channels": 4}))
     file = opened(family, tmp_path / "one" / "m.safetensors")
-    assert np.array_equal(
-        draw(folder, "inpaint", **picture_and_mask()), draw(file, "inpaint", **picture_and_mask())
-    )
+    mine, theirs = weights(file), weights(folder)
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    one, other = (draw(checkpoint, "inpaint", **picture_and_mask()).astype(int) for checkpoint in (folder, file))
+    # The same weights lie elsewhere in memory, and a CPU kernel's last bit may depend on where.
+    assert np.abs(one - other).max() <= 1
     with pytest.raises(InvalidRequest, match="9 channels"):
         folder.view("text-to-image", None)
 
