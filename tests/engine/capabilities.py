@@ -91,7 +91,8 @@ class StubbornRequest(Request):
 
 
 def stubborn(request: StubbornRequest, context: Context) -> Result:
-    """Never look whether the job was cancelled."""
+    """Say that it began, and never look again whether the job was cancelled."""
+    context.progress(1, 2)
     time.sleep(request.seconds)
     return Result()
 
