@@ -5,6 +5,7 @@
   const { make } = window.eis;
   const ROUTE = "api/v1/models";
   const MILLISECONDS_BETWEEN_LOOKS = 1000;
+  const MILLISECONDS_ARMED = 4000;
   const KINDS = [["checkpoint", "Checkpoints"], ["lora", "LoRAs"], ["embedding", "Textual inversions"], ["vae", "Autoencoders"], ["controlnet", "ControlNets"], ["other", "Other"]];
   const UNDER_WAY = ["waiting", "running", "cancelling"];
   const UNITS = ["B", "kB", "MB", "GB", "TB"];
@@ -31,6 +32,8 @@
     root.append(addCard(), message, list);
     const asking = new Set();
     const errors = new Map();
+    const armed = new Map();
+    const cards = new Map();
     let models = [], timer = null, signature = "";
 
     const say = (text) => { message.textContent = text; message.hidden = !text; };
@@ -55,6 +58,7 @@
     async function act(model, path, options) {
       errors.delete(model.id);
       asking.delete(model.id);
+      disarm(model.id);
       try {
         await call(path, options);
       } catch (error) {
@@ -64,15 +68,32 @@
     }
     const pull = (model, accepted) => act(model, `${under(model)}/pull${accepted ? "?accept_licence=true" : ""}`, { method: "POST" });
 
+    function disarm(id) {
+      clearTimeout(armed.get(id));
+      armed.delete(id);
+    }
+    function arm(id) {
+      armed.set(id, setTimeout(() => { disarm(id); draw(); }, MILLISECONDS_ARMED));
+      draw();
+    }
+
+    // A card is made anew only when something of its own has changed: a button that is being pressed stays under the hand.
     function draw() {
-      list.replaceChildren();
+      const focused = document.activeElement;
+      const pieces = [];
       for (const [kind, title] of KINDS) {
         const own = models.filter((model) => model.kind === kind);
         if (!own.length) continue;
-        list.append(make("h2", { className: "eis-heading", textContent: title }));
+        pieces.push(make("h2", { className: "eis-heading", textContent: title }));
         own.sort((a, b) => Number(b.installed) - Number(a.installed));
-        for (const model of own) list.append(card(model));
+        for (const model of own) {
+          const state = JSON.stringify([model, asking.has(model.id), errors.get(model.id), armed.has(model.id)]);
+          if (cards.get(model.id)?.state !== state) cards.set(model.id, { state, box: card(model) });
+          pieces.push(cards.get(model.id).box);
+        }
       }
+      list.replaceChildren(...pieces);
+      if (list.contains(focused)) focused.focus();
     }
 
     function card(model) {
@@ -106,13 +127,8 @@
       } else if (!model.installed && model.repo) {
         actions.append(button("Pull", () => (model.licence.ask ? (asking.add(model.id), draw()) : pull(model, false)), "eis-strong"));
       } else if (model.installed && !model.embedded) {
-        const remove = button("Remove", () => {
-          if (remove.dataset.armed) { act(model, under(model), { method: "DELETE" }); return; }
-          remove.dataset.armed = "1";
-          remove.textContent = "Remove its files?";
-          setTimeout(() => { delete remove.dataset.armed; remove.textContent = "Remove"; }, 4000);
-        }, "eis-danger");
-        actions.append(remove);
+        const sure = armed.has(model.id);
+        actions.append(button(sure ? "Remove its files?" : "Remove", () => (sure ? act(model, under(model), { method: "DELETE" }) : arm(model.id)), `eis-danger${sure ? " armed" : ""}`));
       }
       if (!model.installed && model.repo) {
         const shell = make("code", { className: "eis-shell", textContent: `eis models pull ${model.id}` });

@@ -176,8 +176,8 @@ class HubServer:
         if fault and fault.after is not None:
             body = body[: fault.after]
         for at in range(0, len(body), 65536):
+            seen.sent += len(body[at : at + 65536])  # before the write: who has read the bytes finds them counted
             handler.wfile.write(body[at : at + 65536])
-            seen.sent += len(body[at : at + 65536])
         handler.wfile.flush()
         if fault and fault.ending == "stall":
             self.released.wait(30)

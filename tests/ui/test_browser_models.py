@@ -103,6 +103,38 @@ def test_an_added_lora_is_offered_with_a_weight_and_travels_with_the_wish(
     page.locator("text=No LoRA is installed").locator("visible=true").wait_for()
 
 
+def test_a_pull_is_stopped_and_its_looks_leave_the_other_rows_alone(
+    pulling: Running, hub: HubServer, open_page, tmp_path  # noqa: F811
+) -> None:
+    file = tmp_path / "my style.safetensors"
+    file.write_bytes(lora_file())
+    pulling.service.models.add(file)
+    hub.faults["diffusion_pytorch_model.safetensors"] = [Fault(after=1000, ending="stall") for _ in range(200)]
+    page = open_page(pulling.address)
+    tab(page, "Models")
+    vae = page.locator("[data-model=vae]")
+    vae.get_by_role("button", name="Pull").click()
+    vae.locator(".eis-progress").wait_for()
+    row = page.locator("[data-model=my-style]")
+    row.evaluate("row => { row.marked = true; }")
+    for _ in range(2):
+        page.wait_for_event("response", lambda response: response.url.endswith("/api/v1/models"))
+    assert row.evaluate("row => row.marked"), "a look at the pull made a row anew that had not changed"
+    row.get_by_role("button", name="Remove").click()
+    page.wait_for_event("response", lambda response: response.url.endswith("/api/v1/models"))
+    assert row.get_by_role("button").inner_text() == "Remove its files?", "a look took the question away"
+
+    with page.expect_request(lambda request: request.method == "DELETE") as asked:
+        vae.get_by_role("button", name="Stop").click()
+    assert asked.value.url.endswith("/api/v1/models/vae/pull")
+    vae.get_by_role("button", name="Pull").wait_for()
+    vae.locator("text=Not installed").wait_for()
+    assert vae.locator(".eis-progress").count() == 0
+    hub.faults.clear()
+    vae.get_by_role("button", name="Pull").click()
+    vae.locator("text=Installed").wait_for()
+
+
 def made_before(running: Running, request: dict[str, Any]) -> None:
     """A picture in the gallery that a text-to-image job of this request left."""
     recipe = {"capability": "text-to-image", "request": request, "model": request["model"]}
