@@ -76,7 +76,7 @@ def list_models(options: argparse.Namespace) -> int:
         spec = row.spec
         print(
             f"{mark} {spec.id:28} {spec.kind:11} {spec.family:6} {size(spec.bytes):>8}  "
-            f"{spec.licence.name:22} {spec.title}"
+            f"{spec.licence.name:26} {spec.title}"
         )
     print("* installed; `eis models pull ID` fetches another", file=sys.stderr)
     return 0

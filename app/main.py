@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -169,9 +170,9 @@ def browser_page(service: Service, max_file_bytes: int) -> FastAPI:
 class Server(uvicorn.Server):
     """uvicorn's server, which tells long requests at once that it stops."""
 
-    def __init__(self, config: uvicorn.Config, api: FastAPI, announce: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, application: Application, announce: Callable[[], None]) -> None:
         super().__init__(config)
-        self.api = api
+        self.application = application
         self.announce = announce
         self.loop: asyncio.AbstractEventLoop | None = None
 
@@ -182,14 +183,29 @@ class Server(uvicorn.Server):
         self.announce()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """On SIGTERM and Ctrl-C: begin to drain; a second Ctrl-C ends at once.
+        """On SIGTERM and Ctrl-C: begin to drain; a second Ctrl-C waits for no job.
 
         uvicorn's own would also raise the signal again at the end: a stop that was asked for is no failure.
         """
-        self.force_exit = self.should_exit and sig == signal.SIGINT
+        again = self.should_exit and sig == signal.SIGINT
+        self.force_exit = again
         self.should_exit = True
+        # Not here: the signal may have come while this thread holds a lock that is needed.
+        threading.Thread(target=self._heed, args=(again,), name="stop", daemon=True).start()
         if self.loop is not None:
-            self.loop.call_soon_threadsafe(self.api.state.draining.begin)
+            self.loop.call_soon_threadsafe(self.application.api.state.draining.begin)
+
+    def _heed(self, again: bool) -> None:
+        service = self.application.service
+        if again:
+            service.hurry()
+        elif service.readiness()["running"]:
+            seconds = self.application.settings.drain_seconds
+            print(
+                f"Stopping: running jobs have {seconds:g} s to end, the others wait for the next start. "
+                "Ctrl-C again waits for none.",
+                flush=True,
+            )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -270,4 +286,4 @@ def make_server(application: Application, announce: Callable[[], None]) -> Serve
         server_header=False,
         timeout_graceful_shutdown=int(settings.drain_seconds) + 5,
     )
-    return Server(config, application.api, announce)
+    return Server(config, application, announce)

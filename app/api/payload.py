@@ -69,7 +69,8 @@ async def read_form(form: FormData, wish: type[BaseModel]) -> dict[str, Any]:
         if name in payload:
             raise Refusal("bad_request", "A form field is given twice.")
         if any(isinstance(value, UploadFile) for value in values) and name not in pictures:
-            raise InvalidRequest("A file was sent in a field that takes none.")
+            taking = f"; files go into {', '.join(pictures)}" if pictures else ""
+            raise InvalidRequest(f"A file was sent in a field that takes none{taking}.")
         read = [await value.read() if isinstance(value, UploadFile) else form_text(value) for value in values]
         info = wish.model_fields.get(name)
         if name in pictures and pictures[name] != "images":

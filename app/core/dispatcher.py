@@ -53,6 +53,7 @@ class Dispatcher:
         self._running: dict[str, Running] = {}
         self._claiming: dict[str, bool] = {}
         self._draining = False
+        self._hurried = False
         self._stopped = False
         self.ended: Counter[str] = Counter()
         self.run_seconds = 0.0
@@ -79,7 +80,9 @@ class Dispatcher:
         with self._changed:
             self._draining = True
             self._changed.notify_all()
-            while (self._running or self._claiming) and (left := deadline - time.monotonic()) > 0:
+            while (self._running or self._claiming) and not self._hurried:
+                if (left := deadline - time.monotonic()) <= 0:
+                    break
                 self._changed.wait(left)
             self._stopped = True
             self._changed.notify_all()
@@ -98,6 +101,12 @@ class Dispatcher:
             worker.join(STOP_SECONDS)
             if worker.is_alive() and worker.kill():
                 worker.join(STOP_SECONDS)
+
+    def hurry(self) -> None:
+        """Let a `stop` wait no longer; may be called before it."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
 
     def add(self, job: Job) -> None:
         """A job that was accepted waits from now on."""

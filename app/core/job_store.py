@@ -296,7 +296,10 @@ class JobStore:
         if job.attempt < job.max_attempts:
             due = time.time() + pause(job.attempt)
             return self._move(connection, job, JobStatus.QUEUED, reason, not_before=due, step=0)
-        message = f"The worker was lost {job.attempt} times while it held this job; it is not tried again."
+        message = (
+            f"{job.attempt} times its worker or the whole service ended while this job ran; it is not started again by "
+            "itself. When the cause is gone, retry it by hand."
+        )
         error = {"code": WorkerLost.code, "message": message}
         return self._finish(connection, job, JobStatus.FAILED, reason, error=error)
 

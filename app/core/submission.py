@@ -200,11 +200,15 @@ def _validate(request: type[BaseModel], payload: Mapping[str, Any]) -> BaseModel
 
 def _refusal(error: ValidationError) -> InvalidRequest:
     found = [
-        {"field": ".".join(str(part) for part in entry["loc"])[:200], "message": entry["msg"]}
+        {
+            "field": ".".join(str(part) for part in entry["loc"])[:200],
+            "message": entry["msg"].removeprefix("Value error, "),
+        }
         for entry in error.errors(include_url=False, include_input=False, include_context=False)[:20]
     ]
     first = found[0]
-    return InvalidRequest(f"{first['field'] or 'request'}: {first['message']}", errors=found)
+    message = f"{first['field']}: {first['message']}" if first["field"] else first["message"]
+    return InvalidRequest(message, errors=found)
 
 
 def _references(value: Any) -> tuple[str, ...]:

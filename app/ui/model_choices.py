@@ -47,6 +47,16 @@ class ModelChoices:
             return error.message
         return ""
 
+    def greeting(self) -> str:
+        """What stands where the first picture will be."""
+        automatic = self._automatic()
+        if automatic is not None and automatic.embedded:
+            return (
+                "The model that is included draws a little world: cars, boats, lamps, hearts, portraits. "
+                "Try: a red car, blue background. The Models tab has larger models."
+            )
+        return "Your pictures appear here as they are made."
+
     def additions(self, kind: str, model: str | None = None) -> list[dict[str, str]]:
         """The installed LoRAs or textual inversions; of a model, those that fit its family."""
         spec = self._spec(model) if model else None

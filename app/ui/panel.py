@@ -17,6 +17,7 @@ from app.ui.forms import Form, kinds
 from app.ui.model_choices import ModelChoices
 from app.ui.parts import part
 from app.ui.session import Session, owner_of, require_own, warn
+from app.ui.wording import in_words
 
 SECONDS_BETWEEN_UPDATES = 0.08
 RECENT = 12
@@ -46,7 +47,7 @@ class Panel:
                 style = {"variant": "primary", "size": "lg", "elem_classes": ["eis-generate"]}
                 self.generate = gr.Button("Generate", elem_id=f"generate-{self.slug}", **style)
             with gr.Column(elem_classes=["eis-stage"], elem_id=f"stage-{self.slug}"):
-                self.stage = part(stage.nothing_yet("Your pictures appear here as they are made."))
+                self.stage = part(stage.nothing_yet(self.form.choices.greeting()))
                 self.recent = part("")
             if self.form.has("knobs") or self.form.has("advanced"):
                 with gr.Column(elem_classes=["eis-knobs"]):
@@ -98,14 +99,23 @@ class Panel:
             payload = self.form.read(values)
             job = await asyncio.to_thread(self.submit, payload, owner)
         except ServiceError as error:
-            warn(error.message, "Not accepted")
-            fields = error.details.get("errors") or ()
-            return (gr.skip() if self.name in session.followed else stage.refused(error.message, fields)), gr.skip()
+            if self.name not in session.followed:
+                return stage.refused(*self.in_words_of_the_form(error)), gr.skip()
+            # The stage shows a job on its way.
+            warn(self.in_words_of_the_form(error)[0], "Not accepted")
+            return gr.skip(), gr.skip()
         session.expect(self.name, job.id)
         kept = drawn(self.form, values, payload, job)
         if self.name in session.followed:
             return gr.skip(), kept
         return stage.working(stage.Progress(job.id)), kept
+
+    def in_words_of_the_form(self, error: ServiceError) -> tuple[str, list[str]]:
+        """What was not accepted, by the labels of the form: one line, or a title and several."""
+        lines = [in_words(**entry) for entry in error.details.get("errors") or ()]
+        if len(lines) < 2:
+            return (lines[0] if lines else error.message), []
+        return f"{len(lines)} fields are not right:", lines
 
     def submit(self, payload: dict[str, Any], owner: str) -> Job:
         """Blocking: painted masks become stored pictures, then the service takes the wish."""

@@ -93,9 +93,9 @@ def ended_badly(job: Job) -> str:
     )
 
 
-def refused(message: str, fields: Sequence[Mapping[str, Any]] = ()) -> str:
-    """A wish that was not accepted, in the words of the error."""
-    lines = "".join(f"<li>{escape(str(item.get('message', '')))}</li>" for item in fields)
+def refused(message: str, more: Sequence[str] = ()) -> str:
+    """A wish that was not accepted, in a sentence or several."""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in more)
     return (
         f'<div class="eis-frame"><div class="eis-empty eis-bad" role="alert"><strong>Not accepted</strong>'
         f"<span>{escape(message)}</span>{f'<ul>{lines}</ul>' if lines else ''}</div></div>"

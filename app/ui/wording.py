@@ -100,6 +100,18 @@ def thumbnail_url(reference: str) -> str:
     return f"api/v1/images/{reference}/thumbnail"
 
 
+def in_words(field: str, message: str) -> str:
+    """What is wrong with a field of a form, by its label."""
+    told = message.replace("Input should be ", "must be ", 1)
+    name = field.partition(".")[0]
+    return f"{label(name)} {told}" if name and told != message else f"{label(name)}: {told}" if name else upper(told)
+
+
+def upper(sentence: str) -> str:
+    """The sentence with a capital at its begin and a full stop."""
+    return sentence[:1].upper() + sentence[1:].rstrip(".") + "."
+
+
 def empty(title: str, hint: str) -> str:
     """What stands where nothing is yet."""
     return f'<div class="eis-empty"><strong>{escape(title)}</strong><span>{escape(hint)}</span></div>'

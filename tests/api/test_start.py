@@ -144,6 +144,25 @@ def test_sigterm_lets_the_running_job_end_and_keeps_the_waiting_one(tmp_path: Pa
             time.sleep(0.05)
 
 
+def test_ctrl_c_says_what_it_waits_for_and_a_second_one_waits_no_more(tmp_path: Path) -> None:
+    with process(tmp_path, EIS_DRAIN_SECONDS="600") as server:
+        wait_ready(server)
+        wish = {"num_inference_steps": 10_000, "step_seconds": 0.1}
+        job = httpx.post(f"{server.address}{PAINT}?wait=0", json=wish).json()["id"]
+        while httpx.get(f"{server.address}/ready").json()["running"] == 0:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGINT)
+        assert "have 600 s to end" in server.process.stdout.readline()
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 0
+    with process(tmp_path) as server:
+        deadline = time.monotonic() + 60
+        while (found := httpx.get(f"{server.address}/api/v1/jobs/{job}").json())["status"] != "running":
+            assert found["status"] == "queued" and time.monotonic() < deadline, found
+            time.sleep(0.05)
+        httpx.delete(f"{server.address}/api/v1/jobs/{job}")
+
+
 def test_a_port_in_use_is_said(refused: Callable[..., str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -189,7 +189,8 @@ def test_a_refusal_is_told_and_the_form_keeps_everything(squares_server, open_pa
     wish(page, "too many steps", steps=151)
     page.locator("#generate-slow").click()
     page.wait_for_selector("#stage-slow >> text=Not accepted")
-    assert "150" in stage(page).inner_text()
+    assert "Steps must be less than or equal to 150" in stage(page).inner_text()
+    assert page.locator(".toast-body").count() == 0, "what the stage says is not said twice"
     assert page.locator(".eis-prompt textarea:visible").input_value() == "too many steps"
     assert page.get_by_label("Steps", exact=True).locator("visible=true").input_value() == "151"
 

@@ -135,6 +135,21 @@ def test_a_pull_is_stopped_and_its_looks_leave_the_other_rows_alone(
     vae.locator("text=Installed").wait_for()
 
 
+def test_an_open_list_lies_above_the_labels_around_it(pulling: Running, open_page) -> None:
+    page = open_page(pulling.address)
+    page.get_by_label("Model", exact=True).locator("visible=true").click()
+    options = page.locator("ul.options:visible li")
+    options.first.wait_for()
+    covered = options.evaluate_all(
+        """entries => entries.filter((entry) => {
+            const box = entry.getBoundingClientRect();
+            const covers = (share) => document.elementFromPoint(box.left + share * box.width, box.top + box.height / 2);
+            return [0.05, 0.2, 0.4, 0.6, 0.8, 0.95].some((share) => !entry.contains(covers(share)));
+        }).map((entry) => entry.textContent)"""
+    )
+    assert options.count() > 2 and not covered, f"something is printed across {covered}"
+
+
 def made_before(running: Running, request: dict[str, Any]) -> None:
     """A picture in the gallery that a text-to-image job of this request left."""
     recipe = {"capability": "text-to-image", "request": request, "model": request["model"]}

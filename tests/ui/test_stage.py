@@ -49,7 +49,7 @@ def test_nothing_written_by_a_person_becomes_markup():
     texts = [
         stage.finished(made, metadata, [("a", EVIL)]),
         stage.ended_badly(failed),
-        stage.refused(EVIL, [{"message": EVIL}]),
+        stage.refused(EVIL, [EVIL]),
         stage.recent([record]),
         tile(record),
         button(EVIL, "act", job=EVIL),
