@@ -18,7 +18,7 @@ from app.core.channel import Message
 from app.core.engine_options import EngineOptions
 from app.core.job_store import JobStore
 from app.core.jobs import Job, JobEvent, JobStatus
-from app.core.multi_gpu import LOOK_AHEAD, IdleWorker, choose
+from app.core.multi_gpu import LOOK_AHEAD, choose
 from app.core.running import Running, overdue_workers, seconds_until
 from app.core.storage import Storage
 from app.core.watchers import Watchers
@@ -173,8 +173,8 @@ class Dispatcher:
                 due = self._queue.wake(time.time())
                 choice = None
                 if not self._draining:
-                    idle = [IdleWorker(w.name, w.resident) for w in self._workers.values() if w.state == "idle"]
-                    choice = choose(self._queue.first(LOOK_AHEAD), idle)
+                    up = [worker.as_open() for worker in self._workers.values() if worker.is_up]
+                    choice = choose(self._queue.first(LOOK_AHEAD), up)
                 if choice is None:
                     overdue = overdue_workers(self._running.values())
                     if not overdue:
@@ -186,7 +186,7 @@ class Dispatcher:
                         passed.passed_over += 1
                     self._queue.remove(choice.job.id)
                     worker = self._workers[choice.worker.name]
-                    worker.state = "busy"
+                    worker.hold(choice.job)
                     generation = worker.generation
                     self._claiming[choice.job.id] = False
             for late in overdue:
@@ -209,14 +209,14 @@ class Dispatcher:
             with self._changed:
                 entry.not_before = time.time() + STORE_PAUSE_SECONDS
                 self._queue.add(entry)
-            self._set_idle(worker, generation)
+            self._let_go(worker, entry.id, generation)
             return
         if job is None:
-            self._set_idle(worker, generation)
+            self._let_go(worker, entry.id, generation)
             return
         run = Running(job, worker)
         with self._changed:
-            alive = worker.generation == generation and worker.state == "busy"
+            alive = worker.generation == generation and job.id in worker.held
             if alive:
                 self._running[job.id] = run
                 self.wait_seconds += max(0.0, (job.started or 0.0) - queued)
@@ -232,6 +232,7 @@ class Dispatcher:
                 "capability": job.capability,
                 "request": job.request,
                 "model": job.model,
+                "priority": job.priority,
                 "preview": previewed,
             },
             generation,
@@ -246,10 +247,10 @@ class Dispatcher:
             self.set_preview(job.id, not previewed)
         self._tell_positions()
 
-    def _set_idle(self, worker: WorkerHandle, generation: int) -> None:
+    def _let_go(self, worker: WorkerHandle, job_id: str, generation: int) -> None:
         with self._changed:
-            if worker.generation == generation and worker.state == "busy":
-                worker.state = "idle"
+            if worker.generation == generation:
+                worker.let_go(job_id)
                 self._changed.notify_all()
 
     # What workers say
@@ -299,8 +300,7 @@ class Dispatcher:
         with self._changed:
             run.ending = True
             run.worker.resident, run.worker.memory = frozenset(message["resident"]), message["memory"]
-            if run.worker.state == "busy":
-                run.worker.state = "idle"
+            run.worker.let_go(run.job.id)
             self._changed.notify_all()
         names = (run.job.id, run.job.attempt)
         steps = {"step": message["step"], "steps": message["steps"]}
@@ -317,6 +317,8 @@ class Dispatcher:
     def _on_lost(self, worker: WorkerHandle, reason: str) -> None:
         with self._changed:
             worker.pid, worker.resident, worker.memory = None, frozenset(), {}
+            worker.held.clear()
+            ended_for, worker.ended_for = worker.ended_for, frozenset()
             if worker.state == "starting":
                 worker.trouble = reason
             if worker.state != "broken":
@@ -328,13 +330,15 @@ class Dispatcher:
         if not self._stopped:
             logger.warning("%s (%s)", reason, worker.name)
         for run in lost:
-            self._lose(run.job, reason, run)
+            innocent = bool(ended_for) and run.job.id not in ended_for
+            self._lose(run.job, "its worker was ended for another job's sake" if innocent else reason, run, innocent)
 
-    def _lose(self, job: Job, reason: str, run: Running | None = None) -> None:
+    def _lose(self, job: Job, reason: str, run: Running | None = None, innocent: bool = False) -> None:
+        """Its worker is gone; that counts as an attempt unless the service itself ended it for other reasons."""
         stopped = self._stopped
         reason = "the service was stopped" if stopped else reason
         after = self._persist(
-            lambda: self._store.lose(job.id, job.attempt, self._pause, reason=reason, counts=not stopped)
+            lambda: self._store.lose(job.id, job.attempt, self._pause, reason=reason, counts=not (stopped or innocent))
         )
         if after is not None and after.status is JobStatus.QUEUED:
             with self._changed:
