@@ -15,6 +15,7 @@ from typing import Any
 
 from app.core.batch_processing import JobQueue, Waiting, pause_after_loss
 from app.core.channel import Message
+from app.core.endings import Endings
 from app.core.engine_options import EngineOptions
 from app.core.job_store import JobStore
 from app.core.jobs import Job, JobEvent, JobStatus
@@ -23,7 +24,6 @@ from app.core.running import Running, overdue_workers, seconds_until
 from app.core.storage import Storage
 from app.core.watchers import Watchers
 from app.core.worker_handle import WorkerHandle, make_worker
-from app.errors import Unavailable, UnknownImage
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Dispatcher:
         on_ended: Callable[[Job], None],
     ) -> None:
         self._store = store
-        self._storage = storage
+        self._endings = Endings(store, storage, self._pause, lambda: self._stopped)
         self._watchers = watchers
         self._options = options
         self._on_ended = on_ended
@@ -282,7 +282,7 @@ class Dispatcher:
         if not known:
             # An attempt that was given up on: what it made belongs to nobody.
             if kind == "done":
-                self._forget_pictures(message["result"]["images"])
+                self._endings.forget(message["result"]["images"])
             return
         if kind == "step":
             left = run.note_step(message["step"], message["steps"])
@@ -302,16 +302,7 @@ class Dispatcher:
             run.worker.resident, run.worker.memory = frozenset(message["resident"]), message["memory"]
             run.worker.let_go(run.job.id)
             self._changed.notify_all()
-        names = (run.job.id, run.job.attempt)
-        steps = {"step": message["step"], "steps": message["steps"]}
-        if kind == "done":
-            ended = self._persist(lambda: self._store.succeed(*names, message["result"], **steps))
-            if ended is None:
-                ended = self._written_after_all(run.job, message["result"])
-        elif kind == "failed":
-            ended = self._persist(lambda: self._store.fail(*names, message["error"], **steps))
-        else:
-            ended = self._persist(lambda: self._store.cancelled(*names, **steps))
+        ended = self._endings.write(run.job, kind, message)
         self._leave(run, ended)
 
     def _on_lost(self, worker: WorkerHandle, reason: str) -> None:
@@ -337,9 +328,7 @@ class Dispatcher:
         """Its worker is gone; that counts as an attempt unless the service itself ended it for other reasons."""
         stopped = self._stopped
         reason = "the service was stopped" if stopped else reason
-        after = self._persist(
-            lambda: self._store.lose(job.id, job.attempt, self._pause, reason=reason, counts=not (stopped or innocent))
-        )
+        after = self._endings.lose(job, reason, counts=not (stopped or innocent))
         if after is not None and after.status is JobStatus.QUEUED:
             with self._changed:
                 self._running.pop(job.id, None)
@@ -362,36 +351,6 @@ class Dispatcher:
             self._changed.notify_all()
         if ended is not None:
             self._on_ended(ended)
-
-    def _persist(self, write: Callable[[], Job | None]) -> Job | None:
-        """Write an end until it is written: a full disk must not make a finished job run again."""
-        while True:
-            try:
-                return write()
-            except Unavailable as error:
-                logger.error("the end of a job cannot be written: %s", error.message)
-                if self._stopped:
-                    return None
-                time.sleep(STORE_PAUSE_SECONDS)
-
-    def _written_after_all(self, job: Job, result: dict[str, Any]) -> Job | None:
-        """The job, if the store holds this result though its write seemed to fail; else the result is forgotten."""
-        try:
-            stored = self._store.get(job.id)
-        except Exception:
-            # Whether the pictures belong to the job cannot be known; then they stay.
-            return None
-        if stored.result == result:
-            return stored
-        self._forget_pictures(result["images"])
-        return None
-
-    def _forget_pictures(self, pictures: list[dict[str, Any]]) -> None:
-        for picture in pictures:
-            try:
-                self._storage.delete(picture["id"])
-            except UnknownImage:
-                continue
 
     def _pause(self, attempt: int) -> float:
         return pause_after_loss(attempt, self._options.retry_seconds)
