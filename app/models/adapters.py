@@ -64,6 +64,10 @@ class Outfit:
             setattr(parent, name, layer.base_layer if isinstance(layer, BaseTunerLayer) else layer.table)
 
 
+PLAIN = Outfit()
+"""Nothing on."""
+
+
 @dataclass
 class Wardrobe:
     """The outfits of one checkpoint, of which it wears at most one; used by whoever works on the device.

@@ -79,9 +79,7 @@ class Runtime:
             stock = checkpoint.view(task, scheduler)
             stack.enter_context(previews.watching(stock.scheduler))
             wardrobe = checkpoint.wardrobe
-            with self.batcher.turn(Session(priority, check=check)):
-                outfit = wardrobe.make(stock, lora_additions, inversions)
-            stack.callback(self._undress, wardrobe, outfit)
+            outfit = stack.enter_context(self._dressed(checkpoint, stock, lora_additions, inversions, priority, check))
             session = Session(priority, outfit.key, check, functools.partial(wardrobe.wear, outfit))
             prompts = _prompt_encoder(checkpoint, outfit.vectors, plain=not lora_additions and not inversions)
 
@@ -99,11 +97,28 @@ class Runtime:
                 vae_tiling=vae_tiling,
             )
 
-    def _undress(self, wardrobe: adapters.Wardrobe, outfit: adapters.Outfit) -> None:
-        """The borrow ends: its additions come off, unless another one has changed clothes since."""
-        with self.batcher.turn(Session(priority=10)):
-            if wardrobe.worn is outfit:
-                wardrobe.wear(None)
+    @contextmanager
+    def _dressed(
+        self,
+        checkpoint: Checkpoint,
+        stock: Any,
+        loras: Sequence[Addition],
+        inversions: Sequence[Addition],
+        priority: int,
+        check: Callable[[], None],
+    ) -> Iterator[adapters.Outfit]:
+        """The outfit of these additions; on leaving it comes off, unless another borrow has changed clothes since."""
+        if not loras and not inversions:
+            yield adapters.PLAIN
+            return
+        with self.batcher.turn(Session(priority, check=check)):
+            outfit = checkpoint.wardrobe.make(stock, loras, inversions)
+        try:
+            yield outfit
+        finally:
+            with self.batcher.turn(Session(priority)):
+                if checkpoint.wardrobe.worn is outfit:
+                    checkpoint.wardrobe.wear(None)
 
     def nudge(self) -> None:
         """Let calls that wait for others look whether their job is to end."""
@@ -119,7 +134,7 @@ class Runtime:
         return previews.preview(stock.vae, previews.estimate(stock.scheduler, latents))
 
     def memory(self) -> dict[str, Any]:
-        """The device's bytes and every model's place, as plain data."""
+        """The device's bytes, every model's place, and what forwards served how many calls, as plain data."""
         return {
             "device": self.device.name,
             "total_bytes": self.device.total_bytes(),
@@ -127,6 +142,7 @@ class Runtime:
             "used_bytes": self.device.used_bytes(),
             "placed_bytes": self._cache.bytes_in(ModelState.PLACED),
             "parked_bytes": self._cache.bytes_in(ModelState.PARKED),
+            "forwards": vars(self.batcher.counts).copy(),
             "models": [{"model": _model_of(entry.pop("key")), **entry} for entry in self._cache.describe()],
         }
 

@@ -165,7 +165,7 @@ class StepBatcher:
         if waiting[0] is not call:
             return []
         fitting = [other for other in waiting if other.key == call.key and call.rows]
-        return fitting[: self.pace.choose(call.key, call.rows, len(fitting))] or [call]
+        return fitting[: self.pace.choose(call.key, len(fitting))] or [call]
 
     def _run(self, batch: list[Call]) -> None:
         """One forward for these calls; the lock is held on entry and on exit, and not meanwhile."""

@@ -22,7 +22,7 @@ class StepPace:
         self._times: dict[Hashable, dict[int, list[float]]] = {}
         self._limits: dict[Hashable, int] = {}
 
-    def choose(self, key: Hashable, rows: int, available: int) -> int:
+    def choose(self, key: Hashable, available: int) -> int:
         """How many of the `available` calls the next forward should serve: at least 1."""
         most = max(1, min(available, self._largest, self._limits.get(key, self._largest)))
         sizes = [size for size in _sizes(most)]

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ from app.errors import JobCancelled
 from app.models.runtime import open_runtime
 from app.models.step_batching import Session, StepBatcher
 from app.models.step_pace import SAMPLES, StepPace
+from tests.models.mixed_jobs import PATIENCE, Wish, at_once, draw, mixed_wishes
 
-PATIENCE = 120.0
+SMALL = {"width": 64, "height": 64}
 
 
 @pytest.fixture
@@ -26,105 +26,6 @@ def fresh(library):
     runtime = open_runtime(device="cpu", library=library, precision="float32")
     yield runtime
     runtime.close()
-
-
-def photo(seed: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), "uint8")
-    return Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC)
-
-
-def half_mask() -> Image.Image:
-    mask = Image.new("L", (64, 64), 0)
-    mask.paste(255, (32, 0, 64, 64))
-    return mask
-
-
-@dataclass
-class Wish:
-    """One job: how it borrows and what it calls."""
-
-    task: str
-    arguments: dict[str, Any]
-    scheduler: str | None = None
-    seed: int = 0
-    borrow: dict[str, Any] = field(default_factory=dict)
-
-
-def mixed_wishes() -> list[Wish]:
-    """Eight jobs of one base that agree in nothing but the picture's size."""
-    text = [
-        Wish("text-to-image", {"prompt": "a red car", "num_inference_steps": 25, "guidance_scale": 7.5}, "Euler", 1),
-        Wish("text-to-image", {"prompt": "a cat", "num_inference_steps": 20, "guidance_scale": 3.0}, "DDIM", 2),
-        Wish("text-to-image", {"prompt": "a house", "num_inference_steps": 18, "guidance_scale": 5.0}, "UniPC", 3),
-        Wish(
-            "text-to-image",
-            {"prompt": "snow", "negative_prompt": "night", "num_inference_steps": 24, "guidance_scale": 6.0},
-            "Euler a",
-            4,
-        ),
-    ]
-    image = [
-        Wish(
-            "image-to-image",
-            {"prompt": "a dog", "image": photo(1), "strength": 0.8, "num_inference_steps": 25, "guidance_scale": 4.0},
-            "DPM++ 2M Karras",
-            5,
-        ),
-        Wish(
-            "image-to-image",
-            {"prompt": "a boat", "image": photo(2), "strength": 0.9, "num_inference_steps": 20, "guidance_scale": 8.0},
-            "Euler",
-            6,
-        ),
-    ]
-    inpaint = [
-        Wish(
-            "inpaint",
-            {"prompt": word, "image": photo(3), "mask_image": half_mask(), "strength": 1.0, "num_inference_steps": 22},
-            name,
-            seed,
-        )
-        for word, name, seed in (("a star", "DDIM", 7), ("a lamp", "Heun", 8))
-    ]
-    for wish in inpaint:
-        wish.arguments["num_inference_steps"] //= 2 if wish.scheduler == "Heun" else 1
-    return text + image + inpaint
-
-
-def draw(runtime: Any, model: str, wish: Wish, **more: Any) -> tuple[np.ndarray, int]:
-    """The picture and the steps it took."""
-    steps = 0
-
-    def count(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        nonlocal steps
-        steps += 1
-        return tensors
-
-    with runtime.borrow(model, task=wish.task, scheduler=wish.scheduler, **wish.borrow, **more) as pipeline:
-        size = {} if "image" in wish.arguments else {"width": 64, "height": 64}
-        image = pipeline(
-            **wish.arguments, **size, generator=runtime.generators(wish.seed, 1), callback_on_step_end=count
-        ).images[0]
-    return np.asarray(image).astype(int), steps
-
-
-def at_once(jobs: list[Callable[[], Any]]) -> list[Any]:
-    """Run each in a thread of its own; answers what each returned or raised."""
-    answers: list[Any] = [None] * len(jobs)
-
-    def run(number: int) -> None:
-        try:
-            answers[number] = jobs[number]()
-        except BaseException as error:
-            answers[number] = error
-
-    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive(), "a job never came back"
-    return answers
 
 
 @pytest.mark.parametrize("model", ["tiny-sd15", "tiny-sdxl"])
@@ -154,7 +55,9 @@ def test_eight_mixed_jobs_share_forwards_and_draw_what_each_draws_alone(fresh, m
 
 
 def test_a_job_that_is_cancelled_or_fails_in_the_batch_changes_no_neighbour(fresh):
-    wishes = [Wish("text-to-image", {"prompt": "a red car", "num_inference_steps": 10}, "Euler", n) for n in range(4)]
+    wishes = [
+        Wish("text-to-image", {**SMALL, "prompt": "a red car", "num_inference_steps": 10}, "Euler", n) for n in range(4)
+    ]
     alone = [draw(fresh, "tiny-sd15", wish)[0] for wish in wishes]
     door, ended = threading.Barrier(4), threading.Event()
 
@@ -181,8 +84,6 @@ def test_a_job_that_is_cancelled_or_fails_in_the_batch_changes_no_neighbour(fres
             with fresh.borrow("tiny-sd15", task="text-to-image", scheduler="Euler", **more) as pipeline:
                 return pipeline(
                     **wishes[number].arguments,
-                    width=64,
-                    height=64,
                     generator=fresh.generators(number, 1),
                     callback_on_step_end=breaks(number),
                 ).images[0]
@@ -198,7 +99,7 @@ def test_a_job_that_is_cancelled_or_fails_in_the_batch_changes_no_neighbour(fres
 
 
 def test_loras_tiles_and_inversions_of_one_job_do_not_touch_the_others(fresh):
-    plain = Wish("text-to-image", {"prompt": "a moody car", "num_inference_steps": 6}, "Euler", 1)
+    plain = Wish("text-to-image", {**SMALL, "prompt": "a moody car", "num_inference_steps": 6}, "Euler", 1)
     wishes = [
         plain,
         Wish(**{**vars(plain), "borrow": {"loras": [WeightedModel(model="lora-sd15-kohya", weight=0.9)]}}),
@@ -390,17 +291,17 @@ def test_the_pace_finds_out_whether_a_batch_pays():
     free, full = StepPace(), StepPace()
     for pace, seconds in ((free, lambda size: 1.0), (full, lambda size: float(size))):
         for _ in range(5 * SAMPLES):
-            size = pace.choose("unet", 2, 8)
+            size = pace.choose("unet", 8)
             pace.note("unet", size, seconds(size))
-    assert free.choose("unet", 2, 8) == 8, "a forward costs the same, however many it serves"
-    assert free.choose("unet", 2, 3) == 3
-    assert full.choose("unet", 2, 8) == 1, "a batch would only make everybody wait"
+    assert free.choose("unet", 8) == 8, "a forward costs the same, however many it serves"
+    assert free.choose("unet", 3) == 3
+    assert full.choose("unet", 8) == 1, "a batch would only make everybody wait"
     half = StepPace()
     for _ in range(5 * SAMPLES):
-        size = half.choose("unet", 2, 8)
+        size = half.choose("unet", 8)
         half.note("unet", size, max(1.0, size / 4))
-    assert half.choose("unet", 2, 8) == 4, "beyond four the device is full"
+    assert half.choose("unet", 8) == 4, "beyond four the device is full"
     half.limit("unet", 2)
-    assert half.choose("unet", 2, 8) == 2
-    assert half.choose("another", 2, 1) == 1
+    assert half.choose("unet", 8) == 2
+    assert half.choose("another", 1) == 1
     assert half.table()[0] == {1: 1.0, 2: 1.0, 4: 1.0, 8: 2.0}
