@@ -23,7 +23,7 @@ demo: $(VENV)/.installed-test  ## a tour over REST; writes artifacts/tour.png
 	$(BIN)/python examples/tour.py $(ARGS)
 
 bench: $(VENV)/.installed-test  ## figures of the service on this machine; both sides in one run
-	$(BIN)/python -m benchmarks.service $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(VENV)/.installed-test  ## write the pages that are derived from the code
 	$(BIN)/python docs/generate.py

@@ -47,6 +47,12 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(5.0, gt=0, description="How often a worker says that it lives.")
     worker_lost_seconds: float = Field(20.0, gt=0, description="A worker silent for this long is ended and replaced.")
     cancel_grace_seconds: float = Field(10.0, gt=0, description="A worker that does not heed a cancel is ended then.")
+    jobs_at_once: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Jobs of one model that a worker runs at once, sharing forwards; null: 8 on a GPU, 1 on a CPU.",
+    )
     drain_seconds: float = Field(30.0, ge=0, description="How long a stop waits for the running job.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body in bytes, models apart.")
     max_model_bytes: int = Field(

@@ -1,16 +1,12 @@
 """What the service costs: start, overhead over the bare pipeline, submit rate, polling rate.
 
 Both sides of every ratio run in one process run, interleaved; the figures are medians. Every picture has words of its
-own, the same on both sides: the service remembers what it encoded, and a repeated prompt would flatter it. `--write`
-puts the table into docs/performance.md.
+own, the same on both sides: the service remembers what it encoded, and a repeated prompt would flatter it.
 """
 
-import argparse
-import datetime
 import io
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,11 +18,10 @@ from pathlib import Path
 
 import app.models  # noqa: F401  (the worker's own settings of torch's threads, before torch is imported)
 from benchmarks import load
+from benchmarks.rows import Row
 from benchmarks.server import serving, wait_ready
-from tests.prove import commit, machine
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "performance.md"
 POCKET = ROOT / "app" / "pocket" / "weights"
 WISH = {"prompt": "a red car, blue background", "num_inference_steps": 20, "seed": 7, "model": "pocket"}
 THINGS, COLOURS = ("car", "tree", "house", "apple"), ("red", "green", "yellow", "white", "purple")
@@ -40,8 +35,6 @@ noise = torch.Generator().manual_seed(7)
 image = pipe(prompt={WISH["prompt"]!r}, num_inference_steps=20, generator=noise).images[0]
 image.save("/dev/null", "PNG")
 """
-
-Row = tuple[str, str, str]
 
 
 def python(code: str) -> float:
@@ -168,41 +161,3 @@ def rates(count: int) -> list[Row]:
             f"p99 {polled.percentile(0.99) * 1000:.0f} ms, 8 connections",
         ),
     ]
-
-
-def page(rows: list[Row]) -> str:
-    """The table with machine, commit and date."""
-    lines = [
-        "# Performance\n",
-        "## The service\n",
-        f"`make bench`; {machine()}; load {os.getloadavg()[0]:.1f} at the end; commit {commit()}; "
-        f"{datetime.date.today().isoformat()}. Medians; both sides interleaved in one run.\n",
-        "| what | figure | beside it |",
-        "| --- | --- | --- |",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Measure and print; `--write` keeps the page."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="starts; pictures are ten times as many")
-    parser.add_argument("--write", action="store_true", help="write docs/performance.md")
-    arguments = parser.parse_args()
-    rows = []
-    for part in (
-        lambda: rates(2000),
-        lambda: overhead(arguments.rounds * 10, 1000),
-        lambda: cold_start(arguments.rounds),
-    ):
-        for row in part():
-            print(" | ".join(row), flush=True)
-            rows.append(row)
-    if arguments.write:
-        PAGE.write_text(page(rows))
-        print(PAGE)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,13 +17,18 @@ LONGEST_PAUSE_SECONDS = 60.0
 
 @dataclass
 class Waiting:
-    """What the queue and the dispatcher must know of a job. `passed_over` counts the jobs let through before it."""
+    """What the queue and the dispatcher must know of a job.
+
+    `passed_over` counts the jobs let through before it. One that an earlier attempt left behind (`attempt` > 0) shares
+    its worker with nobody: if it is what ends workers, it ends no neighbour's again.
+    """
 
     id: str
     priority: int
     turn: int
     model: str | None = None
     not_before: float | None = None
+    attempt: int = 0
     passed_over: int = 0
 
     @property
@@ -31,10 +36,15 @@ class Waiting:
         """What the queue sorts by."""
         return (-self.priority, self.turn)
 
+    @property
+    def alone(self) -> bool:
+        """Whether it must have its worker to itself."""
+        return self.attempt > 0
+
     @classmethod
     def of(cls, job: Job) -> "Waiting":
         """The queue's view of a job."""
-        return cls(job.id, job.priority, job.turn, job.model, job.not_before)
+        return cls(job.id, job.priority, job.turn, job.model, job.not_before, job.attempt)
 
 
 def pause_after_loss(attempt: int, base_seconds: float) -> float:

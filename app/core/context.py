@@ -42,6 +42,7 @@ class RunContext:
         cancelled: threading.Event,
         previewed: threading.Event,
         options: Mapping[str, Any] | None = None,
+        priority: int = 5,
     ) -> None:
         self.options: Mapping[str, Any] = options or {}
         self.step = 0
@@ -54,6 +55,7 @@ class RunContext:
         self._report = report
         self._cancelled = cancelled
         self._previewed = previewed
+        self._priority = priority
         self._expected = 0
         self._before_this_pass = 0
         self._next_preview = 0.0
@@ -86,6 +88,8 @@ class RunContext:
                 textual_inversions=tuple(textual_inversions),
                 scheduler=scheduler,
                 vae_tiling=vae_tiling,
+                priority=self._priority,
+                check=self.check_cancelled,
             )
         )
 

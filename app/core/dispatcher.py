@@ -15,15 +15,15 @@ from typing import Any
 
 from app.core.batch_processing import JobQueue, Waiting, pause_after_loss
 from app.core.channel import Message
+from app.core.endings import Endings
 from app.core.engine_options import EngineOptions
 from app.core.job_store import JobStore
 from app.core.jobs import Job, JobEvent, JobStatus
-from app.core.multi_gpu import LOOK_AHEAD, IdleWorker, choose
+from app.core.multi_gpu import LOOK_AHEAD, choose
 from app.core.running import Running, overdue_workers, seconds_until
 from app.core.storage import Storage
 from app.core.watchers import Watchers
 from app.core.worker_handle import WorkerHandle, make_worker
-from app.errors import Unavailable, UnknownImage
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Dispatcher:
         on_ended: Callable[[Job], None],
     ) -> None:
         self._store = store
-        self._storage = storage
+        self._endings = Endings(store, storage, self._pause, lambda: self._stopped)
         self._watchers = watchers
         self._options = options
         self._on_ended = on_ended
@@ -182,8 +182,8 @@ class Dispatcher:
                 due = self._queue.wake(time.time())
                 choice = None
                 if not self._draining:
-                    idle = [IdleWorker(w.name, w.resident) for w in self._workers.values() if w.state == "idle"]
-                    choice = choose(self._queue.first(LOOK_AHEAD), idle)
+                    up = [worker.as_open() for worker in self._workers.values() if worker.is_up]
+                    choice = choose(self._queue.first(LOOK_AHEAD), up)
                 if choice is None:
                     overdue = overdue_workers(self._running.values())
                     if not overdue:
@@ -195,7 +195,7 @@ class Dispatcher:
                         passed.passed_over += 1
                     self._queue.remove(choice.job.id)
                     worker = self._workers[choice.worker.name]
-                    worker.state = "busy"
+                    worker.hold(choice.job)
                     generation = worker.generation
                     self._claiming[choice.job.id] = False
             for late in overdue:
@@ -218,14 +218,14 @@ class Dispatcher:
             with self._changed:
                 entry.not_before = time.time() + STORE_PAUSE_SECONDS
                 self._queue.add(entry)
-            self._set_idle(worker, generation)
+            self._let_go(worker, entry.id, generation)
             return
         if job is None:
-            self._set_idle(worker, generation)
+            self._let_go(worker, entry.id, generation)
             return
         run = Running(job, worker)
         with self._changed:
-            alive = worker.generation == generation and worker.state == "busy"
+            alive = worker.generation == generation and job.id in worker.held
             if alive:
                 self._running[job.id] = run
                 self.wait_seconds += max(0.0, (job.started or 0.0) - queued)
@@ -241,6 +241,7 @@ class Dispatcher:
                 "capability": job.capability,
                 "request": job.request,
                 "model": job.model,
+                "priority": job.priority,
                 "preview": previewed,
             },
             generation,
@@ -255,10 +256,10 @@ class Dispatcher:
             self.set_preview(job.id, not previewed)
         self._tell_positions()
 
-    def _set_idle(self, worker: WorkerHandle, generation: int) -> None:
+    def _let_go(self, worker: WorkerHandle, job_id: str, generation: int) -> None:
         with self._changed:
-            if worker.generation == generation and worker.state == "busy":
-                worker.state = "idle"
+            if worker.generation == generation:
+                worker.let_go(job_id)
                 self._changed.notify_all()
 
     # What workers say
@@ -290,7 +291,7 @@ class Dispatcher:
         if not known:
             # An attempt that was given up on: what it made belongs to nobody.
             if kind == "done":
-                self._forget_pictures(message["result"]["images"])
+                self._endings.forget(message["result"]["images"])
             return
         if kind == "step":
             left = run.note_step(message["step"], message["steps"])
@@ -308,24 +309,16 @@ class Dispatcher:
         with self._changed:
             run.ending = True
             run.worker.resident, run.worker.memory = frozenset(message["resident"]), message["memory"]
-            if run.worker.state == "busy":
-                run.worker.state = "idle"
+            run.worker.let_go(run.job.id)
             self._changed.notify_all()
-        names = (run.job.id, run.job.attempt)
-        steps = {"step": message["step"], "steps": message["steps"]}
-        if kind == "done":
-            ended = self._persist(lambda: self._store.succeed(*names, message["result"], **steps))
-            if ended is None:
-                ended = self._written_after_all(run.job, message["result"])
-        elif kind == "failed":
-            ended = self._persist(lambda: self._store.fail(*names, message["error"], **steps))
-        else:
-            ended = self._persist(lambda: self._store.cancelled(*names, **steps))
+        ended = self._endings.write(run.job, kind, message)
         self._leave(run, ended)
 
     def _on_lost(self, worker: WorkerHandle, reason: str) -> None:
         with self._changed:
             worker.pid, worker.resident, worker.memory = None, frozenset(), {}
+            worker.held.clear()
+            ended_for, worker.ended_for = worker.ended_for, frozenset()
             if worker.state == "starting":
                 worker.trouble = reason
             if worker.state != "broken":
@@ -337,14 +330,14 @@ class Dispatcher:
         if not self._stopped:
             logger.warning("%s (%s)", reason, worker.name)
         for run in lost:
-            self._lose(run.job, reason, run)
+            innocent = bool(ended_for) and run.job.id not in ended_for
+            self._lose(run.job, "its worker was ended for another job's sake" if innocent else reason, run, innocent)
 
-    def _lose(self, job: Job, reason: str, run: Running | None = None) -> None:
+    def _lose(self, job: Job, reason: str, run: Running | None = None, innocent: bool = False) -> None:
+        """Its worker is gone; that counts as an attempt unless the service itself ended it for other reasons."""
         stopped = self._stopped
         reason = "the service was stopped" if stopped else reason
-        after = self._persist(
-            lambda: self._store.lose(job.id, job.attempt, self._pause, reason=reason, counts=not stopped)
-        )
+        after = self._endings.lose(job, reason, counts=not (stopped or innocent))
         if after is not None and after.status is JobStatus.QUEUED:
             with self._changed:
                 self._running.pop(job.id, None)
@@ -367,36 +360,6 @@ class Dispatcher:
             self._changed.notify_all()
         if ended is not None:
             self._on_ended(ended)
-
-    def _persist(self, write: Callable[[], Job | None]) -> Job | None:
-        """Write an end until it is written: a full disk must not make a finished job run again."""
-        while True:
-            try:
-                return write()
-            except Unavailable as error:
-                logger.error("the end of a job cannot be written: %s", error.message)
-                if self._stopped:
-                    return None
-                time.sleep(STORE_PAUSE_SECONDS)
-
-    def _written_after_all(self, job: Job, result: dict[str, Any]) -> Job | None:
-        """The job, if the store holds this result though its write seemed to fail; else the result is forgotten."""
-        try:
-            stored = self._store.get(job.id)
-        except Exception:
-            # Whether the pictures belong to the job cannot be known; then they stay.
-            return None
-        if stored.result == result:
-            return stored
-        self._forget_pictures(result["images"])
-        return None
-
-    def _forget_pictures(self, pictures: list[dict[str, Any]]) -> None:
-        for picture in pictures:
-            try:
-                self._storage.delete(picture["id"])
-            except UnknownImage:
-                continue
 
     def _pause(self, attempt: int) -> float:
         return pause_after_loss(attempt, self._options.retry_seconds)

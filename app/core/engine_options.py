@@ -30,6 +30,7 @@ class EngineOptions:
     heartbeat_seconds: float = 5.0
     worker_lost_seconds: float = 20.0
     cancel_grace_seconds: float = 10.0
+    jobs_at_once: int | None = None
     retry_seconds: float = 1.0
     sweep_seconds: float = 60.0
     orphan_seconds: float | None = 3600.0

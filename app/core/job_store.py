@@ -95,7 +95,7 @@ class JobStore:
 
     def waiting(self) -> list[Waiting]:
         """Every queued job, as the queue needs it."""
-        columns = (jobs.c.id, jobs.c.priority, jobs.c.turn, jobs.c.model, jobs.c.not_before)
+        columns = (jobs.c.id, jobs.c.priority, jobs.c.turn, jobs.c.model, jobs.c.not_before, jobs.c.attempt)
         with self._read_engine.connect() as connection:
             return [Waiting(*row) for row in connection.execute(select(*columns).where(jobs.c.status == "queued"))]
 

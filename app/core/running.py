@@ -39,8 +39,9 @@ def overdue_workers(runs: Iterable[Running]) -> list[WorkerHandle]:
         if run.kill_at is not None and run.kill_at <= now:
             run.kill_at = None
             if not run.ending:
+                run.worker.ended_for |= {run.job.id}
                 late.append(run.worker)
-    return late
+    return list(dict.fromkeys(late))
 
 
 def seconds_until(due: float | None, runs: Iterable[Running]) -> float | None:

@@ -4,11 +4,9 @@ Every method may be called from any thread. `wait` and `watch` are for an event 
 An owner meets only its own jobs and pictures: those of others are answered as if they did not exist.
 """
 
-import asyncio
-import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -17,22 +15,22 @@ from app.core.callbacks import CallbackSender, CheckedUrl, Signer, check_callbac
 from app.core.dispatcher import Dispatcher
 from app.core.engine_options import EngineOptions, load_catalog
 from app.core.job_store import JobStore
-from app.core.jobs import ImageRecord, Job, JobEvent, JobStatus, new_id
+from app.core.jobs import ImageRecord, Job, JobStatus, new_id
 from app.core.multi_gpu import resolve_devices
 from app.core.storage import Storage, StoredImage
 from app.core.submission import Submission
 from app.core.sweeping import Sweeper
 from app.core.watchers import Watchers
+from app.core.watching import Watching, end_event
 from app.errors import InvalidRequest, QueueFull, Unavailable, UnknownCapability, UnknownImage, UnknownJob
 from app.guarded_http import GuardedClient
 from app.models.library import ModelLibrary
 
-ENDS = frozenset({"succeeded", "failed", "cancelled"})
 KEY_LIMIT = 255
 STOP_SECONDS = 5.0
 
 
-class Service:
+class Service(Watching):
     """The engine behind one method call each; `start` before the first submit, `stop` at the end."""
 
     def __init__(self, options: EngineOptions) -> None:
@@ -214,62 +212,6 @@ class Service:
         self.get(job_id, owner)
         return self._store.outbox.of_job(job_id)
 
-    # Waiting and watching
-
-    async def wait(self, job_id: str, seconds: float, owner: str = "") -> Job:
-        """The job at its end, or as it is when the time is over."""
-        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-        mailbox = self._watchers.subscribe(job_id, lambda: loop.call_soon_threadsafe(arrived.set), ends_only=True)
-        try:
-            job = self.get(job_id, owner)
-            if not job.status.is_terminal and seconds > 0:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(arrived.wait(), seconds)
-                job = self.get(job_id, owner)
-            return job
-        finally:
-            self._watchers.unsubscribe(job_id, mailbox)
-
-    async def watch(self, job_id: str, owner: str = "", preview: bool = False) -> AsyncIterator[JobEvent]:
-        """What happens to the job: first its present state, last its end."""
-        self.get(job_id, owner)
-        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-        mailbox = self._watchers.subscribe(job_id, lambda: loop.call_soon_threadsafe(arrived.set), preview=preview)
-        try:
-            event = self._present(job_id, owner)
-            yield event
-            while event.kind not in ENDS:
-                await arrived.wait()
-                arrived.clear()
-                for event in mailbox.take():
-                    yield event
-                    if event.kind in ENDS:
-                        break
-        finally:
-            self._watchers.unsubscribe(job_id, mailbox)
-
-    def watch_blocking(
-        self, job_id: str, owner: str = "", preview: bool = False, seconds: float | None = None
-    ) -> Iterator[JobEvent]:
-        """`watch` for a caller without an event loop; ends after `seconds` of silence if they are given."""
-        self.get(job_id, owner)
-        arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
-        mailbox = self._watchers.subscribe(job_id, lambda: arrived.put(None), preview=preview)
-        try:
-            event = self._present(job_id, owner)
-            yield event
-            while event.kind not in ENDS:
-                try:
-                    arrived.get(timeout=seconds)
-                except queue.Empty:
-                    return
-                for event in mailbox.take():
-                    yield event
-                    if event.kind in ENDS:
-                        break
-        finally:
-            self._watchers.unsubscribe(job_id, mailbox)
-
     # Pictures
 
     def upload(self, data: bytes, *, kind: Literal["image", "mask"] = "image", owner: str = "") -> StoredImage:
@@ -368,28 +310,9 @@ class Service:
                 self._being_accepted -= 1
                 self._submitted += job is not None and job.id == job_id
 
-    def _present(self, job_id: str, owner: str) -> JobEvent:
-        job = self.get(job_id, owner)
-        if job.status.is_terminal:
-            return _end_event(job)
-        if job.status is JobStatus.QUEUED:
-            return JobEvent(job.id, "queued", {"position": self.position(job.id)})
-        if job.step:
-            return JobEvent(job.id, "step", {"step": job.step, "steps": job.steps, "seconds_left": None})
-        return JobEvent(job.id, "started", {"device": job.device, "model": job.model, "attempt": job.attempt})
-
     def _ended(self, job: Job) -> None:
-        self._watchers.publish(_end_event(job))
+        self._watchers.publish(end_event(job))
         for observe in self.on_end:
             observe(job)
         if job.callback_url:
             self._callbacks.wake()
-
-
-def _end_event(job: Job) -> JobEvent:
-    data: dict[str, Any] = {"step": job.step, "steps": job.steps}
-    if job.result is not None:
-        data["result"] = job.result
-    if job.error is not None:
-        data["error"] = job.error
-    return JobEvent(job.id, job.status.value, data)

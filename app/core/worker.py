@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from app.core.capability import Capability, Request, Result
 from app.core.channel import Channel, Message
 from app.core.context import RunContext
 from app.core.engine_options import EngineOptions, load_by_name
-from app.core.multi_gpu import INLINE, resolve_devices
+from app.core.multi_gpu import INLINE, URGENT_SEATS, resolve_devices, seats_on
 from app.core.results import save_pictures
 from app.core.storage import Storage
 from app.errors import InvalidRequest, JobCancelled, OutOfMemory, ServiceError, UnknownCapability
@@ -50,13 +51,13 @@ class _Run:
 
 
 class Worker:
-    """Runs one job after the other on one device. `handle` takes messages from any thread; `serve` is the loop."""
+    """Runs jobs on one device, each in a thread. `handle` takes messages from any thread; `serve` is the loop."""
 
     def __init__(self, device: str, options: EngineOptions, send: Send) -> None:
         self._device = device
         self._options = options
         self._send = send
-        self._inbox: queue.SimpleQueue[_Run | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Run | BaseException | None] = queue.SimpleQueue()
         self._runs: dict[str, _Run] = {}
         self._runtime: Any = None
         self._trouble: Exception | None = None
@@ -82,6 +83,8 @@ class Worker:
             self._inbox.put(run)
         elif kind == "cancel" and run is not None and run.message["attempt"] == message["attempt"]:
             run.cancelled.set()
+            if self._runtime is not None:
+                self._runtime.nudge()
         elif kind == "preview" and run is not None:
             run.previewed.set() if message["on"] else run.previewed.clear()
         elif kind == "stop":
@@ -101,8 +104,12 @@ class Worker:
             logger.exception("the worker in this process cannot work")
             self._trouble = error
         self._send({"type": "ready", "pid": os.getpid(), **self._state()})
-        while (run := self._inbox.get()) is not None:
-            self._serve_one(run)
+        seats = seats_on(self._device, self._options.jobs_at_once) + URGENT_SEATS
+        with ThreadPoolExecutor(seats, thread_name_prefix="job") as pool:
+            while (run := self._inbox.get()) is not None:
+                if isinstance(run, BaseException):
+                    raise run
+                pool.submit(self._serve_one, run).add_done_callback(self._look_at)
         if self._runtime is not None:
             self._runtime.close()
 
@@ -119,6 +126,11 @@ class Worker:
                 parked_memory_bytes=options.parked_memory_bytes,
             )
 
+    def _look_at(self, served: "Future[None]") -> None:
+        """What goes wrong outside a job, as a report that cannot be sent, ends the loop."""
+        if (error := served.exception()) is not None:
+            self._inbox.put(error)
+
     def _serve_one(self, run: _Run) -> None:
         names = {"job": run.message["job"], "attempt": run.message["attempt"]}
 
@@ -133,6 +145,7 @@ class Worker:
             report=report,
             cancelled=run.cancelled,
             previewed=run.previewed,
+            priority=run.message["priority"],
         )
         report("started", {})
         kind, data = self._attempt(run, context)

@@ -17,9 +17,10 @@ from contextlib import suppress
 from typing import Any
 
 from app.core import crash_points
+from app.core.batch_processing import Waiting
 from app.core.channel import Channel, Message
 from app.core.engine_options import EngineOptions
-from app.core.multi_gpu import INLINE
+from app.core.multi_gpu import INLINE, OpenWorker, seats_on
 from app.core.worker import Worker, configuration
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,9 @@ OnLost = Callable[["WorkerHandle", str], None]
 class WorkerHandle:
     """What the dispatcher sees of a worker; its `state` and `resident` are guarded by the dispatcher's lock.
 
-    state: starting, idle, busy, broken, stopped. `generation` counts the starts, so that a claim made for one process
-    is never sent to the next.
+    state: starting, idle, busy, broken, stopped. `held` are the jobs that it was given, by id. `generation` counts the
+    starts, so that a claim made for one process is never sent to the next. `ended_for` names the jobs that did not heed
+    a cancel and for which it is killed: its other jobs are not to blame.
     """
 
     def __init__(self, name: str, options: EngineOptions, on_message: OnMessage, on_lost: OnLost) -> None:
@@ -48,11 +50,34 @@ class WorkerHandle:
         self.resident: frozenset[str] = frozenset()
         self.memory: dict[str, Any] = {}
         self.trouble: str | None = None
+        self.seats = seats_on(name, options.jobs_at_once)
+        self.held: dict[str, Waiting] = {}
+        self.ended_for: frozenset[str] = frozenset()
         self._options = options
         self._on_message = on_message
         self._on_lost = on_lost
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"worker-{name}", daemon=True)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it can be given jobs."""
+        return self.state in {"idle", "busy"}
+
+    def as_open(self) -> OpenWorker:
+        """What the choice of a job must know of it."""
+        return OpenWorker(self.name, self.resident, tuple(self.held.values()), self.seats)
+
+    def hold(self, entry: Waiting) -> None:
+        """It is given this job."""
+        self.held[entry.id] = entry
+        self.state = "busy"
+
+    def let_go(self, job_id: str) -> None:
+        """It holds this job no more."""
+        self.held.pop(job_id, None)
+        if self.state == "busy" and not self.held:
+            self.state = "idle"
 
     def describe(self) -> dict[str, Any]:
         """Its device, state, process, models and memory, for a person."""
@@ -60,6 +85,8 @@ class WorkerHandle:
             "device": self.name,
             "state": self.state,
             "pid": self.pid,
+            "jobs": sorted(self.held),
+            "seats": self.seats,
             "resident_models": sorted(self.resident),
             "memory": self.memory,
             "trouble": self.trouble,

@@ -1,14 +1,14 @@
-"""What is put on a model for one borrow: LoRAs and textual inversions, each a context manager that takes it off again.
+"""What is put on a model for one borrow: LoRAs and textual inversions, as an outfit that is worn and taken off.
 
-Whatever happens inside the block, the model is afterwards bit for bit what it was before. The layers of the last sets
-of LoRAs stay on a shelf beside the model, so that the next borrow with the same set need not read and build them again
-(a second for SDXL); the price is the memory of those layers.
+Several borrows of one model may have different outfits at once; whoever works on the device wears its own, and putting
+one on is a few hundred assignments. Whatever happened, an undressed model is bit for bit what it was before. The layers
+of the last sets of LoRAs stay on a shelf beside the model, so that the next borrow with the same set need not read and
+build them again (a second for SDXL); the price is the memory of those layers.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,63 +39,98 @@ class Addition:
 
 
 Place = tuple[torch.nn.Module, str, torch.nn.Module]
-"""A parent module, the name of its child, and the layer with LoRAs that stood there in the child's place."""
+"""A parent module, the name of its child, and the layer with LoRAs that stands there in the child's place."""
+
+Vectors = tuple[dict[str, tuple[int, ...]], ...]
+"""For each text encoder: the token of a textual inversion -> the ids of its rows."""
 
 
-class LoraShelf:
-    """The layers of the last few sets of LoRAs that were on one checkpoint."""
+@dataclass(frozen=True, eq=False)
+class Outfit:
+    """What one borrow has on; two with one `key` have the same effect. `vectors` is for the prompt encoder."""
 
-    def __init__(self, capacity: int = 2) -> None:
-        self._capacity = capacity
-        self._sets: dict[tuple[Any, ...], list[Place]] = {}
+    key: tuple[Any, ...] = ()
+    places: tuple[Place, ...] = ()
+    vectors: Vectors = ({}, {})
+
+    def put_on(self) -> None:
+        """Put every layer in its child's place."""
+        for parent, name, layer in self.places:
+            setattr(parent, name, layer)
+
+    def take_off(self) -> None:
+        """Put every child back in its place."""
+        for parent, name, layer in self.places:
+            setattr(parent, name, layer.base_layer if isinstance(layer, BaseTunerLayer) else layer.table)
+
+
+PLAIN = Outfit()
+"""Nothing on."""
+
+
+@dataclass
+class Wardrobe:
+    """The outfits of one checkpoint, of which it wears at most one; used by whoever works on the device.
+
+    At most `capacity` sets of LoRA layers stay when nobody borrows them.
+    """
+
+    capacity: int = 2
+    worn: Outfit | None = None
+    _sets: dict[tuple[Any, ...], list[Place]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self._sets)
 
-    def take(self, key: tuple[Any, ...]) -> list[Place] | None:
-        """The layers of this set; they are off the shelf then."""
-        return self._sets.pop(key, None)
+    def wear(self, outfit: Outfit | None) -> None:
+        """Change into this outfit; None undresses."""
+        if outfit is self.worn:
+            return
+        if self.worn is not None:
+            self.worn.take_off()
+            self.worn = None
+        if outfit is not None:
+            outfit.put_on()
+            self.worn = outfit
 
-    def keep(self, key: tuple[Any, ...], places: list[Place]) -> None:
-        """Lay a set there; the oldest goes when there are too many."""
-        self._sets[key] = places
-        while len(self._sets) > self._capacity:
-            self._sets.pop(next(iter(self._sets)))
+    def make(self, pipeline: Any, loras: Sequence[Addition] = (), inversions: Sequence[Addition] = ()) -> Outfit:
+        """The outfit of these additions for the pipeline's modules; nothing is worn afterwards.
+
+        `InvalidRequest` for an addition that was made for another model.
+        """
+        self.wear(None)
+        encoders = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
+        vectors, tables = extended_tables([encoder for encoder in encoders if encoder is not None], inversions)
+        lora_key = tuple((one.file, one.file.stat().st_mtime_ns, one.weight) for one in loras)
+        key = (lora_key, tuple((one.file, one.file.stat().st_mtime_ns, one.token) for one in inversions))
+        return Outfit(key, (*self._layers(pipeline, loras, lora_key), *tables), vectors)
 
     def clear(self) -> bool:
-        """Throw everything away; whether there was anything."""
+        """Undress and throw away what nobody borrows; whether there was anything."""
         had_any = bool(self._sets)
         self._sets.clear()
         return had_any
 
+    def _layers(self, pipeline: Any, additions: Sequence[Addition], key: tuple[Any, ...]) -> list[Place]:
+        if not additions:
+            return []
+        places = self._sets.pop(key, None) or lora_layers(pipeline, additions)
+        self._sets[key] = places
+        while len(self._sets) > self.capacity:
+            self._sets.pop(next(iter(self._sets)))
+        return places
 
-@contextmanager
-def loras(pipeline: Any, additions: Sequence[Addition], shelf: LoraShelf | None = None) -> Iterator[None]:
-    """These LoRAs on the pipeline's UNet and text encoders, together; off again on leaving.
 
-    `InvalidRequest` for a LoRA that was made for another model; nothing is put on then.
-    """
-    if not additions:
-        yield
-        return
-    shelf = LoraShelf() if shelf is None else shelf
-    key = tuple((addition.file, addition.file.stat().st_mtime_ns, addition.weight) for addition in additions)
-    places = shelf.take(key)
+def lora_layers(pipeline: Any, additions: Sequence[Addition]) -> list[Place]:
+    """The layers with these LoRAs for the pipeline's UNet and text encoders; they are not in their places."""
     try:
-        if places is None:
-            names = [f"addition_{number}" for number in range(len(additions))]
-            for name, addition in zip(names, additions, strict=True):
-                _put_on(pipeline, name, addition)
-            pipeline.set_adapters(names, [addition.weight for addition in additions])
-            places = list(_places(pipeline))
-        else:
-            for parent, name, layer in places:
-                setattr(parent, name, layer)
-        yield
+        names = [f"addition_{number}" for number in range(len(additions))]
+        for name, addition in zip(names, additions, strict=True):
+            _put_on(pipeline, name, addition)
+        pipeline.set_adapters(names, [addition.weight for addition in additions])
+        return list(_places(pipeline))
     finally:
         pipeline.unload_lora_weights()
-        if places:
-            shelf.keep(key, places)
 
 
 def _places(pipeline: Any) -> Iterator[Place]:
@@ -200,19 +235,11 @@ class ExtendedEmbedding(torch.nn.Module):
         return torch.where((ids >= own)[..., None], added, embedded)
 
 
-Vectors = tuple[dict[str, tuple[int, ...]], ...]
+def extended_tables(text_encoders: Sequence[Any], additions: Sequence[Addition]) -> tuple[Vectors, list[Place]]:
+    """Where the rows of these textual inversions are found, and the encoders' embedding tables with those rows.
 
-
-@contextmanager
-def textual_inversions(text_encoders: Sequence[Any], additions: Sequence[Addition]) -> Iterator[Vectors]:
-    """These textual inversions in the encoders' embedding tables; out again on leaving.
-
-    Yields, for each encoder, token -> the ids of its rows. The token is the addition's, else the one in the file, else
-    the id.
+    The token is the addition's, else the one in the file, else the id.
     """
-    if not additions:
-        yield tuple({} for _ in text_encoders)
-        return
     rows: list[list[torch.Tensor]] = [[] for _ in text_encoders]
     vectors: Vectors = tuple({} for _ in text_encoders)
     for addition in additions:
@@ -223,13 +250,14 @@ def textual_inversions(text_encoders: Sequence[Any], additions: Sequence[Additio
             first = _embeddings(model).token_embedding.num_embeddings + sum(len(part) for part in rows[number])
             vectors[number][token] = tuple(range(first, first + len(tensor)))
             rows[number].append(tensor)
-    with ExitStack() as undo:
-        for model, parts in zip(text_encoders, rows, strict=True):
-            holder = _embeddings(model)
-            table = holder.token_embedding
-            undo.callback(setattr, holder, "token_embedding", table)
-            holder.token_embedding = ExtendedEmbedding(table, torch.cat(parts).to(table.weight))
-        yield vectors
+    places: list[Place] = []
+    for model, parts in zip(text_encoders, rows, strict=True):
+        if parts:
+            table = _embeddings(model).token_embedding
+            places.append(
+                (_embeddings(model), "token_embedding", ExtendedEmbedding(table, torch.cat(parts).to(table.weight)))
+            )
+    return vectors, places
 
 
 def _embeddings(model: Any) -> Any:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from app.errors import InvalidRequest
 from app.models import schedulers
-from app.models.adapters import LoraShelf
+from app.models.adapters import Wardrobe
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
 from app.models.single_files import config_folder, tokenizers
@@ -42,7 +42,7 @@ SCHEDULE_OPTIONS = ("timestep_spacing", "prediction_type", "rescale_betas_zero_s
 class Checkpoint:
     """The components of one checkpoint, in RAM until `place`.
 
-    `prompt_encoder` and `lora_shelf` are kept here, so that what they remember goes when the weights go.
+    `prompt_encoder` and `wardrobe` are kept here, so that what they remember goes when the weights go.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Checkpoint:
         self.flags = dict(flags)
         self.scheduler_config = dict(self.components.pop("scheduler"))
         self.prompt_encoder: Any = None
-        self.lora_shelf = LoraShelf()
+        self.wardrobe = Wardrobe()
         self._device = device
         self.modules = [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
         for module in self.modules:
@@ -75,7 +75,8 @@ class Checkpoint:
 
     def park(self) -> None:
         """Move the weights to RAM."""
-        self.lora_shelf.clear()
+        self.wardrobe.wear(None)
+        self.wardrobe.clear()
         self._move(torch.device("cpu"))
 
     def _move(self, device: torch.device) -> None:

@@ -4,8 +4,8 @@ A borrow leaves the model as it found it: additions and tiling are undone in rev
 between, and every call puts the number formats back.
 """
 
+import functools
 import importlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,136 +19,16 @@ from app.core.model_offload import ModelCache, ModelState
 from app.errors import InvalidRequest, OutOfMemory, ServiceError
 from app.models import adapters, previews
 from app.models.adapters import Addition
+from app.models.borrowed import OUT_OF_MEMORY, BorrowedPipeline
 from app.models.device import TorchDevice, parked_default
 from app.models.library import ModelLibrary, ModelRow
 from app.models.pipelines import Checkpoint
 from app.models.prompts import Encoder, PromptEncoder
-
-PROMPT_ARGUMENTS = ("prompt", "negative_prompt", "clip_skip")
-OUT_OF_MEMORY = (
-    "The device's memory did not suffice for this run, also after other models were moved away and with the picture "
-    "decoded in tiles. Lower the width and height, or choose a smaller model or number format (EIS_PRECISION)."
-)
-
-
-class BorrowedPipeline:
-    """A stock diffusers pipeline, called with diffusers' argument names; prompts are understood by `prompts`.
-
-    When a call runs out of memory it is repeated, from the same noise, after one measure of `_measures` after the
-    other. `notes` says in sentences what such a measure changed about the picture.
-    """
-
-    def __init__(
-        self,
-        stock: Any,
-        prompts: PromptEncoder,
-        task: str,
-        *,
-        device: TorchDevice,
-        park_others: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.stock = stock
-        self.task = task
-        self.notes: list[str] = []
-        self._prompts = prompts
-        self._device = device
-        self._park_others = park_others
-
-    @property
-    def size_multiple(self) -> int:
-        """Width and height must be multiples of this (pixels)."""
-        return self.stock.vae_scale_factor
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        """(width, height) that the model was trained at."""
-        sample = self.stock.unet.config.sample_size
-        width, height = (sample[1], sample[0]) if isinstance(sample, list | tuple) else (sample, sample)
-        return width * self.stock.vae_scale_factor, height * self.stock.vae_scale_factor
-
-    @property
-    def num_inference_timesteps(self) -> int:
-        """How many steps the running call takes; 0 before the first."""
-        return getattr(self.stock, "_num_timesteps", 0) or 0
-
-    def count_timesteps(self, num_inference_steps: int, strength: float | None = None) -> int:
-        """How many steps a call will take: some schedulers take two for one, and `strength` leaves the first out.
-
-        `InvalidRequest` where the scheduler cannot take that many.
-        """
-        scheduler = type(self.stock.scheduler).from_config(self.stock.scheduler.config)
-        try:
-            scheduler.set_timesteps(num_inference_steps)
-        except ValueError as error:
-            limit = scheduler.config.get("original_inference_steps")
-            most = f" at most {limit}" if limit else " fewer"
-            raise InvalidRequest(
-                f"This scheduler takes{most} steps, not {num_inference_steps}.", field="num_inference_steps"
-            ) from error
-        if strength is None:
-            return len(scheduler.timesteps)
-        first = max(num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps), 0)
-        return max(0, len(scheduler.timesteps) - first * scheduler.order)
-
-    def __call__(self, **arguments: Any) -> Any:
-        """Run the stock pipeline; the answer has `.images`, a list of PIL RGB pictures."""
-        steps, strength = arguments.get("num_inference_steps"), arguments.get("strength")
-        if steps is not None and not self.count_timesteps(steps, strength):
-            raise InvalidRequest(
-                f"{steps} steps at strength {strength:g} are less than one step; raise one of them.", field="strength"
-            )
-        sources = _as_sources(arguments.get("generator"))
-        states = [source.get_state() for source in sources]
-        for relieve in (None, *self._measures()):
-            if relieve is not None and not relieve():
-                continue
-            for source, state in zip(sources, states, strict=True):
-                source.set_state(state)
-            try:
-                with torch.no_grad(), _kept_format(self.stock.vae):
-                    return self.stock(**self._with_embeddings(arguments))
-            except Exception as error:
-                if not self._device.is_out_of_memory(error):
-                    raise
-            # Outside the handler, whose traceback would keep the failed call's tensors alive.
-            self._device.empty_cache()
-        raise OutOfMemory(OUT_OF_MEMORY)
-
-    def _measures(self) -> tuple[Callable[[], bool], ...]:
-        """What is tried against a lack of memory, mildest first; each answers whether it could do anything."""
-        return self._park_others, self._decode_in_tiles
-
-    def _decode_in_tiles(self) -> bool:
-        if self.stock.vae.use_tiling:
-            return False
-        self.stock.vae.enable_tiling()
-        self.notes.append("The device's memory did not suffice, so the picture was decoded in tiles.")
-        return True
-
-    def _with_embeddings(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        rest = {name: value for name, value in arguments.items() if name not in PROMPT_ARGUMENTS}
-        if "prompt" not in arguments:
-            return rest
-        prompts = _as_list(arguments["prompt"])
-        negative = arguments.get("negative_prompt")
-        negatives = None if negative is None else _as_list(negative)
-        if negatives is not None and len(negatives) == 1:
-            negatives *= len(prompts)
-        guidance = arguments.get("guidance_scale", _default(self.stock, "guidance_scale"))
-        embeddings = self._prompts.arguments(
-            prompts,
-            negatives,
-            guided=guidance > 1 and self.stock.unet.config.time_cond_proj_dim is None,
-            clip_skip=arguments.get("clip_skip"),
-        )
-        return rest | embeddings
+from app.models.step_batching import Session, StepBatcher
 
 
 class Runtime:
-    """One device with its models.
-
-    Borrows of one model may overlap unless one of them has additions; calls of its pipelines may not.
-    """
+    """One device with its models; borrows may overlap, and calls of their pipelines share forwards where they fit."""
 
     def __init__(
         self,
@@ -162,6 +42,7 @@ class Runtime:
         self._library = library
         parked = parked_default() if parked_memory_bytes is None else parked_memory_bytes
         self._cache = ModelCache(device, budget=model_memory_bytes, parked_budget=parked)
+        self.batcher = StepBatcher(device.is_out_of_memory)
 
     @contextmanager
     def borrow(
@@ -173,10 +54,13 @@ class Runtime:
         textual_inversions: Sequence[str] = (),
         scheduler: str | None = None,
         vae_tiling: bool = False,
+        priority: int = 5,
+        check: Callable[[], None] = lambda: None,
     ) -> Iterator[BorrowedPipeline]:
-        """A pipeline of this model for this task, with its additions on; on leaving, they are off again.
+        """A pipeline of this model for this task, with its additions; on leaving, they are off again.
 
-        `loras` have `.model` (an id) and `.weight`.
+        `loras` have `.model` (an id) and `.weight`. `check` raises when the borrower is to end; it is asked while a
+        call waits for others, of which those of the higher `priority` go first.
         """
         row = self._library.require(model, task=task)
         parts = [self._library.require(part) for part in row.spec.parts]
@@ -194,18 +78,51 @@ class Runtime:
             checkpoint = stack.enter_context(self._cache.borrow(key, load, estimate=self._estimate(row, parts)))
             stock = checkpoint.view(task, scheduler)
             stack.enter_context(previews.watching(stock.scheduler))
-            stack.enter_context(adapters.loras(stock, lora_additions, checkpoint.lora_shelf))
-            models = [part for name in ("text_encoder", "text_encoder_2") if (part := checkpoint.components.get(name))]
-            vectors = stack.enter_context(adapters.textual_inversions(models, inversions))
-            stack.callback(setattr, stock.vae, "use_tiling", stock.vae.use_tiling)
-            if vae_tiling:
-                stock.vae.enable_tiling()
-            prompts = _prompt_encoder(checkpoint, vectors, plain=not lora_additions and not inversions)
+            wardrobe = checkpoint.wardrobe
+            outfit = stack.enter_context(self._dressed(checkpoint, stock, lora_additions, inversions, priority, check))
+            session = Session(priority, outfit.key, check, functools.partial(wardrobe.wear, outfit))
+            prompts = _prompt_encoder(checkpoint, outfit.vectors, plain=not lora_additions and not inversions)
 
             def park_others() -> bool:
-                return self._cache.park_unpinned() | checkpoint.lora_shelf.clear()
+                return self._cache.park_unpinned() | wardrobe.clear()
 
-            yield BorrowedPipeline(stock, prompts, task, device=self.device, park_others=park_others)
+            yield BorrowedPipeline(
+                stock,
+                prompts,
+                task,
+                device=self.device,
+                batcher=self.batcher,
+                session=session,
+                park_others=park_others,
+                vae_tiling=vae_tiling,
+            )
+
+    @contextmanager
+    def _dressed(
+        self,
+        checkpoint: Checkpoint,
+        stock: Any,
+        loras: Sequence[Addition],
+        inversions: Sequence[Addition],
+        priority: int,
+        check: Callable[[], None],
+    ) -> Iterator[adapters.Outfit]:
+        """The outfit of these additions; on leaving it comes off, unless another borrow has changed clothes since."""
+        if not loras and not inversions:
+            yield adapters.PLAIN
+            return
+        with self.batcher.turn(Session(priority, check=check)):
+            outfit = checkpoint.wardrobe.make(stock, loras, inversions)
+        try:
+            yield outfit
+        finally:
+            with self.batcher.turn(Session(priority)):
+                if checkpoint.wardrobe.worn is outfit:
+                    checkpoint.wardrobe.wear(None)
+
+    def nudge(self) -> None:
+        """Let calls that wait for others look whether their job is to end."""
+        self.batcher.nudge()
 
     def generators(self, seed: int, count: int) -> list[torch.Generator]:
         """One noise source for each picture, on the CPU: a seed means the same picture on every device."""
@@ -217,7 +134,7 @@ class Runtime:
         return previews.preview(stock.vae, previews.estimate(stock.scheduler, latents))
 
     def memory(self) -> dict[str, Any]:
-        """The device's bytes and every model's place, as plain data."""
+        """The device's bytes, every model's place, and what forwards served how many calls, as plain data."""
         return {
             "device": self.device.name,
             "total_bytes": self.device.total_bytes(),
@@ -225,6 +142,7 @@ class Runtime:
             "used_bytes": self.device.used_bytes(),
             "placed_bytes": self._cache.bytes_in(ModelState.PLACED),
             "parked_bytes": self._cache.bytes_in(ModelState.PARKED),
+            "forwards": vars(self.batcher.counts).copy(),
             "models": [{"model": _model_of(entry.pop("key")), **entry} for entry in self._cache.describe()],
         }
 
@@ -310,17 +228,6 @@ def open_runtime(
     )
 
 
-@contextmanager
-def _kept_format(vae: Any) -> Iterator[None]:
-    """The VAE's number format comes back: SDXL decodes in float32 and is left there when a run breaks off."""
-    dtype = vae.dtype
-    try:
-        yield
-    finally:
-        if vae.dtype != dtype:
-            vae.to(dtype=dtype)
-
-
 def _key(row: ModelRow, parts: Sequence[ModelRow]) -> str:
     """Id and what the files were when they were read, so that a replaced model is loaded anew."""
     stamps = [str(part.path.stat().st_mtime_ns) for part in (row, *parts) if part.path]
@@ -329,17 +236,3 @@ def _key(row: ModelRow, parts: Sequence[ModelRow]) -> str:
 
 def _model_of(key: str) -> str:
     return key.partition("@")[0]
-
-
-def _as_sources(generator: Any) -> list[torch.Generator]:
-    if generator is None:
-        return []
-    return list(generator) if isinstance(generator, list | tuple) else [generator]
-
-
-def _as_list(text: str | Sequence[str]) -> list[str]:
-    return [text] if isinstance(text, str) else list(text)
-
-
-def _default(stock: Any, name: str) -> Any:
-    return inspect.signature(type(stock).__call__).parameters[name].default

@@ -64,6 +64,9 @@ class Runtime:
     def translate(self, error: BaseException) -> ServiceError | None:
         return OutOfMemory("Make the picture smaller.") if "out of memory" in str(error) else None
 
+    def nudge(self) -> None:
+        """Nobody waits for others here."""
+
     def close(self) -> None:
         self.opened.clear()
 

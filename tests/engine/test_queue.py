@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.batch_processing import JobQueue, Waiting, pause_after_loss
-from app.core.multi_gpu import LOOK_AHEAD, PATIENCE, IdleWorker, choose, count_cuda_devices, resolve_devices
+from app.core.multi_gpu import (
+    LOOK_AHEAD,
+    PATIENCE,
+    OpenWorker,
+    choose,
+    count_cuda_devices,
+    resolve_devices,
+    seats_on,
+)
 from app.errors import InvalidRequest
 
 
@@ -50,7 +58,7 @@ def waiting(*models: str | None, priority: int = 5) -> list[Waiting]:
 
 
 def test_the_head_goes_to_the_worker_that_holds_its_model() -> None:
-    workers = [IdleWorker("cuda:0", frozenset({"a"})), IdleWorker("cuda:1", frozenset({"b"}))]
+    workers = [OpenWorker("cuda:0", frozenset({"a"})), OpenWorker("cuda:1", frozenset({"b"}))]
     choice = choose(waiting("b", "a"), workers)
     assert (choice.job.id, choice.worker.name, choice.passed_over) == ("0", "cuda:1", ())
     assert choose([], workers) is None
@@ -59,7 +67,7 @@ def test_the_head_goes_to_the_worker_that_holds_its_model() -> None:
 
 def test_a_warm_job_passes_a_cold_one_but_not_for_ever() -> None:
     jobs = waiting("cold", *["warm"] * 10)
-    worker = [IdleWorker("cpu", frozenset({"warm"}))]
+    worker = [OpenWorker("cpu", frozenset({"warm"}))]
     served = []
     for _ in range(PATIENCE + 1):
         choice = choose(jobs, worker)
@@ -71,15 +79,58 @@ def test_a_warm_job_passes_a_cold_one_but_not_for_ever() -> None:
 
 
 def test_no_warm_job_is_looked_for_too_far_or_below_its_priority() -> None:
-    worker = [IdleWorker("cpu", frozenset({"warm"}))]
+    worker = [OpenWorker("cpu", frozenset({"warm"}))]
     assert choose(waiting(*["cold"] * LOOK_AHEAD, "warm"), worker).job.model == "cold"
     lower = [*waiting("cold"), *waiting("warm", priority=4)]
     assert choose(lower, worker).job.model == "cold"
 
 
 def test_a_cold_job_goes_where_least_is_put_aside() -> None:
-    workers = [IdleWorker("cuda:0", frozenset({"a", "b"})), IdleWorker("cuda:1", frozenset())]
+    workers = [OpenWorker("cuda:0", frozenset({"a", "b"})), OpenWorker("cuda:1", frozenset())]
     assert choose(waiting("c"), workers).worker.name == "cuda:1"
+
+
+def held(*jobs: tuple[str | None, int], alone: bool = False) -> tuple[Waiting, ...]:
+    return tuple(Waiting(f"held{n}", jobs[n][1], n, jobs[n][0], attempt=int(alone)) for n in range(len(jobs)))
+
+
+@pytest.mark.parametrize(
+    ("job", "worker", "joins"),
+    [
+        (("a", 5), OpenWorker("x", held=held(("a", 5)), seats=2), True),
+        (("a", 5), OpenWorker("x", held=held(("a", 5), ("a", 5)), seats=2), False),
+        (("b", 5), OpenWorker("x", held=held(("a", 5)), seats=2), False),
+        ((None, 5), OpenWorker("x", held=held(("a", 5)), seats=2), True),
+        ((None, 10), OpenWorker("x", held=held((None, 5)), seats=1), False),
+        (("a", 6), OpenWorker("x", held=held(("a", 5)), seats=1), True),
+        (("a", 5), OpenWorker("x", held=held(("a", 5)), seats=1), False),
+        (("a", 9), OpenWorker("x", held=held(("a", 9), ("a", 5)), seats=1), False),
+        (("b", 6), OpenWorker("x", frozenset({"a", "b"}), held(("a", 5)), seats=1), True),
+        (("b", 6), OpenWorker("x", frozenset({"a"}), held(("a", 5)), seats=1), False),
+        (("a", 6), OpenWorker("x", held=held(("a", 5), alone=True), seats=8), False),
+    ],
+)
+def test_who_may_join_a_worker_that_is_busy(job: tuple[str | None, int], worker: OpenWorker, joins: bool) -> None:
+    choice = choose([Waiting("new", job[1], 9, job[0])], [worker])
+    assert (choice is not None) == joins
+    assert choose([Waiting("new", job[1], 9, job[0], attempt=1)], [worker]) is None, "one that lost a worker is alone"
+
+
+def test_joining_prefers_the_least_held_and_ends_when_somebody_was_passed_over_too_often() -> None:
+    workers = [OpenWorker("x", held=held(("a", 5), ("a", 5)), seats=8), OpenWorker("y", held=held(("a", 5)), seats=8)]
+    jobs = [Waiting("head", 5, 0, "b"), Waiting("other", 5, 1, "a")]
+    for _ in range(PATIENCE):
+        choice = choose(jobs, workers)
+        assert (choice.job.id, choice.worker.name) == ("other", "y")
+        for passed in choice.passed_over:
+            passed.passed_over += 1
+    assert choose(jobs, workers) is None, "the head waits for a worker that its neighbours keep full"
+    assert choose(jobs, [*workers, OpenWorker("z")]).job.id == "head"
+
+
+def test_seats() -> None:
+    assert [seats_on(device, None) for device in ("cpu", "inline", "cuda:1")] == [1, 1, 8]
+    assert seats_on("cuda:0", 3) == seats_on("cpu", 3) == 3
 
 
 def test_devices_are_named_or_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -437,7 +437,7 @@ def test_a_result_survives_a_store_that_fails_for_a_moment(
     service: Service, monkeypatch: pytest.MonkeyPatch, was_written: bool
 ) -> None:
     """Also when the commit reached the disk and only its answer was lost: the picture is not taken for an orphan."""
-    monkeypatch.setattr("app.core.dispatcher.STORE_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("app.core.endings.STORE_PAUSE_SECONDS", 0.05)
     succeed, failures = service._store.succeed, [2]
 
     def fails_at_first(*arguments: object, **facts: object) -> object:

@@ -99,6 +99,46 @@ def test_a_worker_that_does_not_heed_a_cancel_is_replaced(process_service: Servi
     assert not is_alive(pid)
 
 
+def test_a_worker_holds_as_many_jobs_as_it_has_seats(make_service: Callable[..., Service]) -> None:
+    service = make_service(devices=("cpu",), jobs_at_once=3)
+    long = {"num_inference_steps": 400, "step_seconds": 0.05}
+    jobs = [service.submit("test/paint", {**long, "seed": index}) for index in range(5)]
+    until(lambda: sum(service.get(job.id).step > 0 for job in jobs) == 3)
+    (worker,) = service.readiness()["workers"]
+    assert (worker["seats"], worker["jobs"]) == (3, sorted(job.id for job in jobs[:3]))
+    assert [service.get(job.id).status for job in jobs[3:]] == [JobStatus.QUEUED] * 2
+    service.cancel(jobs[1].id)
+    until(lambda: service.get(jobs[3].id).step > 0)
+    for job in jobs:
+        if not service.get(job.id).status.is_terminal:
+            service.cancel(job.id)
+    assert {end_of(service, job.id).status for job in jobs} == {JobStatus.CANCELLED}
+
+
+def test_a_job_that_ends_workers_takes_its_neighbours_along_only_once(make_service: Callable[..., Service]) -> None:
+    service = make_service(devices=("cpu",), jobs_at_once=4, max_attempts=2)
+    until(lambda: service.readiness()["ready"])
+    long = {"num_inference_steps": 40, "step_seconds": 0.05}
+    neighbours = [service.submit("test/paint", {**long, "seed": index}) for index in range(3)]
+    until(lambda: all(service.get(job.id).step for job in neighbours))
+    poison = service.submit("test/kill", {})
+    assert end_of(service, poison.id, 60).error["code"] == "worker_lost"
+    ends = [end_of(service, job.id, 60) for job in neighbours]
+    assert [(job.status, job.attempt) for job in ends] == [(JobStatus.SUCCEEDED, 2)] * 3
+
+
+def test_the_neighbours_of_a_stubborn_job_lose_nothing(make_service: Callable[..., Service]) -> None:
+    service = make_service(devices=("cpu",), jobs_at_once=2, max_attempts=1)
+    stubborn = service.submit("test/stubborn", {"seconds": 60})
+    neighbour = service.submit("test/paint", {"num_inference_steps": 40, "step_seconds": 0.05})
+    until(lambda: service.get(stubborn.id).step and service.get(neighbour.id).step)
+    service.cancel(stubborn.id)
+    assert end_of(service, stubborn.id, 60).status is JobStatus.CANCELLED
+    assert end_of(service, neighbour.id, 60).status is JobStatus.SUCCEEDED
+    reasons = [entry["reason"] for entry in service.history(neighbour.id)]
+    assert "its worker was ended for another job's sake" in reasons
+
+
 def test_a_silent_worker_is_ended_and_its_job_runs_again(make_service: Callable[..., Service]) -> None:
     service = make_service(devices=("cpu",), worker_lost_seconds=2.5)
     pid = worker_pid(service)

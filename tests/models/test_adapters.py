@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 from app.core.fields import WeightedModel
 from app.errors import InvalidRequest, WeightsMissing
 from app.models import adapters
-from app.models.adapters import Addition, loras, textual_inversions
+from app.models.adapters import Addition
 from app.models.device import TorchDevice
 from app.models.pipelines import load
 from app.models.runtime import build_prompt_encoder
 from tests.models import tiny_checkpoints as tiny
+from tests.models.dressed import loras, textual_inversions
 
 FAMILIES = ("sd15", "sdxl")
 
@@ -225,7 +226,7 @@ def test_the_same_loras_again_are_taken_from_the_shelf(checkpoint, sources, monk
             Addition(name, sources / f"{name}.safetensors", weight)
             for name, weight in zip(names, weights, strict=False)
         ]
-        with loras(checkpoint.view(view, None), additions, checkpoint.lora_shelf):
+        with loras(checkpoint.view(view, None), additions, checkpoint.wardrobe):
             return outputs(checkpoint)
 
     first = put_on(0.7, -0.4)
@@ -236,18 +237,18 @@ def test_the_same_loras_again_are_taken_from_the_shelf(checkpoint, sources, monk
     assert same(drawn, outputs(checkpoint))
     assert not same(first, put_on(0.5, -0.4))
     assert not same(first, put_on(0.7))
-    assert len(checkpoint.lora_shelf) == 2
+    assert len(checkpoint.wardrobe) == 2
     assert len(built) > count
     count = len(built)
     assert same(first, put_on(0.7, -0.4)), "the oldest set is built anew"
     assert len(built) > count
     with pytest.raises(RuntimeError, match="inside"):
         additions = [Addition("kohya", sources / f"lora-{checkpoint.family}-kohya.safetensors", 0.7)]
-        with loras(checkpoint.view("inpaint", None), additions, checkpoint.lora_shelf):
+        with loras(checkpoint.view("inpaint", None), additions, checkpoint.wardrobe):
             raise RuntimeError("inside")
     assert_untouched(before, trace(checkpoint))
     checkpoint.park()
-    assert len(checkpoint.lora_shelf) == 0
+    assert len(checkpoint.wardrobe) == 0
 
 
 def text_models(checkpoint):
@@ -295,13 +296,13 @@ def test_a_borrow_takes_everything_off_in_the_end(runtime, library):
         pytest.raises(RuntimeError, match="inside"),
         runtime.borrow(
             "tiny-sdxl",
-            task="inpaint",
+            task="text-to-image",
             loras=[WeightedModel(model="lora-sdxl-kohya")],
             textual_inversions=["moodyxl"],
             vae_tiling=True,
-        ),
+        ) as dressed,
     ):
-        assert vae.use_tiling
+        dressed(prompt="a moodyxl car", width=64, height=64, num_inference_steps=2)
         raise RuntimeError("inside")
     after, _ = weights()
     assert before.keys() == after.keys()

@@ -6,12 +6,13 @@ import torch
 from safetensors.torch import load_file
 
 from app.errors import InvalidRequest
-from app.models.adapters import Addition, textual_inversions
+from app.models.adapters import Addition
 from app.models.device import TorchDevice
 from app.models.pipelines import load
 from app.models.prompts import CHUNK, Encoder, Fragment, encode_text, parse, split_into_chunks
 from app.models.runtime import build_prompt_encoder
 from app.models.single_files import clip_tokenizer
+from tests.models.dressed import textual_inversions
 
 FAMILIES = ("sd15", "sdxl")
 SENTENCE = "a photo of a red car by the old house at night"  # 11 tokens of the tiny vocabulary

@@ -1,0 +1,74 @@
+"""How a job's end is written: again and again until it is, and what becomes of pictures that belong to nobody."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from app.core.channel import Message
+from app.core.job_store import JobStore, Pause
+from app.core.jobs import Job
+from app.core.storage import Storage
+from app.errors import Unavailable, UnknownImage
+
+logger = logging.getLogger(__name__)
+
+STORE_PAUSE_SECONDS = 1.0
+
+
+class Endings:
+    """Writes ends into the store; gives up only when the service was stopped."""
+
+    def __init__(self, store: JobStore, storage: Storage, pause: Pause, is_stopped: Callable[[], bool]) -> None:
+        self._store = store
+        self._storage = storage
+        self._pause = pause
+        self._is_stopped = is_stopped
+
+    def write(self, job: Job, kind: str, message: Message) -> Job | None:
+        """What a worker said of a job's end: done, failed or cancelled; None if the attempt was given up on."""
+        names = (job.id, job.attempt)
+        steps = {"step": message["step"], "steps": message["steps"]}
+        if kind == "done":
+            ended = self._persist(lambda: self._store.succeed(*names, message["result"], **steps))
+            return ended or self._written_after_all(job, message["result"])
+        if kind == "failed":
+            return self._persist(lambda: self._store.fail(*names, message["error"], **steps))
+        return self._persist(lambda: self._store.cancelled(*names, **steps))
+
+    def lose(self, job: Job, reason: str, *, counts: bool) -> Job | None:
+        """The job's worker is gone: it waits again or has ended."""
+        return self._persist(
+            lambda: self._store.lose(job.id, job.attempt, self._pause, reason=reason, counts=counts)
+        )
+
+    def _persist(self, write: Callable[[], Job | None]) -> Job | None:
+        """Write an end until it is written: a full disk must not make a finished job run again."""
+        while True:
+            try:
+                return write()
+            except Unavailable as error:
+                logger.error("the end of a job cannot be written: %s", error.message)
+                if self._is_stopped():
+                    return None
+                time.sleep(STORE_PAUSE_SECONDS)
+
+    def _written_after_all(self, job: Job, result: dict[str, Any]) -> Job | None:
+        """The job, if the store holds this result though its write seemed to fail; else the result is forgotten."""
+        try:
+            stored = self._store.get(job.id)
+        except Exception:
+            # Whether the pictures belong to the job cannot be known; then they stay.
+            return None
+        if stored.result == result:
+            return stored
+        self.forget(result["images"])
+        return None
+
+    def forget(self, pictures: list[dict[str, Any]]) -> None:
+        """Remove the files of pictures that belong to no job."""
+        for picture in pictures:
+            try:
+                self._storage.delete(picture["id"])
+            except UnknownImage:
+                continue

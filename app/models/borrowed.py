@@ -1,0 +1,194 @@
+"""A borrowed pipeline: a stock diffusers pipeline, called by diffusers' argument names, that takes turns on its device.
+
+A call leaves the shared modules as it found them, and a lack of memory is met with one measure after the other before
+it is told.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from app.errors import InvalidRequest, OutOfMemory
+from app.models.device import TorchDevice
+from app.models.prompts import PromptEncoder
+from app.models.step_batching import Session, StepBatcher
+
+PROMPT_ARGUMENTS = ("prompt", "negative_prompt", "clip_skip")
+OUT_OF_MEMORY = (
+    "The device's memory did not suffice for this run, also after other models were moved away and with the picture "
+    "decoded in tiles. Lower the width and height, or choose a smaller model or number format (EIS_PRECISION)."
+)
+
+
+class BorrowedPipeline:
+    """A stock diffusers pipeline, called with diffusers' argument names; prompts are understood by `prompts`.
+
+    When a call runs out of memory it is repeated, from the same noise, after one measure of `_measures` after the
+    other. `notes` says in sentences what such a measure changed about the picture.
+    """
+
+    def __init__(
+        self,
+        stock: Any,
+        prompts: PromptEncoder,
+        task: str,
+        *,
+        device: TorchDevice,
+        batcher: StepBatcher | None = None,
+        session: Session | None = None,
+        park_others: Callable[[], bool] = lambda: False,
+        vae_tiling: bool = False,
+    ) -> None:
+        self.stock = stock
+        self.task = task
+        self.notes: list[str] = []
+        self._prompts = prompts
+        self._device = device
+        self._batcher = batcher or StepBatcher()
+        self._session = session or Session()
+        self._park_others = park_others
+        self._vae_tiling = vae_tiling
+
+    @property
+    def size_multiple(self) -> int:
+        """Width and height must be multiples of this (pixels)."""
+        return self.stock.vae_scale_factor
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(width, height) that the model was trained at."""
+        sample = self.stock.unet.config.sample_size
+        width, height = (sample[1], sample[0]) if isinstance(sample, list | tuple) else (sample, sample)
+        return width * self.stock.vae_scale_factor, height * self.stock.vae_scale_factor
+
+    @property
+    def num_inference_timesteps(self) -> int:
+        """How many steps the running call takes; 0 before the first."""
+        return getattr(self.stock, "_num_timesteps", 0) or 0
+
+    def count_timesteps(self, num_inference_steps: int, strength: float | None = None) -> int:
+        """How many steps a call will take: some schedulers take two for one, and `strength` leaves the first out.
+
+        `InvalidRequest` where the scheduler cannot take that many.
+        """
+        scheduler = type(self.stock.scheduler).from_config(self.stock.scheduler.config)
+        try:
+            scheduler.set_timesteps(num_inference_steps)
+        except ValueError as error:
+            limit = scheduler.config.get("original_inference_steps")
+            most = f" at most {limit}" if limit else " fewer"
+            raise InvalidRequest(
+                f"This scheduler takes{most} steps, not {num_inference_steps}.", field="num_inference_steps"
+            ) from error
+        if strength is None:
+            return len(scheduler.timesteps)
+        first = max(num_inference_steps - min(int(num_inference_steps * strength), num_inference_steps), 0)
+        return max(0, len(scheduler.timesteps) - first * scheduler.order)
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Run the stock pipeline; the answer has `.images`, a list of PIL RGB pictures."""
+        steps, strength = arguments.get("num_inference_steps"), arguments.get("strength")
+        if steps is not None and not self.count_timesteps(steps, strength):
+            raise InvalidRequest(
+                f"{steps} steps at strength {strength:g} are less than one step; raise one of them.", field="strength"
+            )
+        put_on_additions = self._session.dress
+
+        def dress() -> None:
+            put_on_additions()
+            self.stock.vae.use_tiling = self._vae_tiling
+
+        session = replace(self._session, dress=dress)
+        with self._batcher.turn(session), _standing_in(self.stock, "unet", self._batcher, session):
+            try:
+                return self._run(arguments)
+            finally:
+                self.stock.vae.use_tiling = False
+
+    def _run(self, arguments: dict[str, Any]) -> Any:
+        sources = _as_sources(arguments.get("generator"))
+        states = [source.get_state() for source in sources]
+        for relieve in (None, *self._measures()):
+            if relieve is not None and not relieve():
+                continue
+            for source, state in zip(sources, states, strict=True):
+                source.set_state(state)
+            try:
+                with torch.no_grad(), _kept_format(self.stock.vae):
+                    return self.stock(**self._with_embeddings(arguments))
+            except Exception as error:
+                if not self._device.is_out_of_memory(error):
+                    raise
+            # Outside the handler, whose traceback would keep the failed call's tensors alive.
+            self._device.empty_cache()
+        raise OutOfMemory(OUT_OF_MEMORY)
+
+    def _measures(self) -> tuple[Callable[[], bool], ...]:
+        """What is tried against a lack of memory, mildest first; each answers whether it could do anything."""
+        return self._park_others, self._decode_in_tiles
+
+    def _decode_in_tiles(self) -> bool:
+        if self._vae_tiling:
+            return False
+        self._vae_tiling = True
+        self.stock.vae.enable_tiling()
+        self.notes.append("The device's memory did not suffice, so the picture was decoded in tiles.")
+        return True
+
+    def _with_embeddings(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        rest = {name: value for name, value in arguments.items() if name not in PROMPT_ARGUMENTS}
+        if "prompt" not in arguments:
+            return rest
+        prompts = _as_list(arguments["prompt"])
+        negative = arguments.get("negative_prompt")
+        negatives = None if negative is None else _as_list(negative)
+        if negatives is not None and len(negatives) == 1:
+            negatives *= len(prompts)
+        guidance = arguments.get("guidance_scale", _default(self.stock, "guidance_scale"))
+        embeddings = self._prompts.arguments(
+            prompts,
+            negatives,
+            guided=guidance > 1 and self.stock.unet.config.time_cond_proj_dim is None,
+            clip_skip=arguments.get("clip_skip"),
+        )
+        return rest | embeddings
+
+
+@contextmanager
+def _standing_in(stock: Any, name: str, batcher: StepBatcher, session: Session) -> Iterator[None]:
+    """A view that parks its calls stands in a module's place for the block."""
+    module = getattr(stock, name)
+    setattr(stock, name, batcher.view(module, session))
+    try:
+        yield
+    finally:
+        setattr(stock, name, module)
+
+
+@contextmanager
+def _kept_format(vae: Any) -> Iterator[None]:
+    """The VAE's number format comes back: SDXL decodes in float32 and is left there when a run breaks off."""
+    dtype = vae.dtype
+    try:
+        yield
+    finally:
+        if vae.dtype != dtype:
+            vae.to(dtype=dtype)
+
+
+def _as_sources(generator: Any) -> list[torch.Generator]:
+    if generator is None:
+        return []
+    return list(generator) if isinstance(generator, list | tuple) else [generator]
+
+
+def _as_list(text: str | Sequence[str]) -> list[str]:
+    return [text] if isinstance(text, str) else list(text)
+
+
+def _default(stock: Any, name: str) -> Any:
+    return inspect.signature(type(stock).__call__).parameters[name].default
