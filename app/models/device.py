@@ -3,8 +3,11 @@
 The only file that says `torch.cuda`.
 """
 
+import copy
+import functools
 import gc
 import os
+from pathlib import Path
 
 import psutil
 import torch
@@ -14,6 +17,8 @@ from app.errors import InvalidRequest
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RAM_FOR_WORK = 1 * 2**30
 """Bytes of a CPU's memory that models leave to the work itself (activations, pictures, the rest of the process)."""
+FULL_SIZE = 10**9
+"""Bytes of weights from which a model is of published size, and a CPU's bfloat16 worth its rounding."""
 DEVICE_MEMORY_FOR_WORK = 0.15
 """Share of a GPU's memory that models leave to activations."""
 
@@ -32,11 +37,25 @@ class TorchDevice:
             raise InvalidRequest(f"The device {name!r} is not there: torch sees no GPU.")
         self.name = str(self.torch_device)
         self.dtype = self._dtype(precision)
+        self.has_cpu_profile = False
+        self._is_free = precision == "auto"
 
     def _dtype(self, precision: str) -> torch.dtype:
         if precision == "auto":
             return torch.float16 if self.keeps_parked else torch.float32
         return PRECISIONS[precision]
+
+    def for_model(self, bytes: int) -> "TorchDevice":
+        """This device as a model of so many bytes of weights is opened on it.
+
+        On a CPU with bfloat16 instructions, models of published size get the CPU profile when the precision is `auto`:
+        bfloat16, channels last, attention by `faster_attention`. Small ones stay in float32, the stock pipeline's bits.
+        """
+        if not self._is_free or self.keeps_parked or bytes < FULL_SIZE or not cpu_has_bfloat16():
+            return self
+        profiled = copy.copy(self)
+        profiled.dtype, profiled.has_cpu_profile = torch.bfloat16, True
+        return profiled
 
     @property
     def keeps_parked(self) -> bool:
@@ -85,6 +104,16 @@ class TorchDevice:
         They stand on the CPU whatever the device is, so that a seed means one picture on every device.
         """
         return [torch.Generator("cpu").manual_seed((seed + number) % 2**32) for number in range(count)]
+
+
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies matrices of bfloat16 (AVX512-BF16 or AMX)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def parked_default() -> int:
