@@ -53,6 +53,13 @@ class JobError(BaseModel):
     message: str
 
 
+class Placement(BaseModel):
+    """Where a job went, and why there."""
+
+    device: str
+    reason: str
+
+
 class JobLinks(BaseModel):
     """Where to go on."""
 
@@ -77,6 +84,7 @@ class JobAnswer(BaseModel):
     position: int | None = Field(description="Jobs before this one in the queue; null when it does not wait.")
     model: str | None
     device: str | None
+    placement: Placement | None = Field(description="Where it ran and why there; null before it was first given out.")
     request: dict[str, Any] = Field(description="The resolved request: sending it again repeats the result.")
     result: JobResult | None
     error: JobError | None
@@ -144,6 +152,7 @@ def job_view(job: Job, position: int | None) -> dict[str, Any]:
         "position": position,
         "model": job.model,
         "device": job.device,
+        "placement": {"device": job.device, "reason": job.device_reason} if job.device is not None else None,
         "request": job.request,
         "result": result,
         "error": job.error,
