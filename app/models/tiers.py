@@ -41,7 +41,7 @@ SMALLEST = 4 * GIB
 
 def tier_of(total_bytes: int) -> Tier:
     """The tier of a GPU with so much memory."""
-    return next((tier for tier, floor in FLOORS.items() if total_bytes >= floor * (1 - SLACK)), Tier.MINIMAL)
+    return next((tier for tier, floor in FLOORS.items() if total_bytes >= int(floor * (1 - SLACK))), Tier.MINIMAL)
 
 
 def tier_for(needed_bytes: int) -> Tier:

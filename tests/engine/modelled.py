@@ -81,7 +81,9 @@ class Runtime:
 def open_runtime(**facts: Any) -> Runtime:
     """As `app.models.runtime.open_runtime` is called."""
     assert set(facts) == {"device", "library", "precision", "model_memory_bytes", "parked_memory_bytes"}
-    return Runtime()
+    runtime = Runtime()
+    runtime.limit = facts["model_memory_bytes"]
+    return runtime
 
 
 def refuse(**facts: Any) -> Runtime:
