@@ -23,11 +23,14 @@ GIB = 2**30
 CROWDED = 90
 """Percent from which a meter is shown as crowded."""
 STRATEGIES = {
-    "auto": ("Automatic", "Where the model lies ready; else where it fits, with little load and the most compute."),
-    "round_robin": ("In turns", "Whoever was given a job longest ago."),
-    "least_loaded": ("Least loaded", "The lowest load."),
-    "vram_based": ("Most memory", "The most free memory."),
-    "compute_based": ("Most compute", "The fastest device, by its cores and clock."),
+    "auto": (
+        "Automatic",
+        "A job goes where its model lies ready; else where it fits, to a device with little load and the most compute.",
+    ),
+    "round_robin": ("In turns", "A job goes to the device that was given one longest ago."),
+    "least_loaded": ("Least loaded", "A job goes to the device with the lowest load."),
+    "vram_based": ("Most memory", "A job goes to the device with the most free memory."),
+    "compute_based": ("Most compute", "A job goes to the fastest device, by its cores and clock."),
 }
 STATES = {
     "starting": ("Starting", ""),
@@ -201,10 +204,10 @@ def choices_of(device: Mapping[str, Any]) -> str:
     """One line."""
     name, total, limit = device["device"], device["total_bytes"], device["memory_limit_bytes"]
     on = device["enabled"]
-    seats = [(f"{count} at once", str(count)) for count in SEATS]
-    seats.append(("As the settings say", "default"))
-    shares = [(f"{share} % ({gib(total * share // 100)})", str(total * share // 100)) for share in SHARES if total]
-    shares.append(("As the settings say", "default"))
+    seats = [(str(count), f"{count} at once") for count in SEATS]
+    seats.append(("default", "As the settings say"))
+    shares = [(str(total * share // 100), f"{share} % ({gib(total * share // 100)})") for share in SHARES if total]
+    shares.append(("default", "As the settings say"))
     at_once = device["jobs_at_once"]
     said = f"Models: up to {gib(limit)}" if limit else "Models: what is free"
     switch = button("Disable" if on else "Enable", "disable" if on else "enable", device=name)
@@ -231,5 +234,7 @@ def gib(count: int | None) -> str:
     """Bytes of device memory as a person reads them, in the units that cards are sold in."""
     if count is None:
         return "unknown"
+    if count < GIB:
+        return f"{count / 2**20:.0f} MiB"
     value = count / GIB
     return f"{value:.0f} GiB" if value >= 10 and value == round(value) else f"{value:.1f} GiB"
