@@ -88,7 +88,7 @@ class Dispatcher:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
-        workers = self._fleet.started()
+        workers = self._fleet.leave()
         for worker in workers:
             worker.stop()
         for worker in workers:

@@ -83,8 +83,8 @@ class Fleet:
         if not any(worker.enabled for worker in self.workers.values()):
             logger.warning("no device is enabled: every job waits until one is (POST /api/v1/gpu/configure)")
 
-    def started(self) -> list[WorkerHandle]:
-        """The workers that live, those of disabled devices among them."""
+    def leave(self) -> list[WorkerHandle]:
+        """Take no more samples; answers the workers that live, those of disabled devices among them."""
         self.inventory.stop()
         return [worker for worker in (*self.workers.values(), *self._leaving) if worker.is_alive()]
 
