@@ -49,14 +49,19 @@ def library() -> Any:
     return ModelLibrary(settings.home, hub_url=settings.hub_url, hub_token=token, trusted_hosts=settings.trusted_hosts)
 
 
-def facts(row: Any) -> dict[str, Any]:
+def facts(row: Any, models: Any) -> dict[str, Any]:
     """A row as JSON."""
+    from app.models.tiers import needs_of, tiers_of
+
+    needs = needs_of(models, row.spec.id)
     return {
         **asdict(row.spec),
         "installed": row.installed,
         "path": str(row.path) if row.path else None,
         "bytes_on_disk": row.bytes_on_disk,
         "sha256": row.sha256,
+        "needed_bytes": needs,
+        "tiers": tiers_of(needs),
     }
 
 
@@ -67,9 +72,10 @@ def size(count: int) -> str:
 
 def list_models(options: argparse.Namespace) -> int:
     """A table; the installed ones are marked."""
-    rows = [row for row in library().rows() if row.installed or not options.installed]
+    models = library()
+    rows = [row for row in models.rows() if row.installed or not options.installed]
     if options.json:
-        print(json.dumps([facts(row) for row in rows], indent=2))
+        print(json.dumps([facts(row, models) for row in rows], indent=2))
         return 0
     for row in rows:
         mark = "*" if row.installed else " "
@@ -84,9 +90,11 @@ def list_models(options: argparse.Namespace) -> int:
 
 def show_model(options: argparse.Namespace) -> int:
     """One model."""
-    row = library().get(options.id)
+    models = library()
+    row = models.get(options.id)
+    told_all = facts(row, models)
     if options.json:
-        print(json.dumps(facts(row), indent=2))
+        print(json.dumps(told_all, indent=2))
         return 0
     spec = row.spec
     told = {
@@ -100,6 +108,10 @@ def show_model(options: argparse.Namespace) -> int:
         "from": f"{spec.repo} at {spec.revision}" if spec.repo else "",
         "with": ", ".join(spec.parts),
         "size": size(spec.bytes),
+        "needs": "; ".join(
+            f"{name}: {size(count)} on the device, tier {told_all['tiers'][name]}"
+            for name, count in told_all["needed_bytes"].items()
+        ),
         "installed": str(row.path) if row.installed else f"no; eis models pull {spec.id}",
         "sha256": row.sha256 or "",
     }

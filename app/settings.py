@@ -40,6 +40,11 @@ class Settings(BaseSettings):
     devices: Annotated[tuple[str, ...], NoDecode] = Field(
         ("auto",), description="Devices to run workers on: auto, cpu, cuda:0, ..., or inline (in the caller's process)."
     )
+    fake_devices: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Devices that are only described, for demonstrations: cuda:0=RTX 4090:24,cuda:1=RTX 3060:12 "
+        "(:LOAD:CELSIUS may follow). They stand in the place of the machine's GPUs; their jobs run on the CPU.",
+    )
     queue_limit: int = Field(10_000, ge=1, description="Jobs that may wait; one more is refused with 503.")
     max_attempts: int = Field(
         3, ge=1, le=20, description="How often a job is started in all when its worker, or the service, dies under it."
@@ -82,7 +87,7 @@ class Settings(BaseSettings):
     ui: bool = Field(True, description="Serve the browser page.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
 
-    @field_validator("api_keys", "allowed_hosts", "trusted_hosts", "devices", mode="before")
+    @field_validator("api_keys", "allowed_hosts", "trusted_hosts", "devices", "fake_devices", mode="before")
     @classmethod
     def split_commas(cls, value: object) -> object:
         """`a, b` becomes ("a", "b"); a sequence stays as it is."""

@@ -14,6 +14,7 @@ from app.api.errors import HTTP_CODES, status_of  # noqa: E402
 from app.core.catalog import CATALOG  # noqa: E402
 from app.errors import ServiceError  # noqa: E402
 from app.models.catalog import CATALOG as MODELS  # noqa: E402
+from app.models.tiers import needed_bytes, tiers_of  # noqa: E402
 from app.settings import Settings  # noqa: E402
 
 NOTE = "<!-- Derived from the code by `make docs`. -->\n"
@@ -111,19 +112,25 @@ def errors_page() -> str:
 def models_page() -> str:
     """Every row of the model catalog."""
     rows = []
+    known = {spec.id: spec for spec in MODELS}
     for spec in MODELS:
         size = f"{spec.bytes / 1e9:.2f} GB" if spec.bytes >= 1e9 else f"{spec.bytes / 1e6:.0f} MB"
         licence = f"[{spec.licence.name}]({spec.licence.url})" + (" (asked)" if spec.licence.ask else "")
-        rows.append((f"`{spec.id}`", spec.title, spec.kind, size, licence, ", ".join(spec.tasks)))
+        needs = tiers_of(needed_bytes(spec, [known[part] for part in spec.parts]))
+        tiers = ", ".join(f"{name}: {needs[name]}" for name in ("float16", "float32") if needs)
+        rows.append((f"`{spec.id}`", spec.title, spec.kind, size, tiers, licence, ", ".join(spec.tasks)))
     head = (
         "`eis models pull ID` installs one: it resumes, checks every file's SHA-256, asks for the licence where it "
         "limits use, and keeps only safetensors and plain configuration. A model that is made of parts (an "
         "autoencoder, a LoRA) brings them along and takes them away with its last user.\n\n"
         "`eis models add FILE` adds a checkpoint, a LoRA or a textual inversion of your own, recognised by its keys. "
         "On the same disk it is linked, from another one copied; your file stays where it is. A pickle (`.ckpt`, `.pt` "
-        "or `.bin`) is refused. `eis models rm ID` takes a model away.\n"
+        "or `.bin`) is refused. `eis models rm ID` takes a model away.\n\n"
+        "`device` is the lowest [tier](devices.md) whose memory holds the weights at a number format (bfloat16 as "
+        "float16); an addition needs what the model under it does.\n"
     )
-    return "\n".join([NOTE, "# Models\n", head, table(("id", "title", "kind", "size", "licence", "serves"), rows)])
+    columns = ("id", "title", "kind", "size", "device", "licence", "serves")
+    return "\n".join([NOTE, "# Models\n", head, table(columns, rows)])
 
 
 PAGES = {

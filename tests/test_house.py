@@ -24,6 +24,8 @@ TORCHLESS_MODELS = {
     "app.models.inspect_file",
     "app.models.installed",
     "app.models.installing",
+    "app.models.machine_memory",
+    "app.models.tiers",
 }
 TORCHLESS_POCKET = {"app.pocket", "app.pocket.spec"}
 GROUND_FILES = {

@@ -18,6 +18,7 @@ from app.api.capabilities import capability_router
 from app.api.docs_page import docs_router
 from app.api.draining import Draining
 from app.api.events import event_router
+from app.api.gpu import gpu_router
 from app.api.head_answers import HeadAnswers
 from app.api.images import image_router
 from app.api.jobs import job_router
@@ -93,6 +94,7 @@ def create_api(
     api.include_router(login_router(keys))
     api.include_router(event_router(service, draining))
     api.include_router(job_router(service))
+    api.include_router(gpu_router(service))
     api.include_router(image_router(service, resolver))
     api.include_router(model_router(service, pulls))
     api.include_router(capability_router(service, resolver, draining))

@@ -116,7 +116,7 @@ class Pulls:
             pull.state.update(changes)
 
 
-def model_view(row: Any, pull: dict[str, Any] | None) -> dict[str, Any]:
+def model_view(row: Any, pull: dict[str, Any] | None, demand: dict[str, Any]) -> dict[str, Any]:
     """A model without the paths of the server."""
     spec = row.spec
     return {
@@ -133,6 +133,7 @@ def model_view(row: Any, pull: dict[str, Any] | None) -> dict[str, Any]:
         "repo": spec.repo,
         "revision": spec.revision,
         "bytes": spec.bytes,
+        **demand,
         "embedded": spec.embedded is not None,
         "installed": row.installed,
         "bytes_on_disk": row.bytes_on_disk,
@@ -146,7 +147,7 @@ def model_router(service: Service, pulls: Pulls) -> APIRouter:
     router = APIRouter(prefix=f"{PREFIX}/models", tags=["models"])
 
     def view(row: Any) -> dict[str, Any]:
-        return model_view(row, pulls.state(row.spec.id))
+        return model_view(row, pulls.state(row.spec.id), service.devices.demand(row.spec.id))
 
     @router.get("", summary="Every known model")
     def list_models(

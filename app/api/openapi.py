@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from app.api.schemas import ANSWERS, PREFIX, ErrorAnswer
 from app.core.capability import Capability, image_fields
+from app.core.device_configuration import DeviceConfiguration
 
 PICTURE_TEXT = "A stored picture's reference, a data URI, base64, or an https URL."
 COMPONENTS = "#/components/schemas/"
@@ -20,9 +21,8 @@ def complete(document: dict[str, Any], catalog: Iterable[Capability]) -> dict[st
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    _, definitions = models_json_schema(
-        [(answer, "serialization") for answer in ANSWERS], ref_template=f"{COMPONENTS}{{model}}"
-    )
+    told = [*((answer, "serialization") for answer in ANSWERS), (DeviceConfiguration, "validation")]
+    _, definitions = models_json_schema(told, ref_template=f"{COMPONENTS}{{model}}")
     schemas.update(definitions["$defs"])
     for operations in document["paths"].values():
         for operation in operations.values():

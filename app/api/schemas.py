@@ -53,6 +53,13 @@ class JobError(BaseModel):
     message: str
 
 
+class Placement(BaseModel):
+    """Where a job went, and why there."""
+
+    device: str
+    reason: str
+
+
 class JobLinks(BaseModel):
     """Where to go on."""
 
@@ -77,6 +84,7 @@ class JobAnswer(BaseModel):
     position: int | None = Field(description="Jobs before this one in the queue; null when it does not wait.")
     model: str | None
     device: str | None
+    placement: Placement | None = Field(description="Where it ran and why there; null before it was first given out.")
     request: dict[str, Any] = Field(description="The resolved request: sending it again repeats the result.")
     result: JobResult | None
     error: JobError | None
@@ -105,7 +113,60 @@ class ImageAnswer(BaseModel):
     created: float
 
 
-ANSWERS: tuple[type[BaseModel], ...] = (ErrorAnswer, ImageAnswer, JobAnswer, JobList)
+class DeviceJob(BaseModel):
+    """A job that a device holds."""
+
+    job: str | None = Field(description="Null where it is another key's.")
+    capability: str
+    model: str | None
+
+
+class Operation(BaseModel):
+    """What a device did."""
+
+    job: str | None = Field(description="Null where it was another key's.")
+    capability: str
+    model: str | None
+    seconds: float
+    outcome: Literal["succeeded", "failed", "cancelled", "lost"]
+    ended: float = Field(description="Unix seconds.")
+
+
+class DeviceAnswer(BaseModel):
+    """One device; a figure that nobody could tell is null."""
+
+    device: str
+    name: str
+    kind: Literal["cuda", "cpu", "mps"]
+    tier: Literal["HIGH", "MEDIUM", "LOW", "MINIMAL", "CPU"] | None
+    simulated: bool = Field(description="Only described (EIS_FAKE_DEVICES): its jobs run on `runs_on`.")
+    load_percent: float | None
+    temperature_celsius: float | None
+    total_bytes: int | None
+    free_bytes: int | None
+    enabled: bool
+    state: Literal["starting", "idle", "busy", "broken", "stopped", "finishing", "disabled", "unused"]
+    runs_on: str | None = Field(None, description="The device that its worker really uses.")
+    trouble: str | None = None
+    memory_limit_bytes: int | None = None
+    models_may_take_bytes: int | None = None
+    jobs_at_once: int | None = None
+    held: int = 0
+    jobs: list[DeviceJob] = []
+    resident_models: list[str] = []
+    last_operations: list[Operation] = Field([], description="The last ten, newest first.")
+
+
+class DevicesAnswer(BaseModel):
+    """Every device of the service, and how one is chosen."""
+
+    strategy: str
+    strategies: list[str]
+    simulated: bool
+    devices: list[DeviceAnswer]
+
+
+ANSWERS: tuple[type[BaseModel], ...] = (ErrorAnswer, ImageAnswer, JobAnswer, JobList, DevicesAnswer)
 """What the document's answers refer to."""
 
 
@@ -144,6 +205,7 @@ def job_view(job: Job, position: int | None) -> dict[str, Any]:
         "position": position,
         "model": job.model,
         "device": job.device,
+        "placement": {"device": job.device, "reason": job.device_reason} if job.device is not None else None,
         "request": job.request,
         "result": result,
         "error": job.error,

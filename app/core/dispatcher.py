@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +17,14 @@ from app.core.batch_processing import JobQueue, Waiting, pause_after_loss
 from app.core.channel import Message
 from app.core.endings import Endings
 from app.core.engine_options import EngineOptions
+from app.core.fleet import Fleet
 from app.core.job_store import JobStore
 from app.core.jobs import Job, JobEvent, JobStatus
 from app.core.multi_gpu import LOOK_AHEAD, choose
 from app.core.running import Running, overdue_workers, seconds_until
 from app.core.storage import Storage
 from app.core.watchers import Watchers
-from app.core.worker_handle import WorkerHandle, make_worker
+from app.core.worker_handle import WorkerHandle
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Dispatcher:
         storage: Storage,
         watchers: Watchers,
         options: EngineOptions,
-        devices: Sequence[str],
+        fleet: Fleet,
         on_ended: Callable[[Job], None],
     ) -> None:
         self._store = store
@@ -48,7 +49,8 @@ class Dispatcher:
         self._watchers = watchers
         self._options = options
         self._on_ended = on_ended
-        self._changed = threading.Condition()
+        self._fleet = fleet
+        self._changed = fleet.changed
         self._queue = JobQueue()
         self._running: dict[str, Running] = {}
         self._claiming: dict[str, bool] = {}
@@ -58,9 +60,7 @@ class Dispatcher:
         self.ended: Counter[str] = Counter()
         self.run_seconds = 0.0
         self.wait_seconds = 0.0
-        self._workers = {
-            device: make_worker(device, options, self._on_message, self._on_lost) for device in devices
-        }
+        fleet.connect(self._on_message, self._on_lost)
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
 
     # What the service asks
@@ -70,8 +70,8 @@ class Dispatcher:
         self._store.recover(self._pause)
         for entry in self._store.waiting():
             self._queue.add(entry)
-        for worker in self._workers.values():
-            worker.start()
+            self._fleet.learn(entry.model)
+        self._fleet.start()
         self._thread.start()
 
     def stop(self, drain_seconds: float) -> None:
@@ -88,9 +88,10 @@ class Dispatcher:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
-        for worker in self._workers.values():
+        workers = self._fleet.leave()
+        for worker in workers:
             worker.stop()
-        for worker in self._workers.values():
+        for worker in workers:
             with self._changed:
                 held = [run for run in self._running.values() if run.worker is worker and not run.ending]
             if held and not worker.kill():
@@ -110,6 +111,7 @@ class Dispatcher:
 
     def add(self, job: Job) -> None:
         """A job that was accepted waits from now on."""
+        self._fleet.learn(job.model)
         with self._changed:
             self._queue.add(Waiting.of(job))
             pushes_back = (self._queue.position(job.id) or 0) < len(self._queue) - 1
@@ -170,7 +172,12 @@ class Dispatcher:
     def workers(self) -> list[dict[str, Any]]:
         """Each worker's device, state, pid, models and memory."""
         with self._changed:
-            return [worker.describe() for worker in self._workers.values()]
+            return [worker.describe() for worker in self._fleet.workers.values()]
+
+    def running_jobs(self) -> dict[str, Job]:
+        """The jobs that workers hold, by id."""
+        with self._changed:
+            return {id: run.job for id, run in self._running.items()}
 
     # The loop
 
@@ -182,8 +189,9 @@ class Dispatcher:
                 due = self._queue.wake(time.time())
                 choice = None
                 if not self._draining:
-                    up = [worker.as_open() for worker in self._workers.values() if worker.is_up]
-                    choice = choose(self._queue.first(LOOK_AHEAD), up)
+                    self._fleet.settle()
+                    first, workers = self._queue.first(LOOK_AHEAD), self._fleet.open_workers()
+                    choice = choose(first, workers, self._fleet.strategy, self._fleet.needs)
                 if choice is None:
                     overdue = overdue_workers(self._running.values())
                     if not overdue:
@@ -194,8 +202,9 @@ class Dispatcher:
                     for passed in choice.passed_over:
                         passed.passed_over += 1
                     self._queue.remove(choice.job.id)
-                    worker = self._workers[choice.worker.name]
+                    worker = self._fleet.workers[choice.worker.name]
                     worker.hold(choice.job)
+                    self._fleet.note_given(worker.name)
                     generation = worker.generation
                     self._claiming[choice.job.id] = False
             for late in overdue:
@@ -203,15 +212,16 @@ class Dispatcher:
                 late.kill()
             if choice is not None:
                 try:
-                    self._claim(choice.job, worker, generation)
+                    self._claim(choice.job, worker, generation, choice.reason)
                 finally:
                     with self._changed:
                         self._claiming.pop(choice.job.id, None)
                         self._changed.notify_all()
 
-    def _claim(self, entry: Waiting, worker: WorkerHandle, generation: int) -> None:
+    def _claim(self, entry: Waiting, worker: WorkerHandle, generation: int, reason: str) -> None:
         try:
-            queued, job = self._store.queued_at(entry.id), self._store.claim(entry.id, device=worker.name)
+            queued = self._store.queued_at(entry.id)
+            job = self._store.claim(entry.id, device=worker.name, reason=reason)
         except Exception:
             # A disk that is full, or whatever else: this thread must live, and the job keeps its place.
             logger.exception("job %s could not be claimed", entry.id)
@@ -279,6 +289,11 @@ class Dispatcher:
                 worker.state = "idle"
                 self._changed.notify_all()
             return
+        if kind == "state":
+            with self._changed:
+                worker.resident, worker.memory = frozenset(message["resident"]), message["memory"]
+                self._changed.notify_all()
+            return
         if kind == "broken":
             with self._changed:
                 worker.state, worker.trouble = "broken", message["message"]
@@ -327,7 +342,7 @@ class Dispatcher:
             for run in lost:
                 run.ending = True
             self._changed.notify_all()
-        if not self._stopped:
+        if not self._stopped and worker.enabled:
             logger.warning("%s (%s)", reason, worker.name)
         for run in lost:
             innocent = bool(ended_for) and run.job.id not in ended_for
@@ -341,6 +356,7 @@ class Dispatcher:
         if after is not None and after.status is JobStatus.QUEUED:
             with self._changed:
                 self._running.pop(job.id, None)
+                self._fleet.note_operation(job, "lost", time.time() - (job.started or time.time()))
                 self._queue.add(Waiting.of(after))
                 position = self._queue.position(job.id)
                 self._changed.notify_all()
@@ -356,7 +372,9 @@ class Dispatcher:
                 del self._running[run.job.id]
             if ended is not None:
                 self.ended[ended.status.value] += 1
-                self.run_seconds += max(0.0, (ended.finished or 0.0) - (ended.started or ended.finished or 0.0))
+                seconds = max(0.0, (ended.finished or 0.0) - (ended.started or ended.finished or 0.0))
+                self.run_seconds += seconds
+                self._fleet.note_operation(ended, ended.status.value, seconds)
             self._changed.notify_all()
         if ended is not None:
             self._on_ended(ended)

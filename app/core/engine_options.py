@@ -24,6 +24,7 @@ class EngineOptions:
     home: Path
     catalog: str = "app.core.catalog:CATALOG"
     devices: tuple[str, ...] = ("auto",)
+    fake_devices: tuple[str, ...] = ()
     database_url: str | None = None
     queue_limit: int = 10_000
     max_attempts: int = 3

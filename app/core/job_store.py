@@ -29,9 +29,18 @@ from app.errors import Conflict, UnknownJob, WorkerLost
 
 _COLUMNS = [column for column in jobs.c if column.name != "number"]
 _JSON = ("request", "result", "error")
+_REASON = (
+    select(transitions.c.reason)
+    .where(transitions.c.job_id == jobs.c.id, transitions.c.after == JobStatus.RUNNING.value)
+    .order_by(transitions.c.number.desc())
+    .limit(1)
+    .scalar_subquery()
+    .label("device_reason")
+)
+"""Why the last claim chose its device."""
 
 # Statements are made once: SQLAlchemy then finds their compiled form without looking into them.
-_BY_ID = select(*_COLUMNS).where(jobs.c.id == bindparam("job_id"))
+_BY_ID = select(*_COLUMNS, _REASON).where(jobs.c.id == bindparam("job_id"))
 _NEXT_TURN = select(func.coalesce(func.max(jobs.c.turn), 0) + 1)
 _INSERT_JOB, _INSERT_TRANSITION, _INSERT_KEY = insert(jobs), insert(transitions), insert(idempotency)
 _BY_KEY = select(idempotency).where(idempotency.c.owner == bindparam("owner"), idempotency.c.key == bindparam("key"))
@@ -88,7 +97,7 @@ class JobStore:
         """Newest first, and how many there are in all."""
         wanted = {"owner": owner, "status": status and status.value, "capability": capability}
         conditions = [jobs.c[name] == value for name, value in wanted.items() if value is not None]
-        query = select(*_COLUMNS).where(*conditions).order_by(jobs.c.number.desc()).limit(limit).offset(offset)
+        query = select(*_COLUMNS, _REASON).where(*conditions).order_by(jobs.c.number.desc()).limit(limit).offset(offset)
         count = select(func.count()).select_from(jobs).where(*conditions)
         with self._read_engine.connect() as connection:
             return [_job(row) for row in connection.execute(query)], connection.execute(count).scalar_one()
@@ -169,7 +178,7 @@ class JobStore:
         crash_points.reach("insert")
         return accepted
 
-    def claim(self, job_id: str, *, device: str) -> Job | None:
+    def claim(self, job_id: str, *, device: str, reason: str = "it is next") -> Job | None:
         """Start an attempt: counts it, and answers the job with the new token; None if it no longer waits."""
         now = time.time()
 
@@ -177,11 +186,11 @@ class JobStore:
             job = self._read(connection, job_id)
             if job.status is not JobStatus.QUEUED:
                 return None
-            return self._move(
+            claimed = self._move(
                 connection,
                 job,
                 JobStatus.RUNNING,
-                f"claimed for {device}",
+                reason,
                 attempt=job.attempt + 1,
                 device=device,
                 started=now,
@@ -189,6 +198,7 @@ class JobStore:
                 step=0,
                 steps=0,
             )
+            return replace(claimed, device_reason=reason)
 
         claimed = self.writer.write(change)
         crash_points.reach("claim")
@@ -364,6 +374,7 @@ def _fenced_update(names: tuple[str, ...]) -> Update:
 def _values(fields: dict[str, Any]) -> dict[str, Any]:
     """A job's fields as the columns hold them."""
     values = dict(fields)
+    values.pop("device_reason", None)
     for name in _JSON:
         if values.get(name) is not None:
             values[name] = json.dumps(values[name], separators=(",", ":"), allow_nan=False)

@@ -52,6 +52,7 @@ class Job:
     `attempt` is counted at the claim and is the token that every later write must carry. Times are Unix seconds.
     `request` is the resolved request as JSON; `result` is `{"images": [{"id", "width", "height", "sha256", "seed"}],
     "data": {...}, "notes": [...], "model": id}` once succeeded; `error` is `{"code", "message"}` once failed.
+    `device_reason` says why the last attempt went to its device; it is kept with the claim's transition.
     `turn` orders the jobs of one priority: the smaller is served first.
     """
 
@@ -68,6 +69,7 @@ class Job:
     owner: str = ""
     model: str | None = None
     device: str | None = None
+    device_reason: str | None = None
     started: float | None = None
     finished: float | None = None
     not_before: float | None = None

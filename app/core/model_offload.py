@@ -113,6 +113,19 @@ class ModelCache:
                 if not wanted(entry.key):
                     self._drop(entry)
 
+    def set_budget(self, budget: int | None) -> None:
+        """Let models take so many bytes of the device from now on (None: what it has free) and make room at once.
+
+        What is borrowed stays; it is counted, and what comes after it has to do with the rest.
+        """
+        with self._moves:
+            self._budget = budget
+            while budget is not None and self.bytes_in(ModelState.PLACED) > budget:
+                victims = self._unpinned(ModelState.PLACED)
+                if not victims:
+                    break
+                self._park(victims[0])
+
     def park_unpinned(self) -> bool:
         """Take everything that is not borrowed off the device; whether there was anything."""
         with self._moves:

@@ -14,9 +14,9 @@ from app.core import crash_points
 from app.core.callbacks import CallbackSender, CheckedUrl, Signer, check_callback_url, secret_of
 from app.core.dispatcher import Dispatcher
 from app.core.engine_options import EngineOptions, load_catalog
+from app.core.fleet import Fleet
 from app.core.job_store import JobStore
 from app.core.jobs import ImageRecord, Job, JobStatus, new_id
-from app.core.multi_gpu import resolve_devices
 from app.core.storage import Storage, StoredImage
 from app.core.submission import Submission
 from app.core.sweeping import Sweeper
@@ -53,12 +53,12 @@ class Service(Watching):
         self._by_name = {capability.name: capability for capability in self.catalog}
         self._client = GuardedClient(options.trusted_hosts)
         signer = Signer(secret_of(options.home, options.callback_secret))
-        devices = resolve_devices(options.devices)
+        self.devices = Fleet(options, self.models)
         # The store holds the home's lock: nothing that may refuse comes after it.
         self._store = JobStore(options.store_url)
         self._submission = Submission(self.storage, self.models, self._store.images)
         self._watchers = Watchers(lambda job_id, on: self._dispatcher.set_preview(job_id, on))
-        self._dispatcher = Dispatcher(self._store, self.storage, self._watchers, options, devices, self._ended)
+        self._dispatcher = Dispatcher(self._store, self.storage, self._watchers, options, self.devices, self._ended)
         self._callbacks = CallbackSender(self._store.outbox, signer, self._client)
         self._accepting = threading.Lock()
         self._being_accepted = 0
@@ -278,6 +278,10 @@ class Service(Watching):
             "queued": self._dispatcher.waiting_count(),
             "running": self._dispatcher.running_count(),
         }
+
+    def device_status(self, owner: str = "") -> dict[str, Any]:
+        """Every device: its figures, its worker, what it holds and what it did."""
+        return self.devices.status(self._dispatcher.running_jobs(), owner)
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the start, and the jobs by state in all."""

@@ -28,8 +28,9 @@ from app.core import crash_points
 from app.core.capability import Capability, Request, Result
 from app.core.channel import Channel, Message
 from app.core.context import RunContext
+from app.core.device_inventory import INLINE, resolve_devices
 from app.core.engine_options import EngineOptions, load_by_name
-from app.core.multi_gpu import INLINE, URGENT_SEATS, resolve_devices, seats_on
+from app.core.multi_gpu import MOST_SEATS, URGENT_SEATS
 from app.core.results import save_pictures
 from app.core.storage import Storage
 from app.errors import InvalidRequest, JobCancelled, OutOfMemory, ServiceError, UnknownCapability
@@ -60,6 +61,8 @@ class Worker:
         self._inbox: queue.SimpleQueue[_Run | BaseException | None] = queue.SimpleQueue()
         self._runs: dict[str, _Run] = {}
         self._runtime: Any = None
+        self._limit = options.model_memory_bytes
+        self._limiting = threading.Lock()
         self._trouble: Exception | None = None
         self._catalog: dict[str, Capability] = {}
         self._storage = Storage(
@@ -73,7 +76,7 @@ class Worker:
         self._client = GuardedClient(options.trusted_hosts)
 
     def handle(self, message: Message) -> None:
-        """Take one message of the front: run, cancel, preview or stop."""
+        """Take one message of the front: run, cancel, preview, limit or stop."""
         kind, run = message["type"], self._runs.get(message.get("job", ""))
         if kind == "run":
             run = _Run(message)
@@ -87,6 +90,10 @@ class Worker:
                 self._runtime.nudge()
         elif kind == "preview" and run is not None:
             run.previewed.set() if message["on"] else run.previewed.clear()
+        elif kind == "limit":
+            self._limit = message["bytes"]
+            # Making room may wait for a model that is being loaded; the next message must not.
+            threading.Thread(target=self._obey_limit, name="limit", daemon=True).start()
         elif kind == "stop":
             self._inbox.put(None)
 
@@ -104,8 +111,8 @@ class Worker:
             logger.exception("the worker in this process cannot work")
             self._trouble = error
         self._send({"type": "ready", "pid": os.getpid(), **self._state()})
-        seats = seats_on(self._device, self._options.jobs_at_once) + URGENT_SEATS
-        with ThreadPoolExecutor(seats, thread_name_prefix="job") as pool:
+        # Threads begin as they are needed, and the front decides how many that is.
+        with ThreadPoolExecutor(MOST_SEATS + URGENT_SEATS, thread_name_prefix="job") as pool:
             while (run := self._inbox.get()) is not None:
                 if isinstance(run, BaseException):
                     raise run
@@ -117,14 +124,26 @@ class Worker:
         options = self._options
         catalog: tuple[Capability, ...] = load_by_name(options.catalog)
         self._catalog = {capability.name: capability for capability in catalog}
+        limit = self._limit
         if options.runtime and any(capability.needs for capability in catalog):
             self._runtime = load_by_name(options.runtime)(
                 device=resolve_devices(["auto"])[0] if self._device == INLINE else self._device,
                 library=self._models,
                 precision=options.precision,
-                model_memory_bytes=options.model_memory_bytes,
+                model_memory_bytes=limit,
                 parked_memory_bytes=options.parked_memory_bytes,
             )
+
+        if self._limit != limit:
+            self._obey_limit()
+
+    def _obey_limit(self) -> None:
+        """Hold no more bytes of models than the front allows now, and say what is left."""
+        with self._limiting:
+            if self._runtime is None:
+                return
+            self._runtime.limit_memory(self._limit)
+            self._send({"type": "state", **self._state()})
 
     def _look_at(self, served: "Future[None]") -> None:
         """What goes wrong outside a job, as a report that cannot be sent, ends the loop."""
@@ -208,10 +227,15 @@ class Worker:
         return {"resident": self._runtime.resident(), "memory": self._runtime.memory()}
 
 
+def runs_on(device: str, options: EngineOptions) -> str:
+    """The device that a worker of this name really uses: a simulated one is the CPU."""
+    return "cpu" if options.fake_devices and device.startswith("cuda") else device
+
+
 def configuration(device: str, options: EngineOptions) -> Message:
     """The first message to a worker process: everything that it must know and no secret that it need not."""
     values = {**asdict(options), "home": str(options.home), "hub_token": None, "callback_secret": None}
-    return {"type": "configure", "device": device, "options": values}
+    return {"type": "configure", "device": runs_on(device, options), "options": values}
 
 
 def _die_with_parent() -> None:
@@ -249,7 +273,7 @@ def main(descriptor: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s worker %(name)s: %(message)s")
     values = dict(first["options"])
     values.update(home=Path(values["home"]), trusted_hosts=tuple(values["trusted_hosts"]))
-    values["devices"] = tuple(values["devices"])
+    values.update(devices=tuple(values["devices"]), fake_devices=tuple(values["fake_devices"]))
     options = EngineOptions(**values)
     worker = Worker(first["device"], options, channel.send)
     threading.Thread(target=_beat, args=(channel, options.heartbeat_seconds), name="heartbeat", daemon=True).start()

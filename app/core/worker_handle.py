@@ -14,14 +14,16 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from app.core import crash_points
 from app.core.batch_processing import Waiting
 from app.core.channel import Channel, Message
+from app.core.device_inventory import INLINE
 from app.core.engine_options import EngineOptions
-from app.core.multi_gpu import INLINE, OpenWorker, seats_on
-from app.core.worker import Worker, configuration
+from app.core.multi_gpu import seats_on
+from app.core.worker import Worker, configuration, runs_on
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +39,11 @@ OnLost = Callable[["WorkerHandle", str], None]
 class WorkerHandle:
     """What the dispatcher sees of a worker; its `state` and `resident` are guarded by the dispatcher's lock.
 
-    state: starting, idle, busy, broken, stopped. `held` are the jobs that it was given, by id. `generation` counts the
-    starts, so that a claim made for one process is never sent to the next. `ended_for` names the jobs that did not heed
-    a cancel and for which it is killed: its other jobs are not to blame.
+    state: starting, idle, busy, broken, stopped; of a device that is not `enabled`, a person reads finishing or
+    disabled. One that is `dismissed` was told to end for that reason. `runs_on` is the real device behind a simulated
+    one. `held` are the jobs that it was given, by id. `generation` counts the starts, so that a claim made for one
+    process is never sent to the next. `ended_for` names the jobs that did not heed a cancel and for which it is killed:
+    its other jobs are not to blame.
     """
 
     def __init__(self, name: str, options: EngineOptions, on_message: OnMessage, on_lost: OnLost) -> None:
@@ -50,6 +54,9 @@ class WorkerHandle:
         self.resident: frozenset[str] = frozenset()
         self.memory: dict[str, Any] = {}
         self.trouble: str | None = None
+        self.enabled = True
+        self.dismissed = False
+        self.runs_on = runs_on(name, options)
         self.seats = seats_on(name, options.jobs_at_once)
         self.held: dict[str, Waiting] = {}
         self.ended_for: frozenset[str] = frozenset()
@@ -62,11 +69,7 @@ class WorkerHandle:
     @property
     def is_up(self) -> bool:
         """Whether it can be given jobs."""
-        return self.state in {"idle", "busy"}
-
-    def as_open(self) -> OpenWorker:
-        """What the choice of a job must know of it."""
-        return OpenWorker(self.name, self.resident, tuple(self.held.values()), self.seats)
+        return self.enabled and self.state in {"idle", "busy"}
 
     def hold(self, entry: Waiting) -> None:
         """It is given this job."""
@@ -83,7 +86,7 @@ class WorkerHandle:
         """Its device, state, process, models and memory, for a person."""
         return {
             "device": self.name,
-            "state": self.state,
+            "state": self.state if self.enabled else "finishing" if self.held else "disabled",
             "pid": self.pid,
             "jobs": sorted(self.held),
             "seats": self.seats,
@@ -91,6 +94,11 @@ class WorkerHandle:
             "memory": self.memory,
             "trouble": self.trouble,
         }
+
+    def limit_memory(self, limit: int | None) -> None:
+        """Let its models take so many bytes from now on, also after a fresh start; None is what the device has free."""
+        self._options = replace(self._options, model_memory_bytes=limit)
+        self.send({"type": "limit", "bytes": limit})
 
     def start(self) -> None:
         """Start it in the background."""
@@ -198,6 +206,8 @@ class ProcessWorker(WorkerHandle):
         # The child finds the same modules as its parent; "" is how Python spells the current folder.
         paths = [path or os.getcwd() for path in sys.path]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        # CUDA counts as NVML does, so that a device's figures are those of the device that the worker uses.
+        environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         if self.generation > 1:
             # A crash point is for the first process: one that met it again in every successor would prove nothing.
             environment.pop(crash_points.VARIABLE, None)

@@ -6,13 +6,13 @@ The only file that says `torch.cuda`.
 import copy
 import functools
 import gc
-import os
 from pathlib import Path
 
 import psutil
 import torch
 
 from app.errors import InvalidRequest
+from app.models.machine_memory import ram_free, ram_limit
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RAM_FOR_WORK = 1 * 2**30
@@ -66,7 +66,7 @@ class TorchDevice:
         """All memory of the device."""
         if self.keeps_parked:
             return torch.cuda.get_device_properties(self.torch_device).total_memory
-        return _ram_limit()
+        return ram_limit()
 
     def free_bytes(self) -> int:
         """Bytes that models could still take, leaving room for the work itself."""
@@ -75,7 +75,7 @@ class TorchDevice:
             reserved = torch.cuda.memory_reserved(self.torch_device)
             unused = reserved - torch.cuda.memory_allocated(self.torch_device)
             return max(0, free + unused - int(total * DEVICE_MEMORY_FOR_WORK))
-        return max(0, _ram_free() - RAM_FOR_WORK)
+        return max(0, ram_free() - RAM_FOR_WORK)
 
     def used_bytes(self) -> int:
         """Bytes that this process holds on the device."""
@@ -118,27 +118,4 @@ def cpu_has_bfloat16() -> bool:
 
 def parked_default() -> int:
     """Half of the machine's memory."""
-    return _ram_limit() // 2
-
-
-def _ram_limit() -> int:
-    limit = psutil.virtual_memory().total
-    group = _group_number("memory.max")
-    return min(limit, group) if group is not None else limit
-
-
-def _ram_free() -> int:
-    free = psutil.virtual_memory().available
-    limit, used = _group_number("memory.max"), _group_number("memory.current")
-    return min(free, limit - used) if limit is not None and used is not None else free
-
-
-def _group_number(name: str) -> int | None:
-    """A container's own limit or use (cgroup v2); None where there is none."""
-    path = os.path.join("/sys/fs/cgroup", name)
-    try:
-        with open(path, encoding="ascii") as file:
-            text = file.read().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+    return ram_limit() // 2

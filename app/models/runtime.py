@@ -147,6 +147,10 @@ class Runtime:
             "models": [{"model": _model_of(entry.pop("key")), **entry} for entry in self._cache.describe()],
         }
 
+    def limit_memory(self, limit: int | None) -> None:
+        """Let models take so many bytes of the device from now on; None is what it has free."""
+        self._cache.set_budget(limit)
+
     def resident(self) -> list[str]:
         """Ids of the models on the device, most recently used first."""
         return [

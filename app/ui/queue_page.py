@@ -85,7 +85,8 @@ class QueuePage:
             detail = duration(job.finished - job.started)
         if job.attempt > 1:
             detail += f" · attempt {job.attempt} of {job.max_attempts}"
-        facts = " · ".join(part for part in (escape(job.model or ""), escape(job.device or ""), detail) if part)
+        where = f'<span title="{escape(job.device_reason or "")}">{escape(job.device)}</span>' if job.device else ""
+        facts = " · ".join(part for part in (escape(job.model or ""), where, detail) if part)
         act = ""
         if not job.status.is_terminal:
             act = button("Cancel", "cancel", job=job.id)

@@ -35,6 +35,7 @@ NEUTRAL = Color(
     c950="#101317",
 )
 SANS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Cantarell", "Noto Sans", "sans-serif"]
+STYLES = ("style.css", "devices.css")
 SCRIPTS = ("page.js", "picture.js", "models.js")
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
 
@@ -142,7 +143,8 @@ def theme() -> gr.themes.Base:
 
 def style_sheet() -> str:
     """The page's own CSS."""
-    return files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+    package = files(__package__)
+    return "".join(package.joinpath(name).read_text(encoding="utf-8") for name in STYLES)
 
 
 def icon() -> Path:

@@ -46,6 +46,7 @@ class Runtime:
 
     def __init__(self) -> None:
         self.opened: list[str] = []
+        self.limit: int | None = None
 
     @contextmanager
     def borrow(self, model: str, **additions: Any) -> Iterator[Pipeline]:
@@ -56,13 +57,19 @@ class Runtime:
         return Image.new("RGB", (900, 900), (255 * latents[0] // latents[1], 0, 0))
 
     def memory(self) -> dict:
-        return {"allocated": 10}
+        return {"allocated": 10, "placed_bytes": len(self.resident()) * 2**20, "limit": self.limit}
 
     def resident(self) -> list[str]:
         return sorted(set(self.opened))
 
     def translate(self, error: BaseException) -> ServiceError | None:
         return OutOfMemory("Make the picture smaller.") if "out of memory" in str(error) else None
+
+    def limit_memory(self, limit: int | None) -> None:
+        """As the cache does: what does not fit goes; a model of this runtime counts a mebibyte."""
+        self.limit = limit
+        if limit is not None:
+            del self.opened[: max(0, len(self.opened) - limit // 2**20)]
 
     def nudge(self) -> None:
         """Nobody waits for others here."""
@@ -74,7 +81,9 @@ class Runtime:
 def open_runtime(**facts: Any) -> Runtime:
     """As `app.models.runtime.open_runtime` is called."""
     assert set(facts) == {"device", "library", "precision", "model_memory_bytes", "parked_memory_bytes"}
-    return Runtime()
+    runtime = Runtime()
+    runtime.limit = facts["model_memory_bytes"]
+    return runtime
 
 
 def refuse(**facts: Any) -> Runtime:

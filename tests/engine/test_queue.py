@@ -1,17 +1,18 @@
 """The order of waiting, against a list that is sorted anew each time, and the choice of a worker."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.batch_processing import JobQueue, Waiting, pause_after_loss
+from app.core.device_inventory import count_cuda_devices, resolve_devices
 from app.core.multi_gpu import (
     LOOK_AHEAD,
     PATIENCE,
     OpenWorker,
     choose,
-    count_cuda_devices,
-    resolve_devices,
     seats_on,
 )
 from app.errors import InvalidRequest
@@ -133,9 +134,12 @@ def test_seats() -> None:
     assert seats_on("cuda:0", 3) == seats_on("cpu", 3) == 3
 
 
-def test_devices_are_named_or_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_are_named_or_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert resolve_devices(["cpu", "cuda:3", "inline", "cpu"]) == ("cpu", "cuda:3", "inline")
-    monkeypatch.setattr("app.core.multi_gpu._count_by_nvml", lambda: 3)
+    monkeypatch.setattr("app.core.device_inventory.Nvml.count", lambda self: None)
+    for number in range(3):
+        (tmp_path / str(number)).touch()
+    monkeypatch.setattr("app.core.device_inventory.DRIVER_FOLDER", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert resolve_devices(["auto"]) == ("cuda:0", "cuda:1", "cuda:2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")

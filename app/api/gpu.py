@@ -1,0 +1,59 @@
+"""The devices: how they are, and what an operator changes while the service runs."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from app.api.answers import answer
+from app.api.errors import Refusal
+from app.api.payload import JSON_TYPE, media_type, read_json
+from app.api.schemas import PREFIX, DevicesAnswer, ErrorAnswer, documented
+from app.core.device_configuration import DeviceConfiguration
+from app.core.service import Service
+from app.errors import InvalidRequest
+
+CHANGE: dict[str, Any] = {
+    "required": True,
+    "content": {
+        JSON_TYPE: {
+            "schema": {"$ref": f"#/components/schemas/{DeviceConfiguration.__name__}"},
+            "example": {"strategy": "least_loaded", "devices": {"cuda:1": {"enabled": False}}},
+        }
+    },
+}
+
+
+def gpu_router(service: Service) -> APIRouter:
+    """Everything under `/api/v1/gpu`."""
+    router = APIRouter(prefix=f"{PREFIX}/gpu", tags=["gpu"])
+
+    @router.get(
+        "/status",
+        summary="Every device: memory, load, its worker, what it holds and what it did",
+        responses={200: documented(DevicesAnswer, "As of the last two seconds.")},
+    )
+    def status(request: HttpRequest) -> Response:
+        return answer(service.device_status(request.state.owner), headers={"Cache-Control": "no-store"})
+
+    @router.post(
+        "/configure",
+        summary="Choose the strategy, enable devices, set memory limits and jobs at once; at once and for later starts",
+        openapi_extra={"requestBody": CHANGE},
+        responses={
+            200: documented(DevicesAnswer, "As it is now."),
+            422: documented(ErrorAnswer, "No such device or value, or no device would stay enabled."),
+        },
+    )
+    async def configure(request: HttpRequest) -> Response:
+        if media_type(request) != JSON_TYPE:
+            raise Refusal("unsupported_media_type", f"Send {JSON_TYPE}.")
+        change = await read_json(request)
+        if not isinstance(change, dict):
+            raise InvalidRequest("The body must be a JSON object.")
+        await run_in_threadpool(service.devices.configure, change)
+        return answer(await run_in_threadpool(service.device_status, request.state.owner))
+
+    return router
