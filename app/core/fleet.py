@@ -76,6 +76,7 @@ class Fleet:
 
     def start(self) -> None:
         """Start the workers of the enabled devices."""
+        self.inventory.readings()
         self.inventory.start()
         for worker in self.workers.values():
             if worker.enabled:
