@@ -74,7 +74,9 @@ class Settings(BaseSettings):
         None, ge=0, description="Bytes of models kept in RAM beside the device; null: half of the machine's memory."
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number format of the models; auto: float32 on a CPU, float16 on a GPU."
+        "auto",
+        description="Number format of the models; auto: float16 on a GPU; on a CPU bfloat16 for models of published "
+        "size where the processor has the instructions, else float32.",
     )
     hub_url: str = Field("https://huggingface.co", description="Hub that models are pulled from.")
     hub_token: SecretStr | None = Field(None, description="Token sent to the hub's own host and nowhere else.")

@@ -23,7 +23,7 @@ import pynvml
 
 from app.core.simulated_devices import SimulatedDevice
 from app.errors import InvalidRequest
-from app.models.machine_memory import ram_free, ram_limit
+from app.models.machine import ram_free, ram_limit
 from app.models.tiers import Tier, tier_of
 
 logger = logging.getLogger(__name__)

@@ -6,13 +6,14 @@ it is told.
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from app.errors import InvalidRequest, OutOfMemory
+from app.models.attention import faster_attention
 from app.models.device import TorchDevice
 from app.models.prompts import PromptEncoder
 from app.models.step_batching import Session, StepBatcher
@@ -118,7 +119,7 @@ class BorrowedPipeline:
             for source, state in zip(sources, states, strict=True):
                 source.set_state(state)
             try:
-                with torch.no_grad(), _kept_format(self.stock.vae):
+                with torch.no_grad(), _kept_format(self.stock.vae), self._attention():
                     return self.stock(**self._with_embeddings(arguments))
             except Exception as error:
                 if not self._device.is_out_of_memory(error):
@@ -126,6 +127,9 @@ class BorrowedPipeline:
             # Outside the handler, whose traceback would keep the failed call's tensors alive.
             self._device.empty_cache()
         raise OutOfMemory(OUT_OF_MEMORY)
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return faster_attention() if self._device.has_cpu_profile else nullcontext()
 
     def _measures(self) -> tuple[Callable[[], bool], ...]:
         """What is tried against a lack of memory, mildest first; each answers whether it could do anything."""

@@ -3,13 +3,14 @@
 The only file that says `torch.cuda`.
 """
 
+import copy
 import gc
 
 import psutil
 import torch
 
 from app.errors import InvalidRequest
-from app.models.machine_memory import ram_free, ram_limit
+from app.models.machine import FULL_SIZE, cpu_has_bfloat16, ram_free, ram_limit
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RAM_FOR_WORK = 1 * 2**30
@@ -32,11 +33,25 @@ class TorchDevice:
             raise InvalidRequest(f"The device {name!r} is not there: torch sees no GPU.")
         self.name = str(self.torch_device)
         self.dtype = self._dtype(precision)
+        self.has_cpu_profile = False
+        self._is_free = precision == "auto"
 
     def _dtype(self, precision: str) -> torch.dtype:
         if precision == "auto":
             return torch.float16 if self.keeps_parked else torch.float32
         return PRECISIONS[precision]
+
+    def for_model(self, bytes: int) -> "TorchDevice":
+        """This device as a model of so many bytes of weights is opened on it.
+
+        On a CPU with bfloat16 instructions, models of published size get the CPU profile when the precision is `auto`:
+        bfloat16, channels last, attention by `faster_attention`. Small ones stay in float32, the stock pipeline's bits.
+        """
+        if not self._is_free or self.keeps_parked or bytes < FULL_SIZE or not cpu_has_bfloat16():
+            return self
+        profiled = copy.copy(self)
+        profiled.dtype, profiled.has_cpu_profile = torch.bfloat16, True
+        return profiled
 
     @property
     def keeps_parked(self) -> bool:

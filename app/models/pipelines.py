@@ -54,10 +54,13 @@ class Checkpoint:
         self.scheduler_config = dict(self.components.pop("scheduler"))
         self.prompt_encoder: Any = None
         self.wardrobe = Wardrobe()
-        self._device = device
+        self.device = device
         self.modules = [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
         for module in self.modules:
             module.eval().requires_grad_(False)
+        if device.has_cpu_profile:
+            for name in ("unet", "vae"):
+                self.components[name].to(memory_format=torch.channels_last)
 
     @property
     def bytes(self) -> int:
@@ -71,7 +74,7 @@ class Checkpoint:
 
     def place(self) -> None:
         """Move the weights to the device."""
-        self._move(self._device.torch_device)
+        self._move(self.device.torch_device)
 
     def park(self) -> None:
         """Move the weights to RAM."""

@@ -71,7 +71,8 @@ class Runtime:
 
         def load() -> Checkpoint:
             module, _, name = row.spec.loader.partition(":")
-            return getattr(importlib.import_module(module), name)(row.spec, row.path, self.device, parts=parts)
+            device = self.device.for_model(self._stored(row, parts))
+            return getattr(importlib.import_module(module), name)(row.spec, row.path, device, parts=parts)
 
         self._drop_replaced(row.spec.id, key)
         with ExitStack() as stack:
@@ -90,7 +91,7 @@ class Runtime:
                 stock,
                 prompts,
                 task,
-                device=self.device,
+                device=checkpoint.device,
                 batcher=self.batcher,
                 session=session,
                 park_others=park_others,
@@ -188,9 +189,12 @@ class Runtime:
 
     def _estimate(self, row: ModelRow, parts: Sequence[ModelRow]) -> int:
         """Bytes by the files, as if they held the device's number format or half of a 32-bit one."""
-        stored = row.bytes_on_disk + sum(part.bytes_on_disk for part in parts if part.spec.kind != "lora")
+        stored = self._stored(row, parts)
         is_half = row.spec.options.get("variant") == "fp16"
-        return stored * 2 if is_half and self.device.dtype is torch.float32 else stored
+        return stored * 2 if is_half and self.device.for_model(stored).dtype is torch.float32 else stored
+
+    def _stored(self, row: ModelRow, parts: Sequence[ModelRow]) -> int:
+        return row.bytes_on_disk + sum(part.bytes_on_disk for part in parts if part.spec.kind != "lora")
 
 
 def _prompt_encoder(checkpoint: Checkpoint, vectors: adapters.Vectors, plain: bool) -> PromptEncoder:

@@ -143,15 +143,15 @@ class StepBatcher:
             self._holder = None
             self._parked.append(call)
             self._changed.notify_all()
-            while not call.done:
-                if not call.taken:
-                    session.check()
+            while not call.done and (call.taken or not session.ended()):
                 batch = self._next_batch(call)
                 if batch:
                     self._run(batch)
                 else:
                     self._changed.wait()
-            # The step after the forward is this thread's own again, one thread at a time.
+            if not call.done:
+                self._parked.remove(call)
+        # What follows the forward is this thread's alone again; it raises if the job is to end.
         self._take(session)
         if call.error is not None:
             raise call.error

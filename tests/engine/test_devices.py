@@ -626,3 +626,19 @@ def test_the_context_manager_holds_the_device_that_a_job_would_get(make_service:
             with pytest.raises(NoDevice), service.devices.device_for(seconds=0.01):
                 pytest.fail("a third device was found")
     assert states(service) == {"cuda:0": "idle", "cuda:1": "idle"}
+
+
+def test_on_a_processor_the_number_format_goes_by_the_models_size(
+    make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = make_service(devices=("cpu",)).devices
+    for model in ("pocket", "sdxl", "lcm-lora-sdxl"):
+        fleet.learn(model)
+    (cpu,) = fleet.open_workers()
+    told = {model: fleet.model_needs(model) for model in ("pocket", "sdxl")}
+    for can, name in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr("app.core.fleet.cpu_has_bfloat16", lambda can=can: can)
+        assert fleet.needs("sdxl", cpu.precision) == told["sdxl"][name]
+        assert fleet.needs("pocket", cpu.precision) == told["pocket"]["float32"]
+    assert told["sdxl"]["bfloat16"] < told["sdxl"]["float32"]
+    assert fleet.needs("lcm-lora-sdxl", cpu.precision) is None and fleet.needs("never seen", cpu.precision) is None

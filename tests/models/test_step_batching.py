@@ -239,6 +239,22 @@ def test_a_parked_call_heeds_its_cancel_while_others_go_first():
     answers = at_once([urgent, displaced, cancel])
     assert isinstance(answers[1], JobCancelled)
     assert (0, 0.5) not in log and len(log) == 200
+    # Nothing of it is left: who comes alone is served at once.
+    with pytest.raises(ZeroDivisionError), batcher.turn(Session()):
+        _ = 1 / 0
+    assert at_once([lambda: loop(batcher, module, Session(), [1.0], log)])[0].tolist() == [[5.0] * 3] * 2
+
+
+def test_a_job_that_ends_where_it_would_park_leaves_nothing_behind():
+    module, batcher, log = Slow(), StepBatcher(), []
+
+    def check() -> None:
+        if len(log) == 1:
+            raise JobCancelled
+
+    with pytest.raises(JobCancelled):
+        loop(batcher, module, Session(check=check), [1.0, 2.0], log)
+    assert at_once([lambda: loop(batcher, module, Session(), [1.0, 2.0], log)])[0].tolist() == [[11.0] * 3] * 2
 
 
 def test_calls_merge_only_where_everything_agrees():

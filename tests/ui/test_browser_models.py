@@ -138,13 +138,17 @@ def test_a_pull_is_stopped_and_its_looks_leave_the_other_rows_alone(
 def test_an_open_list_lies_above_the_labels_around_it(pulling: Running, open_page) -> None:
     page = open_page(pulling.address)
     page.get_by_label("Model", exact=True).locator("visible=true").click()
-    options = page.locator("ul.options:visible li")
-    options.first.wait_for()
+    page.get_by_role("option", name="Base · not installed", exact=True).click()
+    page.locator("[placeholder='auto (4)']:visible").wait_for()
+    page.get_by_label("Size", exact=True).locator("visible=true").click()
+    options = page.get_by_role("option")
+    options.filter(has_text="Landscape").wait_for()
     covered = options.evaluate_all(
         """entries => entries.filter((entry) => {
             const box = entry.getBoundingClientRect();
-            const covers = (share) => document.elementFromPoint(box.left + share * box.width, box.top + box.height / 2);
-            return [0.05, 0.2, 0.4, 0.6, 0.8, 0.95].some((share) => !entry.contains(covers(share)));
+            const shares = [0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95];
+            return shares.some((across) => shares.some((down) => !entry.contains(
+                document.elementFromPoint(box.left + across * box.width, box.top + down * box.height))));
         }).map((entry) => entry.textContent)"""
     )
     assert options.count() > 2 and not covered, f"something is printed across {covered}"
