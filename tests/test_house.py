@@ -24,7 +24,7 @@ TORCHLESS_MODELS = {
     "app.models.inspect_file",
     "app.models.installed",
     "app.models.installing",
-    "app.models.machine_memory",
+    "app.models.machine",
     "app.models.tiers",
 }
 TORCHLESS_POCKET = {"app.pocket", "app.pocket.spec"}

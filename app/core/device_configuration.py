@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.core.multi_gpu import MOST_SEATS, Strategy
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, StorageFull
 
 FILE = "devices.json"
 LEAST_MEMORY = 2**20
@@ -88,8 +88,15 @@ def load(home: Path) -> DeviceConfiguration:
 
 
 def save(home: Path, configuration: DeviceConfiguration) -> None:
-    """Replace the file; when this returns, the decision is on the disk."""
+    """Replace the file; when this returns, the decision is on the disk. `StorageFull` when it cannot be written."""
     text = json.dumps(configuration.model_dump(mode="json"), indent=2) + "\n"
+    try:
+        _replace(home, text)
+    except OSError as error:
+        raise StorageFull(f"The decision cannot be written under EIS_HOME: {error.strerror}.") from None
+
+
+def _replace(home: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{FILE}-", dir=home)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

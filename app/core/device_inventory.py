@@ -7,6 +7,7 @@ never a guess. A thread takes a sample every two seconds; whoever asks reads the
 
 import ctypes
 import functools
+import logging
 import os
 import platform
 import subprocess
@@ -22,8 +23,10 @@ import pynvml
 
 from app.core.simulated_devices import SimulatedDevice
 from app.errors import InvalidRequest
-from app.models.machine_memory import ram_free, ram_limit
+from app.models.machine import ram_free, ram_limit
 from app.models.tiers import Tier, tier_of
+
+logger = logging.getLogger(__name__)
 
 INLINE = "inline"
 SECONDS_BETWEEN_SAMPLES = 2.0
@@ -252,7 +255,11 @@ class Inventory:
 
     def _run(self) -> None:
         while not self._stopping.wait(SECONDS_BETWEEN_SAMPLES):
-            self._sample()
+            try:
+                self._sample()
+            except Exception:
+                # A driver that is being replaced, or whatever else: the last sample stands until one succeeds again.
+                logger.exception("the devices could not be read")
 
     def _sample(self) -> None:
         real = [name for name in self._devices if name not in self._simulated]

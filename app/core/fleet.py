@@ -26,6 +26,7 @@ from app.core.simulated_devices import read_devices
 from app.core.worker_handle import WorkerHandle, make_worker
 from app.errors import InvalidRequest, NoDevice, UnknownModel
 from app.models.library import ModelLibrary
+from app.models.machine import FULL_SIZE, cpu_has_bfloat16
 from app.models.tiers import GIB, SHARE_FOR_WORK, needs_of, tiers_of
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ OPERATIONS_KEPT = 10
 SECONDS_KNOWN = 10.0
 """How long a model's need is believed: a model may be replaced by another of its name."""
 RAM_FOR_WORK = GIB
+FREE_CPU = "auto"
+"""In the place of a number format: on a CPU that is free to choose, it goes by the model's size."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Fleet:
 
     def start(self) -> None:
         """Start the workers of the enabled devices."""
+        self.inventory.readings()
         self.inventory.start()
         for worker in self.workers.values():
             if worker.enabled:
@@ -159,7 +163,7 @@ class Fleet:
     def _precision(self, reading: Reading) -> str:
         if self._options.precision != "auto":
             return self._options.precision
-        return "float16" if reading.kind == "cuda" else "float32"
+        return "float16" if reading.kind == "cuda" else FREE_CPU
 
     def note_given(self, name: str) -> None:
         """This device was given a job: the others come first in the round."""
@@ -167,7 +171,11 @@ class Fleet:
 
     def needs(self, model: str, precision: str) -> int | None:
         """Bytes of a model's weights on a device, of a model that `learn` has looked up."""
-        return self._needs.get(model, (0.0, {}))[1].get(precision)
+        known = self._needs.get(model, (0.0, {}))[1]
+        if precision == FREE_CPU:
+            is_full_size = known.get("bfloat16", 0) >= FULL_SIZE
+            precision = "bfloat16" if is_full_size and cpu_has_bfloat16() else "float32"
+        return known.get(precision)
 
     def note_operation(self, job: Job, outcome: str, seconds: float) -> None:
         """Remember what a device did; the last ten are kept."""

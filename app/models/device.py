@@ -4,21 +4,17 @@ The only file that says `torch.cuda`.
 """
 
 import copy
-import functools
 import gc
-from pathlib import Path
 
 import psutil
 import torch
 
 from app.errors import InvalidRequest
-from app.models.machine_memory import ram_free, ram_limit
+from app.models.machine import FULL_SIZE, cpu_has_bfloat16, ram_free, ram_limit
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RAM_FOR_WORK = 1 * 2**30
 """Bytes of a CPU's memory that models leave to the work itself (activations, pictures, the rest of the process)."""
-FULL_SIZE = 10**9
-"""Bytes of weights from which a model is of published size, and a CPU's bfloat16 worth its rounding."""
 DEVICE_MEMORY_FOR_WORK = 0.15
 """Share of a GPU's memory that models leave to activations."""
 
@@ -104,16 +100,6 @@ class TorchDevice:
         They stand on the CPU whatever the device is, so that a seed means one picture on every device.
         """
         return [torch.Generator("cpu").manual_seed((seed + number) % 2**32) for number in range(count)]
-
-
-@functools.cache
-def cpu_has_bfloat16() -> bool:
-    """Whether this processor multiplies matrices of bfloat16 (AVX512-BF16 or AMX)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def parked_default() -> int:

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.core import device_configuration
 from app.core.batch_processing import Waiting
@@ -18,7 +20,7 @@ from app.core.device_inventory import Inventory, Nvml, Reading, count_cuda_devic
 from app.core.multi_gpu import LOOK_AHEAD, PATIENCE, OpenWorker, Strategy, choose
 from app.core.service import Service
 from app.core.simulated_devices import GIB, read_devices
-from app.errors import InvalidRequest, NoDevice
+from app.errors import InvalidRequest, NoDevice, StorageFull
 from app.models.catalog import CATALOG
 from app.models.spec import Licence, ModelSpec
 from app.models.tiers import BYTES_OF, Tier, needed_bytes, stored_width, tier_for, tier_of, tiers_of
@@ -380,6 +382,52 @@ def test_jobs_beyond_the_look_ahead_do_not_take_an_idle_device() -> None:
     assert choose([*waiting[1:], Waiting("s", 5, 99, "small")], [worker("small", 5), busy], needs=needs).job.id == "s"
 
 
+@given(
+    models=st.lists(st.sampled_from(["small", "large", "huge", None]), min_size=1, max_size=30),
+    sizes=st.lists(st.sampled_from([3, 12, 50]), min_size=1, max_size=3),
+    seats=st.integers(1, 3),
+    strategy=st.sampled_from(list(Strategy)),
+    lengths=st.lists(st.integers(1, 4), min_size=30, max_size=30),
+)
+def test_every_job_is_served_and_none_where_it_does_not_fit(
+    models: list[str | None], sizes: list[int], seats: int, strategy: Strategy, lengths: list[int]
+) -> None:
+    """A run of whole moments: what may start starts, then everything that is held comes one moment nearer its end."""
+    waiting, places = jobs(*models), {f"d{n}": size for n, size in enumerate(sizes)}
+    holding: dict[str, dict[str, tuple[Waiting, int]]] = {name: {} for name in places}
+    resident: dict[str, str] = {}
+    turns = dict.fromkeys(places, 0)
+    served = 0
+    while waiting or any(holding.values()):
+        while True:
+            workers = [
+                worker(
+                    name, size, seats=seats, turn=turns[name], resident=filter(None, [resident.get(name)]),
+                    held=tuple(job for job, _ in holding[name].values()),
+                )
+                for name, size in places.items()
+            ]  # fmt: skip
+            choice = choose(waiting, workers, strategy, needs)
+            if choice is None:
+                break
+            job, name = choice.job, choice.worker.name
+            if job.model is not None and places[name] * GIB < NEEDS[job.model]:
+                assert max(places.values()) == places[name], "a smaller device took what does not fit"
+                assert all(size * GIB < NEEDS[job.model] for size in places.values()), "another one could hold it"
+            for passed in choice.passed_over:
+                passed.passed_over += 1
+                assert passed.passed_over <= PATIENCE
+            waiting.remove(job)
+            holding[name][job.id] = (job, lengths[job.turn])
+            turns[name] = served = served + 1
+            if job.model is not None:
+                resident[name] = job.model
+        assert any(holding.values()), f"everything is idle and {len(waiting)} jobs wait for ever"
+        for name, held in holding.items():
+            holding[name] = {id: (job, left - 1) for id, (job, left) in held.items() if left > 1}
+    assert served == len(models)
+
+
 # What an operator decides
 
 
@@ -416,6 +464,21 @@ def test_a_change_is_read_and_merged(tmp_path: Path) -> None:
 def test_a_wrong_change_is_refused_by_name(change: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidRequest, match=said):
         DeviceConfiguration().changed(read_change(change), {"cuda:0"})
+
+
+def test_a_decision_that_cannot_be_written_changes_nothing(
+    make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = make_service()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("app.core.device_configuration.os.replace", full)
+    with pytest.raises(StorageFull, match="No space left"):
+        service.devices.configure({"strategy": "vram_based"})
+    assert service.device_status()["strategy"] == "auto"
+    assert not [path.name for path in service.options.home.iterdir() if "devices.json" in path.name]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"strategy": "best"}', "\x00"])
@@ -563,3 +626,19 @@ def test_the_context_manager_holds_the_device_that_a_job_would_get(make_service:
             with pytest.raises(NoDevice), service.devices.device_for(seconds=0.01):
                 pytest.fail("a third device was found")
     assert states(service) == {"cuda:0": "idle", "cuda:1": "idle"}
+
+
+def test_on_a_processor_the_number_format_goes_by_the_models_size(
+    make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = make_service(devices=("cpu",)).devices
+    for model in ("pocket", "sdxl", "lcm-lora-sdxl"):
+        fleet.learn(model)
+    (cpu,) = fleet.open_workers()
+    told = {model: fleet.model_needs(model) for model in ("pocket", "sdxl")}
+    for can, name in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr("app.core.fleet.cpu_has_bfloat16", lambda can=can: can)
+        assert fleet.needs("sdxl", cpu.precision) == told["sdxl"][name]
+        assert fleet.needs("pocket", cpu.precision) == told["pocket"]["float32"]
+    assert told["sdxl"]["bfloat16"] < told["sdxl"]["float32"]
+    assert fleet.needs("lcm-lora-sdxl", cpu.precision) is None and fleet.needs("never seen", cpu.precision) is None

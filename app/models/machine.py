@@ -1,8 +1,16 @@
-"""How much of the machine's memory this process may use: a container's own limit counts (cgroup v2)."""
+"""What this machine has: the memory that this process may use, and what its processor can.
 
+A container's own limit of memory counts (cgroup v2).
+"""
+
+import functools
 import os
+from pathlib import Path
 
 import psutil
+
+FULL_SIZE = 10**9
+"""Bytes of weights from which a model is of published size, and a CPU's bfloat16 worth its rounding."""
 
 
 def ram_limit() -> int:
@@ -17,6 +25,16 @@ def ram_free() -> int:
     free = psutil.virtual_memory().available
     limit, used = _group_number("memory.max"), _group_number("memory.current")
     return min(free, limit - used) if limit is not None and used is not None else free
+
+
+@functools.cache
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies matrices of bfloat16 (AVX512-BF16 or AMX)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _group_number(name: str) -> int | None:
