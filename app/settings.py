@@ -41,7 +41,13 @@ class Settings(BaseSettings):
         ("auto",), description="Devices to run workers on: auto, cpu, cuda:0, ..., or inline (in the caller's process)."
     )
     queue_limit: int = Field(10_000, ge=1, description="Jobs that may wait; one more is refused with 503.")
-    max_attempts: int = Field(3, ge=1, le=20, description="How often a job whose worker was lost is started in all.")
+    batch_limit: int = Field(1_000, ge=1, description="Jobs that one batch may hold.")
+    ageing_seconds: float = Field(
+        300.0, ge=0, description="A waiting job rises one priority, up to 10, each time it waited this long; 0: never."
+    )
+    max_attempts: int = Field(
+        3, ge=1, le=20, description="Starts of a job in all after a lost worker, out of memory or a failed transfer."
+    )
     heartbeat_seconds: float = Field(5.0, gt=0, description="How often a worker says that it lives.")
     worker_lost_seconds: float = Field(20.0, gt=0, description="A worker silent for this long is ended and replaced.")
     cancel_grace_seconds: float = Field(10.0, gt=0, description="A worker that does not heed a cancel is ended then.")

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,10 +49,11 @@ class Dispatcher:
         self._options = options
         self._on_ended = on_ended
         self._changed = threading.Condition()
-        self._queue = JobQueue()
+        self._queue = JobQueue(ageing_seconds=options.ageing_seconds)
         self._running: dict[str, Running] = {}
         self._claiming: dict[str, bool] = {}
         self._draining = False
+        self.paused = False
         self._stopped = False
         self.ended: Counter[str] = Counter()
         self.run_seconds = 0.0
@@ -99,20 +100,36 @@ class Dispatcher:
             if worker.is_alive() and worker.kill():
                 worker.join(STOP_SECONDS)
 
-    def add(self, job: Job) -> None:
-        """A job that was accepted waits from now on."""
+    def add(self, *jobs: Job) -> None:
+        """Jobs that were accepted wait from now on."""
         with self._changed:
-            self._queue.add(Waiting.of(job))
-            pushes_back = (self._queue.position(job.id) or 0) < len(self._queue) - 1
+            for job in jobs:
+                self._queue.add(Waiting.of(job))
+            pushes_back = len(jobs) > 1 or (self._queue.position(jobs[0].id) or 0) < len(self._queue) - 1
             self._changed.notify_all()
         if pushes_back:
             self._tell_positions()
 
-    def remove(self, job_id: str) -> None:
-        """A job that was cancelled while it waited."""
+    def remove(self, job_ids: Iterable[str]) -> None:
+        """Jobs that were cancelled while they waited."""
         with self._changed:
-            self._queue.remove(job_id)
+            for job_id in job_ids:
+                self._queue.remove(job_id)
         self._tell_positions()
+
+    def reprioritise(self, priorities: Mapping[str, int]) -> None:
+        """Jobs that wait at another priority from now on."""
+        with self._changed:
+            for job_id, priority in priorities.items():
+                self._queue.reprioritise(job_id, priority)
+            self._changed.notify_all()
+        self._tell_positions()
+
+    def pause(self, paused: bool) -> None:
+        """Give out nothing new until it is resumed; what runs goes on."""
+        with self._changed:
+            self.paused = paused
+            self._changed.notify_all()
 
     def cancel(self, job_id: str) -> None:
         """Ask the worker that holds this job to end it; it is killed when it does not heed."""
@@ -148,6 +165,7 @@ class Dispatcher:
     def position(self, job_id: str) -> int | None:
         """How many jobs stand before this one; None if it does not wait."""
         with self._changed:
+            self._queue.age(time.time())
             return self._queue.position(job_id)
 
     def with_progress(self, job: Job) -> Job:
@@ -172,7 +190,7 @@ class Dispatcher:
                     return
                 due = self._queue.wake(time.time())
                 choice = None
-                if not self._draining:
+                if not (self._draining or self.paused):
                     up = [worker.as_open() for worker in self._workers.values() if worker.is_up]
                     choice = choose(self._queue.first(LOOK_AHEAD), up)
                 if choice is None:
@@ -184,7 +202,7 @@ class Dispatcher:
                     overdue = []
                     for passed in choice.passed_over:
                         passed.passed_over += 1
-                    self._queue.remove(choice.job.id)
+                    self._queue.take(choice.job.id)
                     worker = self._workers[choice.worker.name]
                     worker.hold(choice.job)
                     generation = worker.generation
@@ -303,7 +321,10 @@ class Dispatcher:
             run.worker.let_go(run.job.id)
             self._changed.notify_all()
         ended = self._endings.write(run.job, kind, message)
-        self._leave(run, ended)
+        if ended is not None and ended.status is JobStatus.QUEUED:
+            self._wait_again(ended)
+        else:
+            self._leave(run, ended)
 
     def _on_lost(self, worker: WorkerHandle, reason: str) -> None:
         with self._changed:
@@ -330,15 +351,19 @@ class Dispatcher:
         reason = "the service was stopped" if stopped else reason
         after = self._endings.lose(job, reason, counts=not (stopped or innocent))
         if after is not None and after.status is JobStatus.QUEUED:
-            with self._changed:
-                self._running.pop(job.id, None)
-                self._queue.add(Waiting.of(after))
-                position = self._queue.position(job.id)
-                self._changed.notify_all()
-            data = {"position": position, "attempt": after.attempt, "not_before": after.not_before}
-            self._watchers.publish(JobEvent(job.id, "requeued", data))
+            self._wait_again(after)
         else:
             self._leave(run, after)
+
+    def _wait_again(self, job: Job) -> None:
+        """A job whose attempt ended in a way that may pass is back in the queue: forget the attempt and tell."""
+        with self._changed:
+            self._running.pop(job.id, None)
+            self._queue.add(Waiting.of(job))
+            position = self._queue.position(job.id)
+            self._changed.notify_all()
+        data = {"position": position, "attempt": job.attempt, "not_before": job.not_before}
+        self._watchers.publish(JobEvent(job.id, "requeued", data))
 
     def _leave(self, run: Running | None, ended: Job | None) -> None:
         """A job's end is committed (or was not its worker's to say): forget it and tell."""
