@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from app.api.batch_schemas import BATCH_ANSWERS, WISHES
 from app.api.schemas import ANSWERS, PREFIX, ErrorAnswer
 from app.core.capability import Capability, image_fields
 
@@ -20,8 +21,9 @@ def complete(document: dict[str, Any], catalog: Iterable[Capability]) -> dict[st
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
+    answers = [(answer, "serialization") for answer in (*ANSWERS, *BATCH_ANSWERS)]
     _, definitions = models_json_schema(
-        [(answer, "serialization") for answer in ANSWERS], ref_template=f"{COMPONENTS}{{model}}"
+        [*answers, *((wish, "validation") for wish in WISHES)], ref_template=f"{COMPONENTS}{{model}}"
     )
     schemas.update(definitions["$defs"])
     for operations in document["paths"].values():

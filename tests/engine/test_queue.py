@@ -16,7 +16,6 @@ from app.core.multi_gpu import (
 )
 from app.errors import InvalidRequest
 
-
 AGEING = 4.0
 
 
