@@ -97,6 +97,7 @@ class BatchSummary(BaseModel):
     )
     total: int = Field(description="Jobs in the batch.")
     counts: BatchCounts
+    priority: int | None = Field(description="The highest among its waiting jobs; null when none waits.")
     progress: float = Field(description="Share that is done, 0 to 1; steps of running jobs count.")
     links: BatchLinks
 
@@ -190,6 +191,7 @@ def batch_summary(view: BatchView) -> dict[str, Any]:
         "status": view.status.value,
         "total": batch.size,
         "counts": dict(view.counts),
+        "priority": view.priority,
         "progress": round(view.progress, 4),
         "links": {
             "self": batch_url(batch.id),

@@ -183,9 +183,22 @@ class JobQueue:
                 before += min(len(line), depth + (self._rank(entry.priority, owner, line) < rank))
         return before
 
+    def of_owner(self, owner: str, count: int) -> list[str]:
+        """The owner's next jobs in their order, those that pause last."""
+        found: list[str] = []
+        for priority in sorted(self._lines, reverse=True):
+            line = self._lines[priority].get(owner, [])
+            found += [self._by_place[place].id for place in line[: count - len(found)]]
+        aside = [job_id for due, _, job_id in sorted(self._pausing) if self._pauses(job_id, due, owner)]
+        return [*found, *dict.fromkeys(aside)][:count]
+
     def ids(self) -> list[str]:
         """Every waiting job, in no particular order."""
         return list(self._by_id)
+
+    def _pauses(self, job_id: str, due: float, owner: str) -> bool:
+        entry = self._by_id.get(job_id)
+        return entry is not None and entry.not_before == due and entry.owner == owner
 
     def _rank(self, priority: int, owner: str, line: list[Place]) -> tuple[int, Place]:
         """Owners are sorted by when they were last served, those never served by their first job."""

@@ -54,6 +54,19 @@ class BatchStore:
                 found[batch_id][status] = count
         return found
 
+    def waiting_priorities(self, batch_ids: Sequence[str]) -> dict[str, int]:
+        """The highest priority among what waits of each batch, of which anything does."""
+        waits = (jobs.c.batch_id.in_(batch_ids), jobs.c.status == JobStatus.QUEUED.value)
+        query = select(jobs.c.batch_id, func.max(jobs.c.priority)).where(*waits).group_by(jobs.c.batch_id)
+        with self._store.reader.connect() as connection:
+            return {batch_id: priority for batch_id, priority in connection.execute(query)}
+
+    def by_ids(self, job_ids: Sequence[str]) -> dict[str, Job]:
+        """These jobs by id."""
+        with self._store.reader.connect() as connection:
+            rows = connection.execute(select(*COLUMNS).where(jobs.c.id.in_(job_ids)))
+            return {row.id: job_of(row) for row in rows}
+
     def jobs_of(
         self, batch_id: str, *, status: JobStatus | None = None, limit: int | None = None, offset: int = 0
     ) -> list[Job]:

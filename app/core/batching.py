@@ -44,6 +44,8 @@ class BatchView:
     batch: Batch
     counts: Mapping[str, int]
     progress: float
+    priority: int | None
+    """The highest among what waits; None when nothing does."""
 
     @property
     def status(self) -> JobStatus:
@@ -194,6 +196,12 @@ class Batching:
         self._dispatcher.reprioritise(dict.fromkeys(moved, priority))
         return self.find(id, owner)
 
+    def next_jobs(self, owner: str = "", limit: int = 50) -> list[tuple[Job, int | None]]:
+        """The owner's waiting jobs in the order in which they will begin, with how many stand before each."""
+        places = self._dispatcher.next_of(owner, limit)
+        jobs = self._batches.by_ids(list(places))
+        return [(jobs[job_id], position) for job_id, position in places.items() if job_id in jobs]
+
     def pause_queue(self, paused: bool) -> dict[str, Any]:
         """Start nothing new, for whomever, until it is resumed; what runs goes on. Holds over a restart."""
         self._batches.pause(paused)
@@ -218,7 +226,8 @@ class Batching:
         return batch
 
     def _views(self, found: Sequence[Batch]) -> list[BatchView]:
-        counts = self._batches.counts([batch.id for batch in found])
+        ids = [batch.id for batch in found]
+        counts, priorities = self._batches.counts(ids), self._batches.waiting_priorities(ids)
         views = []
         for batch in found:
             done = float(sum(counts[batch.id][status.value] for status in JobStatus if status.is_terminal))
@@ -226,7 +235,8 @@ class Batching:
                 for job in self._batches.jobs_of(batch.id, status=JobStatus.RUNNING):
                     job = self._dispatcher.with_progress(job)
                     done += job.step / job.steps if job.steps else 0.0
-            views.append(BatchView(batch, counts[batch.id], min(1.0, done / batch.size)))
+            share = min(1.0, done / batch.size)
+            views.append(BatchView(batch, counts[batch.id], share, priorities.get(batch.id)))
         return views
 
     def _require_callback(self, url: str | CheckedUrl | None, checked: dict[str, CheckedUrl]) -> None:

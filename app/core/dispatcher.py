@@ -168,6 +168,12 @@ class Dispatcher:
             self._queue.age(time.time())
             return self._queue.position(job_id)
 
+    def next_of(self, owner: str, count: int) -> dict[str, int | None]:
+        """The owner's next jobs in their order, with how many jobs stand before each."""
+        with self._changed:
+            self._queue.age(time.time())
+            return {job_id: self._queue.position(job_id) for job_id in self._queue.of_owner(owner, count)}
+
     def with_progress(self, job: Job) -> Job:
         """The stored job with the step that its worker last told."""
         with self._changed:

@@ -38,7 +38,7 @@ def tab_titles(blocks: gr.Blocks) -> list[str]:
 
 def test_a_tab_for_each_capability_then_the_pages(built):
     _, blocks = built(CATALOG)
-    assert tab_titles(blocks) == [capability.title for capability in CATALOG] + ["Gallery", "Jobs", "Models"]
+    assert tab_titles(blocks) == [capability.title for capability in CATALOG] + ["Gallery", "Jobs", "Batch", "Models"]
 
 
 def test_capabilities_of_one_group_are_sub_tabs_of_one_tab(built):
@@ -46,7 +46,7 @@ def test_capabilities_of_one_group_are_sub_tabs_of_one_tab(built):
     assert list(page.inner) == ["test"]
     titles = tab_titles(blocks)
     assert titles[:3] == ["Slow", "Fill", "Test"]
-    assert "Paint" in titles and titles[-3:] == ["Gallery", "Jobs", "Models"]
+    assert "Paint" in titles and titles[-4:] == ["Gallery", "Jobs", "Batch", "Models"]
 
 
 def test_send_to_names_everything_that_takes_a_picture(built):
