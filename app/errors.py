@@ -2,7 +2,8 @@
 
     ServiceError                    code: a stable slug; message: a sentence for a person
     ├── InvalidRequest              UnreadableImage  MaskMismatch  NoFaceFound  TooLarge  UrlNotAllowed
-    ├── NotFound                    UnknownCapability  UnknownJob  UnknownImage  UnknownModel
+    ├── NotFound                    UnknownCapability  UnknownJob  UnknownBatch  UnknownImage
+    │                               UnknownModel
     ├── Conflict                    the state of the thing does not allow it
     ├── WeightsMissing              names the `eis models pull` line
     ├── Unavailable                 QueueFull  DependencyMissing  NoDevice  StorageFull  TransferFailed
@@ -83,6 +84,12 @@ class UnknownJob(NotFound):
     """No job has this id."""
 
     code = "unknown_job"
+
+
+class UnknownBatch(NotFound):
+    """No batch has this id."""
+
+    code = "unknown_batch"
 
 
 class UnknownImage(NotFound):

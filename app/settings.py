@@ -46,8 +46,16 @@ class Settings(BaseSettings):
         "(:LOAD:CELSIUS may follow). They stand in the place of the machine's GPUs; their jobs run on the CPU.",
     )
     queue_limit: int = Field(10_000, ge=1, description="Jobs that may wait; one more is refused with 503.")
+    batch_limit: int = Field(1_000, ge=1, description="Jobs that one batch may hold.")
+    ageing_seconds: float = Field(
+        300.0, ge=0, description="A waiting job rises one priority, up to 10, each time it waited this long; 0: never."
+    )
     max_attempts: int = Field(
-        3, ge=1, le=20, description="How often a job is started in all when its worker, or the service, dies under it."
+        3,
+        ge=1,
+        le=20,
+        description="Starts of a job in all when its worker, or the service, dies under it, memory runs out or a "
+        "transfer fails.",
     )
     heartbeat_seconds: float = Field(5.0, gt=0, description="How often a worker says that it lives.")
     worker_lost_seconds: float = Field(20.0, gt=0, description="A worker silent for this long is ended and replaced.")

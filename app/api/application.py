@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 
 from app.api import errors
+from app.api.batch import batch_router
 from app.api.body_limit import BodyLimit, WideDoor
 from app.api.browser_page import BrowserPage
 from app.api.capabilities import capability_router
@@ -21,6 +22,7 @@ from app.api.events import event_router
 from app.api.gpu import gpu_router
 from app.api.head_answers import HeadAnswers
 from app.api.images import image_router
+from app.api.job_records import record_router
 from app.api.jobs import job_router
 from app.api.login import login_router
 from app.api.models import Pulls, model_router
@@ -95,6 +97,8 @@ def create_api(
     api.include_router(event_router(service, draining))
     api.include_router(job_router(service))
     api.include_router(gpu_router(service))
+    api.include_router(record_router(service))
+    api.include_router(batch_router(service, resolver, draining))
     api.include_router(image_router(service, resolver))
     api.include_router(model_router(service, pulls))
     api.include_router(capability_router(service, resolver, draining))

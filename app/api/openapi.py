@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from app.api.batch_schemas import BATCH_ANSWERS, WISHES
 from app.api.schemas import ANSWERS, PREFIX, ErrorAnswer
 from app.core.capability import Capability, image_fields
 from app.core.device_configuration import DeviceConfiguration
@@ -21,8 +22,9 @@ def complete(document: dict[str, Any], catalog: Iterable[Capability]) -> dict[st
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    told = [*((answer, "serialization") for answer in ANSWERS), (DeviceConfiguration, "validation")]
-    _, definitions = models_json_schema(told, ref_template=f"{COMPONENTS}{{model}}")
+    answers = [(answer, "serialization") for answer in (*ANSWERS, *BATCH_ANSWERS)]
+    wishes = [(wish, "validation") for wish in (*WISHES, DeviceConfiguration)]
+    _, definitions = models_json_schema([*answers, *wishes], ref_template=f"{COMPONENTS}{{model}}")
     schemas.update(definitions["$defs"])
     for operations in document["paths"].values():
         for operation in operations.values():

@@ -78,7 +78,10 @@ class JobAnswer(BaseModel):
     created: float = Field(description="Unix seconds.")
     started: float | None
     finished: float | None
-    attempt: int
+    attempt: int = Field(description="Attempts begun so far.")
+    max_attempts: int
+    not_before: float | None = Field(description="When a job that pauses after a lost attempt waits again.")
+    batch: str | None = Field(description="The batch that it came with.")
     step: int
     steps: int
     position: int | None = Field(description="Jobs before this one in the queue; null when it does not wait.")
@@ -200,6 +203,9 @@ def job_view(job: Job, position: int | None) -> dict[str, Any]:
         "started": job.started,
         "finished": job.finished,
         "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "not_before": job.not_before,
+        "batch": job.batch_id,
         "step": job.step,
         "steps": job.steps,
         "position": position,

@@ -1,24 +1,33 @@
-"""The order in which jobs wait: by priority (10 first), within it first in, first out; and the pause after a loss.
+"""The order in which jobs wait: by priority, owners in turn, first in, first out; ageing; and the pause after a loss.
 
-Kept as one sorted list of (minus priority, turn), so that taking the next, removing any, and saying "you are the n-th"
-are all a binary search. A job whose worker was lost stands aside until its pause is over and then takes its old place.
+Priority 10 goes first. Within one priority the owners are served in turn, the one served longest ago next, so that a
+key with a thousand jobs holds up another's first by one job at most; an owner's own jobs keep their order. A job that
+waits rises one priority for each `ageing_seconds`, up to 10, so that none starves. A job whose worker was lost stands
+aside until its pause is over and then takes its old place.
+
+Each priority keeps one sorted line for each owner: adding and removing is a binary search, and "you are the n-th" is
+one look at each owner.
 """
 
 import heapq
 import random
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.core.jobs import Job
 
 LONGEST_PAUSE_SECONDS = 60.0
+HIGHEST_PRIORITY = 10
+
+Place = tuple[int, int]
 
 
 @dataclass
 class Waiting:
     """What the queue and the dispatcher must know of a job.
 
+    `priority` is the one that counts now; the queue raises it by one for each ageing step since `since`.
     `passed_over` counts the jobs let through before it. One that an earlier attempt left behind (`attempt` > 0) shares
     its worker with nobody: if it is what ends workers, it ends no neighbour's again.
     """
@@ -30,10 +39,13 @@ class Waiting:
     not_before: float | None = None
     attempt: int = 0
     passed_over: int = 0
+    owner: str = ""
+    since: float | None = None
+    raised: int = field(default=0, compare=False)
 
     @property
-    def place(self) -> tuple[int, int]:
-        """What the queue sorts by."""
+    def place(self) -> Place:
+        """What the jobs of one owner are sorted by."""
         return (-self.priority, self.turn)
 
     @property
@@ -44,11 +56,13 @@ class Waiting:
     @classmethod
     def of(cls, job: Job) -> "Waiting":
         """The queue's view of a job."""
-        return cls(job.id, job.priority, job.turn, job.model, job.not_before, job.attempt)
+        return cls(
+            job.id, job.priority, job.turn, job.model, job.not_before, job.attempt, owner=job.owner, since=job.queued
+        )
 
 
 def pause_after_loss(attempt: int, base_seconds: float) -> float:
-    """How long a job waits after its n-th worker was lost: doubling, with jitter, at most a minute.
+    """How long a job waits after its n-th attempt was lost: doubling, with jitter, at most a minute.
 
     Between half and all of the doubled time, so that jobs lost together do not come back together.
     """
@@ -57,13 +71,18 @@ def pause_after_loss(attempt: int, base_seconds: float) -> float:
 
 
 class JobQueue:
-    """The waiting jobs; not thread-safe, the dispatcher's lock guards it."""
+    """The waiting jobs; not thread-safe, the dispatcher's lock guards it. Times are the caller's Unix seconds."""
 
-    def __init__(self, waiting: Iterable[Waiting] = ()) -> None:
+    def __init__(self, waiting: Iterable[Waiting] = (), *, ageing_seconds: float = 0.0) -> None:
+        self._ageing_seconds = ageing_seconds
         self._by_id: dict[str, Waiting] = {}
-        self._places: list[tuple[int, int]] = []
-        self._by_place: dict[tuple[int, int], Waiting] = {}
+        self._by_place: dict[Place, Waiting] = {}
+        self._lines: dict[int, dict[str, list[Place]]] = {}
+        self._lengths: dict[int, int] = {}
+        self._served: dict[tuple[int, str], int] = {}
+        self._servings = 0
         self._pausing: list[tuple[float, int, str]] = []
+        self._rising: list[tuple[float, int, str]] = []
         for entry in waiting:
             self.add(entry)
 
@@ -81,17 +100,34 @@ class JobQueue:
             self._seat(entry)
         else:
             heapq.heappush(self._pausing, (entry.not_before, entry.turn, entry.id))
+        self._expect_rise(entry)
 
     def remove(self, job_id: str) -> Waiting | None:
         """Take a job out, wherever it stands."""
         entry = self._by_id.pop(job_id, None)
-        if entry is not None and self._by_place.get(entry.place) is entry:
-            del self._by_place[entry.place]
-            del self._places[bisect_left(self._places, entry.place)]
+        if entry is not None:
+            self._unseat(entry)
+        return entry
+
+    def take(self, job_id: str) -> Waiting | None:
+        """Take out a job that is served now: its owner's next one waits for the other owners'."""
+        entry = self.remove(job_id)
+        if entry is not None:
+            self._servings += 1
+            self._served[entry.priority, entry.owner] = self._servings
+        return entry
+
+    def reprioritise(self, job_id: str, priority: int) -> Waiting | None:
+        """Give a waiting job another priority; what it rose by waiting is kept."""
+        entry = self.remove(job_id)
+        if entry is not None:
+            entry.priority = min(HIGHEST_PRIORITY, priority + entry.raised)
+            self.add(entry)
         return entry
 
     def wake(self, now: float) -> float | None:
-        """Seat the jobs whose pause is over; answers when the next one is due."""
+        """Raise and seat the jobs whose time has come; answers when the next pause is over."""
+        self.age(now)
         while self._pausing:
             due, _, job_id = self._pausing[0]
             entry = self._by_id.get(job_id)
@@ -105,19 +141,95 @@ class JobQueue:
                 return due
         return None
 
+    def age(self, now: float) -> None:
+        """Raise the jobs that have waited for another ageing step."""
+        while self._rising and self._rising[0][0] <= now:
+            due, _, job_id = heapq.heappop(self._rising)
+            entry = self._by_id.get(job_id)
+            if entry is None or self._next_rise(entry) != due:
+                continue
+            seated = self._unseat(entry)
+            entry.raised += 1
+            entry.priority += 1
+            if seated:
+                self._seat(entry)
+            self._expect_rise(entry)
+
     def first(self, count: int) -> list[Waiting]:
         """The next jobs in order; those that pause are not among them."""
-        return [self._by_place[place] for place in self._places[:count]]
+        found: list[Waiting] = []
+        for priority in sorted(self._lines, reverse=True):
+            lines = sorted(self._lines[priority].items(), key=lambda item: self._rank(priority, *item))
+            depth = 0
+            while len(found) < count and (deep := [line for _, line in lines if depth < len(line)]):
+                found += [self._by_place[line[depth]] for line in deep]
+                depth += 1
+            if len(found) >= count:
+                break
+        return found[:count]
 
     def position(self, job_id: str) -> int | None:
         """How many jobs stand before this one (0: next); one that pauses counts from the place it will take."""
         entry = self._by_id.get(job_id)
-        return None if entry is None else bisect_left(self._places, entry.place)
+        if entry is None:
+            return None
+        lines = self._lines.get(entry.priority, {})
+        own = lines.get(entry.owner, [])
+        depth = bisect_left(own, entry.place)
+        rank = self._rank(entry.priority, entry.owner, [min([entry.place, *own[:1]])])
+        before = depth + sum(length for priority, length in self._lengths.items() if priority > entry.priority)
+        for owner, line in lines.items():
+            if owner != entry.owner:
+                before += min(len(line), depth + (self._rank(entry.priority, owner, line) < rank))
+        return before
+
+    def of_owner(self, owner: str, count: int) -> list[str]:
+        """The owner's next jobs in their order, those that pause last."""
+        found: list[str] = []
+        for priority in sorted(self._lines, reverse=True):
+            line = self._lines[priority].get(owner, [])
+            found += [self._by_place[place].id for place in line[: count - len(found)]]
+        aside = [job_id for due, _, job_id in sorted(self._pausing) if self._pauses(job_id, due, owner)]
+        return [*found, *dict.fromkeys(aside)][:count]
 
     def ids(self) -> list[str]:
         """Every waiting job, in no particular order."""
         return list(self._by_id)
 
+    def _pauses(self, job_id: str, due: float, owner: str) -> bool:
+        entry = self._by_id.get(job_id)
+        return entry is not None and entry.not_before == due and entry.owner == owner
+
+    def _rank(self, priority: int, owner: str, line: list[Place]) -> tuple[int, Place]:
+        """Owners are sorted by when they were last served, those never served by their first job."""
+        return (self._served.get((priority, owner), 0), line[0])
+
     def _seat(self, entry: Waiting) -> None:
-        insort(self._places, entry.place)
+        insort(self._lines.setdefault(entry.priority, {}).setdefault(entry.owner, []), entry.place)
+        self._lengths[entry.priority] = self._lengths.get(entry.priority, 0) + 1
         self._by_place[entry.place] = entry
+
+    def _unseat(self, entry: Waiting) -> bool:
+        """Whether it was seated, and is not any more."""
+        if self._by_place.get(entry.place) is not entry:
+            return False
+        del self._by_place[entry.place]
+        lines = self._lines[entry.priority]
+        line = lines[entry.owner]
+        del line[bisect_left(line, entry.place)]
+        self._lengths[entry.priority] -= 1
+        if not line:
+            del lines[entry.owner]
+        if not lines:
+            del self._lines[entry.priority], self._lengths[entry.priority]
+        return True
+
+    def _next_rise(self, entry: Waiting) -> float | None:
+        if not self._ageing_seconds or entry.since is None or entry.priority >= HIGHEST_PRIORITY:
+            return None
+        return entry.since + (entry.raised + 1) * self._ageing_seconds
+
+    def _expect_rise(self, entry: Waiting) -> None:
+        due = self._next_rise(entry)
+        if due is not None:
+            heapq.heappush(self._rising, (due, entry.turn, entry.id))

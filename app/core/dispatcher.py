@@ -9,8 +9,9 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from app.core.batch_processing import JobQueue, Waiting, pause_after_loss
@@ -45,21 +46,22 @@ class Dispatcher:
         on_ended: Callable[[Job], None],
     ) -> None:
         self._store = store
+        self._pause = partial(pause_after_loss, base_seconds=options.retry_seconds)
         self._endings = Endings(store, storage, self._pause, lambda: self._stopped)
         self._watchers = watchers
         self._options = options
         self._on_ended = on_ended
         self._fleet = fleet
         self._changed = fleet.changed
-        self._queue = JobQueue()
+        self._queue = JobQueue(ageing_seconds=options.ageing_seconds)
         self._running: dict[str, Running] = {}
         self._claiming: dict[str, bool] = {}
         self._draining = False
         self._hurried = False
+        self.paused = False
         self._stopped = False
         self.ended: Counter[str] = Counter()
-        self.run_seconds = 0.0
-        self.wait_seconds = 0.0
+        self.run_seconds = self.wait_seconds = 0.0
         fleet.connect(self._on_message, self._on_lost)
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
 
@@ -76,14 +78,10 @@ class Dispatcher:
 
     def stop(self, drain_seconds: float) -> None:
         """Give out nothing more, wait for what runs, then end the workers; what is not done by then waits again."""
-        deadline = time.monotonic() + drain_seconds
         with self._changed:
             self._draining = True
             self._changed.notify_all()
-            while (self._running or self._claiming) and not self._hurried:
-                if (left := deadline - time.monotonic()) <= 0:
-                    break
-                self._changed.wait(left)
+            self._changed.wait_for(lambda: self._hurried or not (self._running or self._claiming), drain_seconds)
             self._stopped = True
             self._changed.notify_all()
         if self._thread.is_alive():
@@ -109,21 +107,38 @@ class Dispatcher:
             self._hurried = True
             self._changed.notify_all()
 
-    def add(self, job: Job) -> None:
-        """A job that was accepted waits from now on."""
-        self._fleet.learn(job.model)
+    def add(self, *jobs: Job) -> None:
+        """Jobs that were accepted wait from now on."""
+        for job in jobs:
+            self._fleet.learn(job.model)
         with self._changed:
-            self._queue.add(Waiting.of(job))
-            pushes_back = (self._queue.position(job.id) or 0) < len(self._queue) - 1
+            for job in jobs:
+                self._queue.add(Waiting.of(job))
+            pushes_back = len(jobs) > 1 or (self._queue.position(jobs[0].id) or 0) < len(self._queue) - 1
             self._changed.notify_all()
         if pushes_back:
             self._tell_positions()
 
-    def remove(self, job_id: str) -> None:
-        """A job that was cancelled while it waited."""
+    def remove(self, job_ids: Iterable[str]) -> None:
+        """Jobs that were cancelled while they waited."""
         with self._changed:
-            self._queue.remove(job_id)
+            for job_id in job_ids:
+                self._queue.remove(job_id)
         self._tell_positions()
+
+    def reprioritise(self, priorities: Mapping[str, int]) -> None:
+        """Jobs that wait at another priority from now on."""
+        with self._changed:
+            for job_id, priority in priorities.items():
+                self._queue.reprioritise(job_id, priority)
+            self._changed.notify_all()
+        self._tell_positions()
+
+    def pause(self, paused: bool) -> None:
+        """Give out nothing new until it is resumed; what runs goes on."""
+        with self._changed:
+            self.paused = paused
+            self._changed.notify_all()
 
     def cancel(self, job_id: str) -> None:
         """Ask the worker that holds this job to end it; it is killed when it does not heed."""
@@ -148,18 +163,23 @@ class Dispatcher:
 
     def waiting_count(self) -> int:
         """How many jobs wait."""
-        with self._changed:
-            return len(self._queue)
+        return len(self._queue)
 
     def running_count(self) -> int:
         """How many jobs workers hold."""
-        with self._changed:
-            return len(self._running)
+        return len(self._running)
 
     def position(self, job_id: str) -> int | None:
         """How many jobs stand before this one; None if it does not wait."""
         with self._changed:
+            self._queue.age(time.time())
             return self._queue.position(job_id)
+
+    def next_of(self, owner: str, count: int) -> dict[str, int | None]:
+        """The owner's next jobs in their order, with how many jobs stand before each."""
+        with self._changed:
+            self._queue.age(time.time())
+            return {job_id: self._queue.position(job_id) for job_id in self._queue.of_owner(owner, count)}
 
     def with_progress(self, job: Job) -> Job:
         """The stored job with the step that its worker last told."""
@@ -188,7 +208,7 @@ class Dispatcher:
                     return
                 due = self._queue.wake(time.time())
                 choice = None
-                if not self._draining:
+                if not (self._draining or self.paused):
                     self._fleet.settle()
                     first, workers = self._queue.first(LOOK_AHEAD), self._fleet.open_workers()
                     choice = choose(first, workers, self._fleet.strategy, self._fleet.needs)
@@ -201,7 +221,7 @@ class Dispatcher:
                     overdue = []
                     for passed in choice.passed_over:
                         passed.passed_over += 1
-                    self._queue.remove(choice.job.id)
+                    self._queue.take(choice.job.id)
                     worker = self._fleet.workers[choice.worker.name]
                     worker.hold(choice.job)
                     self._fleet.note_given(worker.name)
@@ -222,8 +242,7 @@ class Dispatcher:
         try:
             queued = self._store.queued_at(entry.id)
             job = self._store.claim(entry.id, device=worker.name, reason=reason)
-        except Exception:
-            # A disk that is full, or whatever else: this thread must live, and the job keeps its place.
+        except Exception:  # a disk that is full, or whatever else: this thread must live, and the job keeps its place
             logger.exception("job %s could not be claimed", entry.id)
             with self._changed:
                 entry.not_before = time.time() + STORE_PAUSE_SECONDS
@@ -282,23 +301,10 @@ class Dispatcher:
 
     def _take_message(self, worker: WorkerHandle, message: Message) -> None:
         kind = message["type"]
-        if kind == "ready":
-            with self._changed:
-                worker.pid, worker.trouble = message["pid"], None
-                worker.resident, worker.memory = frozenset(message["resident"]), message["memory"]
-                worker.state = "idle"
+        with self._changed:
+            if worker.take(message):
                 self._changed.notify_all()
-            return
-        if kind == "state":
-            with self._changed:
-                worker.resident, worker.memory = frozenset(message["resident"]), message["memory"]
-                self._changed.notify_all()
-            return
-        if kind == "broken":
-            with self._changed:
-                worker.state, worker.trouble = "broken", message["message"]
-                self._changed.notify_all()
-            return
+                return
         job_id = message["job"]
         with self._changed:
             run = self._running.get(job_id)
@@ -327,7 +333,10 @@ class Dispatcher:
             run.worker.let_go(run.job.id)
             self._changed.notify_all()
         ended = self._endings.write(run.job, kind, message)
-        self._leave(run, ended)
+        if ended is not None and ended.status is JobStatus.QUEUED:
+            self._wait_again(ended)
+        else:
+            self._leave(run, ended)
 
     def _on_lost(self, worker: WorkerHandle, reason: str) -> None:
         with self._changed:
@@ -354,16 +363,20 @@ class Dispatcher:
         reason = "the service was stopped" if stopped else reason
         after = self._endings.lose(job, reason, counts=not (stopped or innocent))
         if after is not None and after.status is JobStatus.QUEUED:
-            with self._changed:
-                self._running.pop(job.id, None)
-                self._fleet.note_operation(job, "lost", time.time() - (job.started or time.time()))
-                self._queue.add(Waiting.of(after))
-                position = self._queue.position(job.id)
-                self._changed.notify_all()
-            data = {"position": position, "attempt": after.attempt, "not_before": after.not_before}
-            self._watchers.publish(JobEvent(job.id, "requeued", data))
+            self._fleet.note_operation(job, "lost", time.time() - (job.started or time.time()))
+            self._wait_again(after)
         else:
             self._leave(run, after)
+
+    def _wait_again(self, job: Job) -> None:
+        """A job whose attempt ended in a way that may pass is back in the queue: forget the attempt and tell."""
+        with self._changed:
+            self._running.pop(job.id, None)
+            self._queue.add(Waiting.of(job))
+            position = self._queue.position(job.id)
+            self._changed.notify_all()
+        data = {"position": position, "attempt": job.attempt, "not_before": job.not_before}
+        self._watchers.publish(JobEvent(job.id, "requeued", data))
 
     def _leave(self, run: Running | None, ended: Job | None) -> None:
         """A job's end is committed (or was not its worker's to say): forget it and tell."""
@@ -378,9 +391,6 @@ class Dispatcher:
             self._changed.notify_all()
         if ended is not None:
             self._on_ended(ended)
-
-    def _pause(self, attempt: int) -> float:
-        return pause_after_loss(attempt, self._options.retry_seconds)
 
     def _tell_positions(self) -> None:
         """Tell those who watch a waiting job where it stands now."""

@@ -9,11 +9,13 @@ from app.core.channel import Message
 from app.core.job_store import JobStore, Pause
 from app.core.jobs import Job
 from app.core.storage import Storage
-from app.errors import Unavailable, UnknownImage
+from app.errors import OutOfMemory, TransferFailed, Unavailable, UnknownImage
 
 logger = logging.getLogger(__name__)
 
 STORE_PAUSE_SECONDS = 1.0
+PASSING = frozenset({OutOfMemory.code, TransferFailed.code})
+"""Codes of errors that another attempt may not meet: who shared the memory is gone, the hub answers again."""
 
 
 class Endings:
@@ -26,14 +28,18 @@ class Endings:
         self._is_stopped = is_stopped
 
     def write(self, job: Job, kind: str, message: Message) -> Job | None:
-        """What a worker said of a job's end: done, failed or cancelled; None if the attempt was given up on."""
+        """What a worker said of an attempt's end: done, failed or cancelled; None if the attempt was given up on.
+
+        The job is queued again where it failed of what may pass and has attempts left.
+        """
         names = (job.id, job.attempt)
         steps = {"step": message["step"], "steps": message["steps"]}
         if kind == "done":
             ended = self._persist(lambda: self._store.succeed(*names, message["result"], **steps))
             return ended or self._written_after_all(job, message["result"])
         if kind == "failed":
-            return self._persist(lambda: self._store.fail(*names, message["error"], **steps))
+            pause = self._pause if message["error"]["code"] in PASSING else None
+            return self._persist(lambda: self._store.fail(*names, message["error"], pause=pause, **steps))
         return self._persist(lambda: self._store.cancelled(*names, **steps))
 
     def lose(self, job: Job, reason: str, *, counts: bool) -> Job | None:

@@ -15,10 +15,10 @@ RUNTIME = "app.models.runtime:open_runtime"
 class EngineOptions:
     """What the engine must know; the names are those of the settings, which describe them.
 
-    `retry_seconds` is the first pause after a lost worker. Unfinished picture files are removed when nobody has touched
-    them for `sweep_seconds`: longer than any picture takes to be written; finished ones without a row after
-    `orphan_seconds`: longer than any request takes; None is for a store that goes with its process and judges nothing.
-    `runtime` opens a device in the worker.
+    `retry_seconds` is the first pause after a lost worker or a trouble that may pass. Unfinished picture files are
+    removed when nobody has touched them for `sweep_seconds`: longer than any picture takes to be written; finished ones
+    without a row after `orphan_seconds`: longer than any request takes; None is for a store that goes with its process
+    and judges nothing. `runtime` opens a device in the worker.
     """
 
     home: Path
@@ -27,6 +27,8 @@ class EngineOptions:
     fake_devices: tuple[str, ...] = ()
     database_url: str | None = None
     queue_limit: int = 10_000
+    batch_limit: int = 1_000
+    ageing_seconds: float = 300.0
     max_attempts: int = 3
     heartbeat_seconds: float = 5.0
     worker_lost_seconds: float = 20.0

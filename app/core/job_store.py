@@ -7,42 +7,29 @@ pictures' rows and the callback's row are written in the transaction that ends t
 disk for each of submit, claim and end, shared between all callers of the moment (group_commit).
 """
 
-import functools
-import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, Update, bindparam, func, insert, make_url, select, update
+from sqlalchemy import Connection, bindparam, func, insert, make_url, select, update
 
 from app.core import crash_points
 from app.core.batch_processing import Waiting
 from app.core.callbacks import Outbox, insert_callback
 from app.core.group_commit import GroupCommit
 from app.core.image_index import ImageIndex, insert_results, require_pictures
+from app.core.job_rows import COLUMNS, fenced_update, job_of, log, values_of
 from app.core.job_tables import create_tables, idempotency, jobs, open_engines, take_lock, transitions
 from app.core.jobs import TRANSITIONS, Job, JobStatus
 from app.errors import Conflict, UnknownJob, WorkerLost
 
-_COLUMNS = [column for column in jobs.c if column.name != "number"]
-_JSON = ("request", "result", "error")
-_REASON = (
-    select(transitions.c.reason)
-    .where(transitions.c.job_id == jobs.c.id, transitions.c.after == JobStatus.RUNNING.value)
-    .order_by(transitions.c.number.desc())
-    .limit(1)
-    .scalar_subquery()
-    .label("device_reason")
-)
-"""Why the last claim chose its device."""
-
 # Statements are made once: SQLAlchemy then finds their compiled form without looking into them.
-_BY_ID = select(*_COLUMNS, _REASON).where(jobs.c.id == bindparam("job_id"))
+_BY_ID = select(*COLUMNS).where(jobs.c.id == bindparam("job_id"))
 _NEXT_TURN = select(func.coalesce(func.max(jobs.c.turn), 0) + 1)
-_INSERT_JOB, _INSERT_TRANSITION, _INSERT_KEY = insert(jobs), insert(transitions), insert(idempotency)
+_INSERT_JOB, _INSERT_KEY = insert(jobs), insert(idempotency)
 _BY_KEY = select(idempotency).where(idempotency.c.owner == bindparam("owner"), idempotency.c.key == bindparam("key"))
 
 Pause = Callable[[int], float]
@@ -56,21 +43,21 @@ class JobStore:
         database = make_url(url).database
         self._lock = take_lock(Path(database).absolute()) if database and database != ":memory:" else None
         try:
-            self._write_engine, self._read_engine = open_engines(url)
+            self._write_engine, self.reader = open_engines(url)
             self.id = create_tables(self._write_engine)
         except BaseException:
             if self._lock is not None:
                 os.close(self._lock)
             raise
         self.writer = GroupCommit(self._write_engine)
-        self.images = ImageIndex(self.writer, self._read_engine)
-        self.outbox = Outbox(self.writer, self._read_engine)
+        self.images = ImageIndex(self.writer, self.reader)
+        self.outbox = Outbox(self.writer, self.reader)
 
     def close(self) -> None:
         """Write what is waiting, close the database and give back its lock."""
         self.writer.close()
         self._write_engine.dispose()
-        self._read_engine.dispose()
+        self.reader.dispose()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -79,11 +66,11 @@ class JobStore:
 
     def get(self, job_id: str) -> Job:
         """The job as last committed; `UnknownJob` if there is none."""
-        with self._read_engine.connect() as connection:
+        with self.reader.connect() as connection:
             row = connection.execute(_BY_ID, {"job_id": job_id}).one_or_none()
         if row is None:
             raise _unknown()
-        return _job(row)
+        return job_of(row)
 
     def list_jobs(
         self,
@@ -97,51 +84,53 @@ class JobStore:
         """Newest first, and how many there are in all."""
         wanted = {"owner": owner, "status": status and status.value, "capability": capability}
         conditions = [jobs.c[name] == value for name, value in wanted.items() if value is not None]
-        query = select(*_COLUMNS, _REASON).where(*conditions).order_by(jobs.c.number.desc()).limit(limit).offset(offset)
+        query = select(*COLUMNS).where(*conditions).order_by(jobs.c.number.desc()).limit(limit).offset(offset)
         count = select(func.count()).select_from(jobs).where(*conditions)
-        with self._read_engine.connect() as connection:
-            return [_job(row) for row in connection.execute(query)], connection.execute(count).scalar_one()
+        with self.reader.connect() as connection:
+            return [job_of(row) for row in connection.execute(query)], connection.execute(count).scalar_one()
 
     def waiting(self) -> list[Waiting]:
         """Every queued job, as the queue needs it."""
-        columns = (jobs.c.id, jobs.c.priority, jobs.c.turn, jobs.c.model, jobs.c.not_before, jobs.c.attempt)
-        with self._read_engine.connect() as connection:
-            return [Waiting(*row) for row in connection.execute(select(*columns).where(jobs.c.status == "queued"))]
+        names = ("id", "priority", "turn", "model", "not_before", "attempt", "owner")
+        query = select(*(jobs.c[name] for name in names), jobs.c.queued.label("since")).where(jobs.c.status == "queued")
+        with self.reader.connect() as connection:
+            return [Waiting(**row._mapping) for row in connection.execute(query)]
 
     def queued_at(self, job_id: str) -> float:
         """When the job last began to wait (Unix seconds): at its submit, a retry or the loss of its worker."""
         waits = transitions.c.after == JobStatus.QUEUED.value
         query = select(func.max(transitions.c.at)).where(transitions.c.job_id == job_id, waits)
-        with self._read_engine.connect() as connection:
+        with self.reader.connect() as connection:
             return connection.execute(query).scalar_one()
 
     def oldest_attempt(self) -> float | None:
         """When the oldest attempt that still runs began (Unix seconds); None when none runs."""
         query = select(func.min(jobs.c.started)).where(jobs.c.status == JobStatus.RUNNING.value)
-        with self._read_engine.connect() as connection:
+        with self.reader.connect() as connection:
             return connection.execute(query).scalar_one()
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
         query = select(jobs.c.status, func.count()).group_by(jobs.c.status)
-        with self._read_engine.connect() as connection:
+        with self.reader.connect() as connection:
             found = {status: count for status, count in connection.execute(query)}
         return {status.value: found.get(status.value, 0) for status in JobStatus}
 
     def history(self, job_id: str) -> list[dict[str, Any]]:
         """The job's transitions in order: `before`, `after`, `attempt`, `at`, `reason`."""
         query = select(transitions).where(transitions.c.job_id == job_id).order_by(transitions.c.number)
-        with self._read_engine.connect() as connection:
+        with self.reader.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
 
     def find_idempotent(self, owner: str, key: str, body: str) -> Job | None:
         """The job that this key made; `Conflict` when it was another request's."""
-        with self._read_engine.connect() as connection:
-            return self._idempotent(connection, owner, key, body)
+        with self.reader.connect() as connection:
+            known = self.find_key(connection, owner, key, body)
+            return None if known is None else self._read(connection, known)
 
     def is_sound(self) -> bool:
         """Whether the database's own check of its pages and indexes passes."""
-        with self._read_engine.connect() as connection:
+        with self.reader.connect() as connection:
             return connection.exec_driver_sql("PRAGMA integrity_check").scalar_one() == "ok"
 
     # Moving
@@ -153,30 +142,42 @@ class JobStore:
         """
 
         def change(connection: Connection) -> Job:
-            if job.idempotency_key:
-                known = self._idempotent(connection, job.owner, job.idempotency_key, body)
-                if known is not None:
-                    return known
-            require_pictures(connection, job.request)
-            if job.idempotency_key:
-                connection.execute(
-                    _INSERT_KEY,
-                    {
-                        "owner": job.owner,
-                        "key": job.idempotency_key,
-                        "body": body,
-                        "job_id": job.id,
-                        "created": job.created,
-                    },
-                )
-            accepted = replace(job, turn=connection.execute(_NEXT_TURN).scalar_one())
-            connection.execute(_INSERT_JOB, _values(vars(accepted)))
-            _log(connection, accepted, None, "submitted", accepted.created)
-            return accepted
+            known = self.find_key(connection, job.owner, job.idempotency_key, body)
+            if known is not None:
+                return self._read(connection, known)
+            self.keep_key(connection, job.owner, job.idempotency_key, body, job.id, job.created)
+            return self.insert_within(connection, [job])[0]
 
         accepted = self.writer.write(change)
         crash_points.reach("insert")
         return accepted
+
+    def insert_within(self, connection: Connection, wanted: Sequence[Job]) -> list[Job]:
+        """Accept jobs inside a caller's transaction; answers them with their turns."""
+        for job in wanted:
+            require_pictures(connection, job.request)
+        turn = connection.execute(_NEXT_TURN).scalar_one()
+        accepted = [replace(job, turn=turn + index, queued=job.created) for index, job in enumerate(wanted)]
+        connection.execute(_INSERT_JOB, [values_of(vars(job)) for job in accepted])
+        log(connection, accepted, None, "submitted", accepted[0].created)
+        return accepted
+
+    def find_key(self, connection: Connection, owner: str, key: str | None, body: str) -> str | None:
+        """The id of what this idempotency key made; `Conflict` when it was another request's."""
+        found = connection.execute(_BY_KEY, {"owner": owner, "key": key}).one_or_none() if key else None
+        if found is None:
+            return None
+        if found.body != body:
+            raise Conflict("This Idempotency-Key was used for another request.")
+        return found.job_id
+
+    def keep_key(
+        self, connection: Connection, owner: str, key: str | None, body: str, made: str, created: float
+    ) -> None:
+        """Remember what an idempotency key made, where there is one."""
+        if key:
+            row = {"owner": owner, "key": key, "body": body, "job_id": made, "created": created}
+            connection.execute(_INSERT_KEY, row)
 
     def claim(self, job_id: str, *, device: str, reason: str = "it is next") -> Job | None:
         """Start an attempt: counts it, and answers the job with the new token; None if it no longer waits."""
@@ -208,9 +209,23 @@ class JobStore:
         """End an attempt well, with its pictures' rows; None if the token is old."""
         return self._end(job_id, attempt, JobStatus.SUCCEEDED, "done", result=result, step=step, steps=steps)
 
-    def fail(self, job_id: str, attempt: int, error: dict[str, Any], *, step: int, steps: int) -> Job | None:
-        """End an attempt with an error that a new attempt would meet again; None if the token is old."""
-        return self._end(job_id, attempt, JobStatus.FAILED, error["code"], error=error, step=step, steps=steps)
+    def fail(
+        self, job_id: str, attempt: int, error: dict[str, Any], *, step: int, steps: int, pause: Pause | None = None
+    ) -> Job | None:
+        """End an attempt with an error; None if the token is old.
+
+        With a `pause` the error is one that may pass: the job waits again until its last attempt has met it.
+        """
+        ending = {"error": error, "step": step, "steps": steps}
+        if pause is None:
+            return self._end(job_id, attempt, JobStatus.FAILED, error["code"], **ending)
+
+        def change(connection: Connection) -> Job | None:
+            return self._again(connection, job_id, attempt, pause, error["code"], **ending)
+
+        moved = self.writer.write(change)
+        crash_points.reach("done")
+        return moved
 
     def cancelled(self, job_id: str, attempt: int, *, step: int, steps: int) -> Job | None:
         """End an attempt that heeded a cancel; None if the token is old."""
@@ -237,48 +252,49 @@ class JobStore:
 
     def cancel(self, job_id: str) -> Job:
         """End a queued job, or ask for the end of a running one; `Conflict` if it succeeded or failed."""
+        return self.writer.write(lambda connection: self.cancel_within(connection, job_id))
 
-        def change(connection: Connection) -> Job:
-            job = self._read(connection, job_id)
-            if job.status is JobStatus.QUEUED:
-                return self._finish(connection, job, JobStatus.CANCELLED, "cancelled while it waited")
-            if job.status is JobStatus.RUNNING:
-                connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True))
-                return replace(job, cancel_requested=True)
-            if job.status is JobStatus.CANCELLED:
-                return job
-            raise Conflict(f"The job has already {job.status.value}.")
-
-        return self.writer.write(change)
+    def cancel_within(self, connection: Connection, job_id: str) -> Job:
+        """`cancel` inside a caller's transaction."""
+        job = self._read(connection, job_id)
+        if job.status is JobStatus.QUEUED:
+            return self._finish(connection, job, JobStatus.CANCELLED, "cancelled while it waited")
+        if job.status is JobStatus.RUNNING:
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True))
+            return replace(job, cancel_requested=True)
+        if job.status is JobStatus.CANCELLED:
+            return job
+        raise Conflict(f"The job has already {job.status.value}.")
 
     def retry(self, job_id: str, *, attempts: int) -> Job:
         """Queue a failed or cancelled job again, at the end of its priority, with so many new attempts.
 
         `UnknownImage` when a picture that it names was deleted since.
         """
+        return self.writer.write(lambda connection: self.retry_within(connection, job_id, attempts))
 
-        def change(connection: Connection) -> Job:
-            job = self._read(connection, job_id)
-            if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
-                raise Conflict(f"Only a failed or cancelled job can be tried again; this one is {job.status.value}.")
-            require_pictures(connection, job.request)
-            return self._move(
-                connection,
-                job,
-                JobStatus.QUEUED,
-                "tried again by hand",
-                turn=connection.execute(_NEXT_TURN).scalar_one(),
-                max_attempts=job.attempt + attempts,
-                cancel_requested=False,
-                not_before=None,
-                started=None,
-                finished=None,
-                error=None,
-                step=0,
-                steps=0,
-            )
-
-        return self.writer.write(change)
+    def retry_within(self, connection: Connection, job_id: str, attempts: int) -> Job:
+        """`retry` inside a caller's transaction."""
+        job = self._read(connection, job_id)
+        if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
+            raise Conflict(f"Only a failed or cancelled job can be tried again; this one is {job.status.value}.")
+        require_pictures(connection, job.request)
+        return self._move(
+            connection,
+            job,
+            JobStatus.QUEUED,
+            "tried again by hand",
+            turn=connection.execute(_NEXT_TURN).scalar_one(),
+            queued=time.time(),
+            max_attempts=job.attempt + attempts,
+            cancel_requested=False,
+            not_before=None,
+            started=None,
+            finished=None,
+            error=None,
+            step=0,
+            steps=0,
+        )
 
     # The steps that the moves share; all of them run inside a caller's transaction
 
@@ -297,21 +313,29 @@ class JobStore:
         self, connection: Connection, job_id: str, attempt: int, pause: Pause, reason: str, counts: bool
     ) -> Job | None:
         job = self._read(connection, job_id)
-        if job.status is not JobStatus.RUNNING or job.attempt != attempt:
-            return None
-        if job.cancel_requested:
-            return self._finish(connection, job, JobStatus.CANCELLED, f"cancelled; {reason}")
-        if not counts:
+        held = job.status is JobStatus.RUNNING and job.attempt == attempt
+        if held and not counts and not job.cancel_requested:
             return self._move(connection, job, JobStatus.QUEUED, reason, max_attempts=job.max_attempts + 1, step=0)
-        if job.attempt < job.max_attempts:
-            due = time.time() + pause(job.attempt)
-            return self._move(connection, job, JobStatus.QUEUED, reason, not_before=due, step=0)
         message = (
             f"{job.attempt} times its worker or the whole service ended while this job ran; it is not started again by "
             "itself. When the cause is gone, retry it by hand."
         )
         error = {"code": WorkerLost.code, "message": message}
-        return self._finish(connection, job, JobStatus.FAILED, reason, error=error)
+        return self._again(connection, job_id, attempt, pause, reason, error=error)
+
+    def _again(
+        self, connection: Connection, job_id: str, attempt: int, pause: Pause, reason: str, **ending: Any
+    ) -> Job | None:
+        """An attempt ended in a way that may pass: wait for the next one, or end as cancelled or failed."""
+        job = self._read(connection, job_id)
+        if job.status is not JobStatus.RUNNING or job.attempt != attempt:
+            return None
+        if job.cancel_requested:
+            return self._finish(connection, job, JobStatus.CANCELLED, f"cancelled; {reason}")
+        if job.attempt < job.max_attempts:
+            due = time.time() + pause(job.attempt)
+            return self._move(connection, job, JobStatus.QUEUED, reason, not_before=due, step=0)
+        return self._finish(connection, job, JobStatus.FAILED, reason, **ending)
 
     def _finish(self, connection: Connection, job: Job, after: JobStatus, reason: str, **values: Any) -> Job:
         now = time.time()
@@ -327,69 +351,18 @@ class JobStore:
         if after not in TRANSITIONS[job.status]:
             raise Conflict(f"A job that is {job.status.value} cannot become {after.value}.")
         moved = replace(job, status=after, **values)
-        columns = {f"new_{name}": value for name, value in _values({"status": after, **values}).items()}
+        columns = {f"new_{name}": value for name, value in values_of({"status": after, **values}).items()}
         fence = {"job_id": job.id, "fence_status": job.status.value, "fence_attempt": job.attempt}
-        if connection.execute(_fenced_update(("status", *values)), {**columns, **fence}).rowcount != 1:
+        if connection.execute(fenced_update(("status", *values)), {**columns, **fence}).rowcount != 1:
             raise Conflict("The job was moved by somebody else.")
-        _log(connection, moved, job.status, reason, time.time())
+        log(connection, [moved], job.status, reason, time.time())
         return moved
 
     def _read(self, connection: Connection, job_id: str) -> Job:
         row = connection.execute(_BY_ID, {"job_id": job_id}).one_or_none()
         if row is None:
             raise _unknown()
-        return _job(row)
-
-    def _idempotent(self, connection: Connection, owner: str, key: str, body: str) -> Job | None:
-        found = connection.execute(_BY_KEY, {"owner": owner, "key": key}).one_or_none()
-        if found is None:
-            return None
-        if found.body != body:
-            raise Conflict("This Idempotency-Key was used for another request.")
-        return self._read(connection, found.job_id)
-
-
-def _log(connection: Connection, job: Job, before: JobStatus | None, reason: str, at: float) -> None:
-    connection.execute(
-        _INSERT_TRANSITION,
-        {
-            "job_id": job.id,
-            "attempt": job.attempt,
-            "before": before and before.value,
-            "after": job.status.value,
-            "at": at,
-            "reason": reason,
-        },
-    )
-
-
-@functools.cache
-def _fenced_update(names: tuple[str, ...]) -> Update:
-    """The update of these columns of one job, if its state and attempt are still what they were."""
-    fence = (jobs.c.status == bindparam("fence_status"), jobs.c.attempt == bindparam("fence_attempt"))
-    changes = {name: bindparam(f"new_{name}") for name in names}
-    return update(jobs).where(jobs.c.id == bindparam("job_id"), *fence).values(changes)
-
-
-def _values(fields: dict[str, Any]) -> dict[str, Any]:
-    """A job's fields as the columns hold them."""
-    values = dict(fields)
-    values.pop("device_reason", None)
-    for name in _JSON:
-        if values.get(name) is not None:
-            values[name] = json.dumps(values[name], separators=(",", ":"), allow_nan=False)
-    if "status" in values:
-        values["status"] = JobStatus(values["status"]).value
-    return values
-
-
-def _job(row: Row[Any]) -> Job:
-    values = dict(row._mapping)
-    for name in _JSON:
-        if values[name] is not None:
-            values[name] = json.loads(values[name])
-    values["status"] = JobStatus(values["status"])
-    return Job(**values)
+        return job_of(row)
 
 
 def _unknown() -> UnknownJob:

@@ -28,9 +28,10 @@ from sqlalchemy import (
     text,
 )
 
+from app.core.job_migrations import migrate
 from app.errors import Conflict, ServiceError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs"}
 )
@@ -65,9 +66,24 @@ jobs = Table(
     Column("callback_url", String),
     Column("idempotency_key", String),
     Column("cancel_requested", Boolean, nullable=False),
+    Column("batch_id", String(26)),
+    Column("queued", Float),
+    Index("jobs_by_batch", "batch_id", "number"),
     Index("jobs_by_status", "status", "number"),
     Index("jobs_by_owner", "owner", "number"),
     Index("jobs_by_turn", "turn"),
+    sqlite_autoincrement=True,
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(26), nullable=False, unique=True),
+    Column("owner", String, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("size", Integer, nullable=False),
+    Index("batches_by_owner", "owner", "number"),
     sqlite_autoincrement=True,
 )
 
@@ -154,6 +170,7 @@ idempotency = Table(
     Column("job_id", String(26), nullable=False),
     Column("created", Float, nullable=False),
 )
+"""What each key made: a job, or a batch under its own id."""
 
 _APPEND_ONLY = [
     f"""CREATE TRIGGER IF NOT EXISTS transitions_no_{deed.lower()} BEFORE {deed} ON transitions
@@ -218,18 +235,15 @@ def open_engines(url: str) -> tuple[Engine, Engine]:
 
 
 def create_tables(writer: Engine) -> str:
-    """Make what is missing and answer the store's own random id; refuse a database of another version."""
+    """Make what is missing and answer the store's own random id; refuse a database of a version that is not known."""
     with writer.begin() as connection:
+        migrate(connection, SCHEMA_VERSION)
         metadata.create_all(connection)
         for trigger in _APPEND_ONLY:
             connection.exec_driver_sql(trigger)
         found = connection.execute(meta.select().where(meta.c.name == "schema_version")).first()
         if found is None:
             connection.execute(meta.insert().values(name="schema_version", value=str(SCHEMA_VERSION)))
-        elif int(found.value) != SCHEMA_VERSION:
-            raise Conflict(
-                f"The job store has version {found.value}; this program knows version {SCHEMA_VERSION}."
-            )
         known = connection.execute(meta.select().where(meta.c.name == "id")).first()
         own = known.value if known else secrets.token_hex(16)
         if known is None:

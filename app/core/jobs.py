@@ -1,4 +1,4 @@
-"""Job, JobStatus, JobEvent, ImageRecord and the legal transitions between states."""
+"""Job, JobStatus, JobEvent, Batch, ImageRecord and the legal transitions between states."""
 
 import secrets
 from dataclasses import dataclass, field
@@ -42,7 +42,8 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
     JobStatus.CANCELLED: frozenset({JobStatus.QUEUED}),
 }
-"""RUNNING -> QUEUED is a lost worker's job going back; FAILED and CANCELLED -> QUEUED is a retry by hand."""
+"""RUNNING -> QUEUED is a job going back after a loss or a trouble that may pass; FAILED and CANCELLED -> QUEUED is a
+retry by hand."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Job:
     `request` is the resolved request as JSON; `result` is `{"images": [{"id", "width", "height", "sha256", "seed"}],
     "data": {...}, "notes": [...], "model": id}` once succeeded; `error` is `{"code", "message"}` once failed.
     `device_reason` says why the last attempt went to its device; it is kept with the claim's transition.
-    `turn` orders the jobs of one priority: the smaller is served first.
+    `turn` orders an owner's jobs of one priority: the smaller is served first. `queued` is when it was submitted or
+    last tried again by hand: what its ageing counts from. `batch_id` is the batch that it came with.
     """
 
     id: str
@@ -79,6 +81,18 @@ class Job:
     idempotency_key: str | None = None
     cancel_requested: bool = False
     turn: int = 0
+    batch_id: str | None = None
+    queued: float | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs that were submitted together, all or none; `size` is how many."""
+
+    id: str
+    owner: str
+    created: float
+    size: int
 
 
 @dataclass(frozen=True)

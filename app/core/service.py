@@ -6,11 +6,13 @@ An owner meets only its own jobs and pictures: those of others are answered as i
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 from app.core import crash_points
+from app.core.batch_store import BatchStore
+from app.core.batching import Batching
 from app.core.callbacks import CallbackSender, CheckedUrl, Signer, check_callback_url, secret_of
 from app.core.dispatcher import Dispatcher
 from app.core.engine_options import EngineOptions, load_catalog
@@ -30,7 +32,7 @@ KEY_LIMIT = 255
 STOP_SECONDS = 5.0
 
 
-class Service(Watching):
+class Service(Watching, Batching):
     """The engine behind one method call each; `start` before the first submit, `stop` at the end."""
 
     def __init__(self, options: EngineOptions) -> None:
@@ -56,6 +58,7 @@ class Service(Watching):
         self.devices = Fleet(options, self.models)
         # The store holds the home's lock: nothing that may refuse comes after it.
         self._store = JobStore(options.store_url)
+        self._batches = BatchStore(self._store)
         self._submission = Submission(self.storage, self.models, self._store.images)
         self._watchers = Watchers(lambda job_id, on: self._dispatcher.set_preview(job_id, on))
         self._dispatcher = Dispatcher(self._store, self.storage, self._watchers, options, self.devices, self._ended)
@@ -75,6 +78,7 @@ class Service(Watching):
 
     def start(self) -> None:
         """Take up what was left by the process before, start the workers and accept jobs."""
+        self._dispatcher.pause(self._batches.paused_since() is not None)
         self._dispatcher.start()
         self._callbacks.start()
         self._sweeping.start()
@@ -187,7 +191,7 @@ class Service(Watching):
         if job.status is JobStatus.RUNNING:
             self._dispatcher.cancel(job_id)
         else:
-            self._dispatcher.remove(job_id)
+            self._dispatcher.remove([job_id])
             if before is not JobStatus.CANCELLED:
                 self._dispatcher.ended[job.status.value] += 1
                 self._ended(job)
@@ -277,6 +281,7 @@ class Service(Watching):
             "workers": workers,
             "queued": self._dispatcher.waiting_count(),
             "running": self._dispatcher.running_count(),
+            "paused": self._dispatcher.paused,
         }
 
     def device_status(self, owner: str = "") -> dict[str, Any]:
@@ -299,20 +304,33 @@ class Service(Watching):
 
     def _accept(self, write: Callable[[], Job], job_id: str) -> Job:
         """Write a job that is to wait, unless too many do, and hand it to the dispatcher."""
-        with self._accepting:
-            if self._dispatcher.waiting_count() + self._being_accepted >= self.options.queue_limit:
-                raise QueueFull(f"{self.options.queue_limit} jobs wait already; try again later.")
-            self._being_accepted += 1
-        job = None
-        try:
+        with self._places(1):
             job = write()
             if job.id == job_id:
-                self._dispatcher.add(job)
+                self._wait_from_now(job)
             return job
+
+    @contextmanager
+    def _places(self, count: int) -> Iterator[None]:
+        """Places in the queue while jobs for them are written; `QueueFull` when so many are not free."""
+        with self._accepting:
+            taken, limit = self._dispatcher.waiting_count() + self._being_accepted, self.options.queue_limit
+            if taken >= limit:
+                raise QueueFull(f"{limit} jobs wait already; try again later.")
+            if taken + count > limit:
+                raise QueueFull(f"{count} jobs are too many just now: {taken} wait already, {limit} may.")
+            self._being_accepted += count
+        try:
+            yield
         finally:
             with self._accepting:
-                self._being_accepted -= 1
-                self._submitted += job is not None and job.id == job_id
+                self._being_accepted -= count
+
+    def _wait_from_now(self, *jobs: Job) -> None:
+        """Hand written jobs to the dispatcher."""
+        self._dispatcher.add(*jobs)
+        with self._accepting:
+            self._submitted += len(jobs)
 
     def _ended(self, job: Job) -> None:
         self._watchers.publish(end_event(job))

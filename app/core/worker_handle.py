@@ -71,6 +71,19 @@ class WorkerHandle:
         """Whether it can be given jobs."""
         return self.enabled and self.state in {"idle", "busy"}
 
+    def take(self, message: Message) -> bool:
+        """Note what the worker says of itself; False for what it says of a job."""
+        kind = message["type"]
+        if kind == "broken":
+            self.state, self.trouble = "broken", message["message"]
+        elif kind in {"ready", "state"}:
+            self.resident, self.memory = frozenset(message["resident"]), message["memory"]
+            if kind == "ready":
+                self.pid, self.trouble, self.state = message["pid"], None, "idle"
+        else:
+            return False
+        return True
+
     def hold(self, entry: Waiting) -> None:
         """It is given this job."""
         self.held[entry.id] = entry

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from app.core.service import Service
 from app.errors import ServiceError
+from app.ui.batch_page import BatchPage
 from app.ui.devices_page import DevicesPage
 from app.ui.gallery import Gallery
 from app.ui.header import header
@@ -55,11 +56,13 @@ class Page:
                     self.gallery = Gallery(self.service)
                 with gr.Tab("Jobs", id="jobs") as jobs_tab:
                     self.queue = QueuePage(self.service)
+                with gr.Tab("Batch", id="batch") as batch_tab:
+                    self.batch = BatchPage(self.service)
                 with gr.Tab("Models", id="models") as models_tab:
                     self.models = model_list()
                 with gr.Tab("GPU & Memory", id="devices") as devices_tab:
                     self.devices = DevicesPage(self.service)
-            self.connect(gallery_tab, jobs_tab, models_tab, devices_tab)
+            self.connect(gallery_tab, jobs_tab, batch_tab, models_tab, devices_tab)
             outputs = [output for panel in self.panels.values() for output in panel.restorable]
             kept = [panel.kept for panel in self.panels.values()]
             page.load(self.restore, [session, *kept], outputs, **QUIET)
@@ -95,7 +98,9 @@ class Page:
         kept = self.kept[self.service.catalog.index(capability)]
         self.panels[capability.name] = Panel(self.service, capability, session, kept)
 
-    def connect(self, gallery_tab: gr.Tab, jobs_tab: gr.Tab, models_tab: gr.Tab, devices_tab: gr.Tab) -> None:
+    def connect(
+        self, gallery_tab: gr.Tab, jobs_tab: gr.Tab, batch_tab: gr.Tab, models_tab: gr.Tab, devices_tab: gr.Tab
+    ) -> None:
         """Attach every listener."""
         targets = self.targets()
         self.gallery.targets = targets
@@ -103,8 +108,9 @@ class Page:
             panel.targets = targets
             panel.connect()
         self.gallery.connect(gallery_tab)
-        self.queue.connect(jobs_tab, [*self.tabs, gallery_tab, models_tab, devices_tab])
-        self.devices.connect(devices_tab, [*self.tabs, gallery_tab, jobs_tab, models_tab])
+        self.queue.connect(jobs_tab, [*self.tabs, gallery_tab, batch_tab, models_tab, devices_tab])
+        self.batch.connect(batch_tab, [*self.tabs, gallery_tab, jobs_tab, models_tab, devices_tab])
+        self.devices.connect(devices_tab, [*self.tabs, gallery_tab, jobs_tab, batch_tab, models_tab])
         widgets = [widget for panel in self.panels.values() for widget in panel.form.widgets]
         outputs = [self.outer, *self.inner.values(), *widgets]
         for source in (self.gallery.detail, *(panel.stage for panel in self.panels.values())):

@@ -19,6 +19,8 @@ def header(service: Any, version: str, *, logged_in: bool) -> str:
             state = f"{queued} waiting"
     else:
         tone, state = "eis-wait", "Starting"
+    if readiness.get("paused"):
+        tone, state = "eis-wait", f"Paused, {queued} waiting" if queued else "Paused"
     devices = ", ".join(sorted({str(worker.get("device")) for worker in workers})) or "no device"
     resident = sorted({model for worker in workers for model in worker.get("resident_models") or ()})
     model = ", ".join(resident) or automatic(service)

@@ -67,37 +67,13 @@ class QueuePage:
 
     def row(self, job: Job) -> str:
         """One job."""
-        images = (job.result or {}).get("images", [])
-        picture = f'<img loading="lazy" src="{thumbnail_url(images[0]["id"])}" alt="">' if images else ""
-        title = escape(self.titles.get(job.capability, job.capability))
-        words = escape(str(job.request.get("prompt") or ""))
-        bar = detail = ""
-        if job.status == JobStatus.RUNNING:
-            share = 100 * job.step / job.steps if job.steps else 0
-            bar = f'<div class="eis-progress"><i style="width:{share:.1f}%"></i></div>'
-            detail = f"Step {job.step} of {job.steps}" if job.steps else "Starting"
-        elif job.status == JobStatus.QUEUED:
-            position = self.service.position(job.id)
-            detail = "Next in line" if position == 0 else f"{position} before it" if position else ""
-        elif job.status == JobStatus.FAILED:
-            detail = escape((job.error or {}).get("message", ""))
-        elif job.started and job.finished:
-            detail = duration(job.finished - job.started)
-        if job.attempt > 1:
-            detail += f" · attempt {job.attempt} of {job.max_attempts}"
-        where = f'<span title="{escape(job.device_reason or "")}">{escape(job.device)}</span>' if job.device else ""
-        facts = " · ".join(part for part in (escape(job.model or ""), where, detail) if part)
+        position = self.service.position(job.id) if job.status == JobStatus.QUEUED else None
         act = ""
         if not job.status.is_terminal:
             act = button("Cancel", "cancel", job=job.id)
         elif job.status in {JobStatus.FAILED, JobStatus.CANCELLED}:
             act = button("Retry", "retry", job=job.id)
-        return (
-            f'<div class="eis-job" role="listitem" data-job="{job.id}"><div class="eis-job-picture">{picture}</div>'
-            f'<div class="eis-job-text"><div class="eis-job-title">{state_badge(job.status)}<strong>{title}</strong>'
-            f'{moment(job.created)}</div><div class="eis-job-words">{words}</div>'
-            f'<div class="eis-hint">{facts}</div>{bar}</div><div class="eis-job-act">{act}</div></div>'
-        )
+        return job_row(job, self.titles.get(job.capability, job.capability), position, act)
 
     async def act(self, status: str, shown: int, event: gr.EventData, request: gr.Request) -> Any:
         """Cancel, retry, or show more."""
@@ -114,3 +90,33 @@ class QueuePage:
         except ServiceError as error:
             warn(error.message)
         return await asyncio.to_thread(self.listed, status, shown, owner), shown
+
+
+def job_row(job: Job, title: str, position: int | None, act: str) -> str:
+    """One job as a line: its picture, state, words and progress, and the buttons `act`."""
+    images = (job.result or {}).get("images", [])
+    picture = f'<img loading="lazy" src="{thumbnail_url(images[0]["id"])}" alt="">' if images else ""
+    words = escape(str(job.request.get("prompt") or ""))
+    bar = detail = ""
+    if job.status == JobStatus.RUNNING:
+        share = 100 * job.step / job.steps if job.steps else 0
+        bar = f'<div class="eis-progress"><i style="width:{share:.1f}%"></i></div>'
+        detail = f"Step {job.step} of {job.steps}" if job.steps else "Starting"
+    elif job.status == JobStatus.QUEUED:
+        detail = "Next in line" if position == 0 else f"{position} before it" if position else ""
+    elif job.status == JobStatus.FAILED:
+        detail = escape((job.error or {}).get("message", ""))
+    elif job.started and job.finished:
+        detail = duration(job.finished - job.started)
+    if job.attempt > 1:
+        detail += f" · attempt {job.attempt} of {job.max_attempts}"
+    seed = job.request.get("seed")
+    where = f'<span title="{escape(job.device_reason or "")}">{escape(job.device)}</span>' if job.device else ""
+    facts = (escape(job.model or ""), where, "" if seed is None else f"seed {seed}", detail)
+    facts = " · ".join(part for part in facts if part)
+    return (
+        f'<div class="eis-job" role="listitem" data-job="{job.id}"><div class="eis-job-picture">{picture}</div>'
+        f'<div class="eis-job-text"><div class="eis-job-title">{state_badge(job.status)}'
+        f'<strong>{escape(title)}</strong>{moment(job.created)}</div><div class="eis-job-words">{words}</div>'
+        f'<div class="eis-hint">{facts}</div>{bar}</div><div class="eis-job-act">{act}</div></div>'
+    )

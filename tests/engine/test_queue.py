@@ -17,34 +17,131 @@ from app.core.multi_gpu import (
 )
 from app.errors import InvalidRequest
 
+AGEING = 4.0
+
+
+class Shelf:
+    """The queue's rules, told slowly: every question sorts everything anew and serves it in the mind."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Waiting] = {}
+        self.asked: dict[str, int] = {}
+        self.served: dict[tuple[int, str], int] = {}
+        self.servings = 0
+
+    def level(self, entry: Waiting, now: float) -> int:
+        return min(10, self.asked[entry.id] + int((now - entry.since) // AGEING))
+
+    def order(self, now: float, also: Waiting | None = None) -> list[Waiting]:
+        jobs = [job for job in self.jobs.values() if job.not_before is None or job is also]
+        served, count, order = dict(self.served), self.servings, []
+        while jobs:
+            top = max(self.level(job, now) for job in jobs)
+            heads: dict[str, Waiting] = {}
+            for job in sorted(jobs, key=lambda job: job.turn):
+                if self.level(job, now) == top:
+                    heads.setdefault(job.owner, job)
+            job = min(heads.values(), key=lambda job: (served.get((top, job.owner), 0), job.turn))
+            count += 1
+            served[top, job.owner] = count
+            jobs.remove(job)
+            order.append(job)
+        return order
+
 
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["add", "remove", "wake"]), st.integers(0, 12), st.integers(0, 10), st.integers(0, 3)
-        )
+            st.sampled_from(["add", "add", "add", "remove", "take", "wake", "priority"]),
+            st.integers(0, 12),
+            st.integers(0, 10),
+            st.integers(0, 3),
+            st.sampled_from(["ann", "bob", "eve"]),
+        ),
+        max_size=40,
     )
 )
-def test_the_queue_is_a_sorted_list(moves: list[tuple[str, int, int, int]]) -> None:
-    queue, model, now = JobQueue(), {}, 0.0
-    for move, number, priority, pause in moves:
+def test_the_queue_is_what_its_rules_say(moves: list[tuple[str, int, int, int, str]]) -> None:
+    queue, shelf, now = JobQueue(ageing_seconds=AGEING), Shelf(), 0.0
+    for move, number, priority, pause, owner in moves:
         job_id = str(number)
         if move == "add":
-            entry = Waiting(job_id, priority, number, not_before=now + pause if pause else None)
+            not_before = now + pause if pause else None
+            entry = Waiting(job_id, priority, number, owner=owner, since=now - number, not_before=not_before)
             queue.add(entry)
-            model[job_id] = entry
+            shelf.jobs[job_id], shelf.asked[job_id] = entry, priority
+            queue.age(now)
         elif move == "remove":
-            assert queue.remove(job_id) is model.pop(job_id, None)
+            assert queue.remove(job_id) is shelf.jobs.pop(job_id, None)
+        elif move == "take":
+            if order := shelf.order(now):
+                taken = order[min(pause, len(order) - 1)]
+                shelf.servings += 1
+                shelf.served[shelf.level(taken, now), taken.owner] = shelf.servings
+                assert queue.take(taken.id) is shelf.jobs.pop(taken.id)
+        elif move == "priority":
+            entry = queue.reprioritise(job_id, priority)
+            assert entry is shelf.jobs.get(job_id)
+            shelf.asked[job_id] = priority
         else:
-            now += 1.0
-            pending = [entry.not_before for entry in model.values() if entry.not_before and entry.not_before > now]
+            now += 1.5
+            pending = [entry.not_before for entry in shelf.jobs.values() if entry.not_before and entry.not_before > now]
             assert queue.wake(now) == (min(pending) if pending else None)
-        ready = sorted((e for e in model.values() if e.not_before is None), key=lambda e: (-e.priority, e.turn))
-        assert queue.first(100) == ready
-        assert len(queue) == len(model)
-        for job_id, entry in model.items():
-            assert queue.position(job_id) == sum(other.place < entry.place for other in ready)
+        order = shelf.order(now)
+        assert [entry.id for entry in queue.first(100)] == [entry.id for entry in order]
+        assert [entry.id for entry in queue.first(2)] == [entry.id for entry in order[:2]]
+        assert len(queue) == len(shelf.jobs)
+        for entry in shelf.jobs.values():
+            assert queue.position(entry.id) == shelf.order(now, also=entry).index(entry)
     assert queue.position("none") is None
+
+
+def drained(queue: JobQueue) -> list[str]:
+    """The ids in the order in which they are served."""
+    served = []
+    while head := queue.first(1):
+        served.append(queue.take(head[0].id).id)
+    return served
+
+
+def test_a_thousand_jobs_of_one_key_hold_up_anothers_first_by_one_at_most() -> None:
+    queue = JobQueue(Waiting(f"a{turn}", 5, turn, owner="ann") for turn in range(1000))
+    assert queue.take("a0")
+    queue.add(Waiting("b0", 5, 1000, owner="bob"))
+    queue.add(Waiting("b1", 5, 1001, owner="bob"))
+    assert queue.position("b0") == 0
+    assert drained(queue)[:5] == ["b0", "a1", "b1", "a2", "a3"]
+
+
+def test_a_low_job_is_served_although_higher_ones_never_end() -> None:
+    queue = JobQueue([Waiting("low", 0, 0, since=0.0)], ageing_seconds=60.0)
+    served = []
+    for minute in range(1, 20):
+        queue.add(Waiting(str(minute), 8, minute, since=60.0 * minute))
+        queue.wake(60.0 * minute)
+        served.append(queue.take(queue.first(1)[0].id).id)
+    # After eight minutes it is level with them, and older.
+    assert served.index("low") == 7
+    still = JobQueue([Waiting("low", 0, 0, since=0.0)], ageing_seconds=0.0)
+    still.wake(1e9)
+    assert still.first(1)[0].priority == 0, "0 seconds: nothing rises"
+
+
+def test_ten_thousand_waiting_jobs_are_told_their_place_without_a_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = JobQueue(Waiting(str(turn), turn % 11, turn, owner=str(turn % 7), since=0.0) for turn in range(10_000))
+    looks = 0
+    rank = JobQueue._rank
+
+    def counted(*arguments: object) -> object:
+        nonlocal looks
+        looks += 1
+        return rank(*arguments)
+
+    monkeypatch.setattr(JobQueue, "_rank", counted)
+    places = {queue.position(str(turn)) for turn in range(0, 10_000, 100)}
+    assert len(places) == 100
+    assert looks <= 100 * 7, "each question looks once at each owner, never at the jobs"
+    assert [entry.priority for entry in queue.first(8)] == [10] * 8
 
 
 def test_pauses_double_with_jitter_and_end_at_a_minute() -> None:

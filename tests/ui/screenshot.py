@@ -95,7 +95,7 @@ def tour(folder: Path) -> None:
             page.locator(".eis-tile").nth(1).click()
             page.wait_for_selector("#gallery-detail .eis-picture")
             shoot(page, folder, f"gallery-{look}")
-            for name in ("Jobs", "Models"):
+            for name in ("Jobs", "Batch", "Models"):
                 page.get_by_role("tab", name=name, exact=True).click()
                 shoot(page, folder, f"{name.lower()}-{look}")
             page.close()

@@ -12,7 +12,7 @@ from app.ui.app import Page
 from app.ui.theme import head, style_sheet, theme
 from tests.ui.capabilities import CATALOG as TEST_CATALOG
 
-PAGES = ["Gallery", "Jobs", "Models", "GPU & Memory"]
+PAGES = ["Gallery", "Jobs", "Batch", "Models", "GPU & Memory"]
 
 
 class Catalogued:
@@ -48,7 +48,7 @@ def test_capabilities_of_one_group_are_sub_tabs_of_one_tab(built):
     assert list(page.inner) == ["test"]
     titles = tab_titles(blocks)
     assert titles[:3] == ["Slow", "Fill", "Test"]
-    assert "Paint" in titles and titles[-4:] == PAGES
+    assert "Paint" in titles and titles[-len(PAGES) :] == PAGES
 
 
 def test_send_to_names_everything_that_takes_a_picture(built):
