@@ -140,6 +140,7 @@ def test_an_open_list_lies_above_the_labels_around_it(pulling: Running, open_pag
     page.get_by_label("Model", exact=True).locator("visible=true").click()
     page.get_by_role("option", name="Base · not installed", exact=True).click()
     page.locator("[placeholder='auto (4)']:visible").wait_for()
+    page.get_by_role("option").first.wait_for(state="detached")
     page.get_by_label("Size", exact=True).locator("visible=true").click()
     options = page.get_by_role("option")
     options.filter(has_text="Landscape").wait_for()
