@@ -191,7 +191,13 @@ class Fleet:
             return
         known = self._needs.get(model)
         if known is None or time.monotonic() - known[0] > SECONDS_KNOWN:
-            self._needs[model] = (time.monotonic(), self.model_needs(model))
+            try:
+                needs = self.model_needs(model)
+            except Exception:
+                # Whatever is wrong with the model's files is told by the job itself; it must be given out for that.
+                logger.exception("what the model %s needs could not be looked up", model)
+                needs = {}
+            self._needs[model] = (time.monotonic(), needs)
 
     def model_needs(self, model: str) -> dict[str, int]:
         """Bytes of weights by number format; empty for an addition, and for a model that is gone."""

@@ -642,3 +642,28 @@ def test_on_a_processor_the_number_format_goes_by_the_models_size(
         assert fleet.needs("pocket", cpu.precision) == told["pocket"]["float32"]
     assert told["sdxl"]["bfloat16"] < told["sdxl"]["float32"]
     assert fleet.needs("lcm-lora-sdxl", cpu.precision) is None and fleet.needs("never seen", cpu.precision) is None
+
+
+def test_a_job_is_given_out_although_its_model_cannot_be_looked_up(
+    make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = make_service(**MODELLED)
+
+    def broken(*_: object) -> dict[str, int]:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("app.core.fleet.needs_of", broken)
+    job = end_of(service, service.submit("test/draw", {"prompt": "", "model": "pocket"}).id)
+    assert (job.status, job.device_reason) == ("succeeded", "it is next")
+
+
+def test_apples_gpu_is_seen_and_not_used(make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.core.device_inventory.platform.system", lambda: "Darwin")
+    monkeypatch.setattr("app.core.device_inventory.platform.machine", lambda: "arm64")
+    monkeypatch.setattr("app.core.device_inventory._apple_chip", lambda: "Apple M3")
+    service = make_service(devices=("cpu",))
+    cpu, apple = service.device_status()["devices"]
+    assert (cpu["device"], apple["device"], apple["name"], apple["kind"]) == ("cpu", "mps", "Apple M3 GPU", "mps")
+    assert (apple["enabled"], apple["state"], apple["load_percent"]) == (False, "unused", None)
+    with pytest.raises(InvalidRequest, match="no device 'mps'"):
+        service.devices.configure({"devices": {"mps": {"enabled": True}}})
