@@ -23,7 +23,7 @@ MODULES = {
 SUMMARIES = {
     "serve": "serve the page and the API",
     "run": "run one capability here and now",
-    "batch": "run every line of a JSONL file",
+    "batch": "run every line of a JSONL file, or look after a server's batches",
     "jobs": "look after the jobs of a running server",
     "models": "list, fetch, add and remove models",
     "pocket": "train or check the embedded model",

@@ -1,4 +1,7 @@
-"""`eis batch FILE.jsonl`: every line is one wish, run in this process, one result line each on stdout."""
+"""`eis batch FILE.jsonl`: every line is one wish, run in this process, one result line each on stdout.
+
+`eis batch submit FILE.jsonl` and its siblings speak to a running server (`cli_batches`).
+"""
 
 import argparse
 import json
@@ -7,16 +10,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from app import cli_batches
+from app.cli_batches import COMMANDS
 from app.cli_settings import served_catalog
 from app.core.catalog import find
 from app.errors import InvalidRequest, ServiceError
 
 
-def declare(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
-    """The flags."""
+def declare(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """The flags; a first word that is a command speaks to a running server instead."""
+    if words and words[0] in COMMANDS:
+        cli_batches.declare(parser)
+        return
     parser.description = (
         "Run every line of a JSONL file. A line is a JSON object with `capability` and the capability's fields; "
-        "`out` names its file. Each line is answered with a line of JSON on stdout."
+        "`out` names its file. Each line is answered with a line of JSON on stdout. "
+        f"On a running server: eis batch {' | '.join(COMMANDS)}."
     )
     parser.add_argument("file", metavar="FILE", help="the JSONL file; - reads stdin")
     parser.add_argument("--capability", help="capability of the lines that name none")

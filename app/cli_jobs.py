@@ -55,7 +55,7 @@ class Server:
         key = key or (settings.api_keys[0].get_secret_value() if settings.api_keys else None)
         self.headers = {"authorization": f"Bearer {key}"} if key else {}
 
-    def ask(self, method: str, path: str) -> Any:
+    def ask(self, method: str, path: str, value: Any = None) -> Any:
         """The JSON answer; an error of the server is raised as the error that it names."""
         try:
             if method == "GET":
@@ -63,7 +63,8 @@ class Server:
                     status, body = response.status_code, response.read()
             else:
                 headers = {**self.headers, "content-type": "application/json"}
-                answer = self.client.post(f"{self.url}{path}", content=b"{}", headers=headers, limit=LONGEST_ANSWER)
+                content = json.dumps(value or {}).encode()
+                answer = self.client.post(f"{self.url}{path}", content=content, headers=headers, limit=LONGEST_ANSWER)
                 status, body = answer.status, answer.content
         except TransferFailed:
             raise TransferFailed(f"No server answers at {self.url}.") from None

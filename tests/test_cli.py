@@ -302,6 +302,35 @@ def test_jobs_of_a_running_server(server: Running, capsys: pytest.CaptureFixture
     assert cli.main(["jobs", "list", "--url", server.address]) == 2 and "key" in capsys.readouterr().err
 
 
+def test_batches_of_a_running_server(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--url", server.address, "--key", "a key"]
+
+    def said(*words: str, status: int = 0) -> str:
+        assert cli.main(["batch", *words, *where]) == status
+        told = capsys.readouterr()
+        return told.out + told.err
+
+    assert "is paused" in said("pause")
+    Path("wishes.jsonl").write_text('{"seed": 1}\n\n{"capability": "test/paint", "seed": 2, "out": "b.png"}\n')
+    batch = said("submit", "wishes.jsonl", "--capability", "test/paint", "--priority", "8").split()[0]
+    found = json.loads(said("status", batch, "--json"))
+    assert [(job["request"]["seed"], job["priority"]) for job in found["jobs"]] == [(1, 8), (2, 8)]
+    assert "is paused, 0 running, 2 waiting" in (listed := said("list")) and batch in listed
+    assert "2 jobs: 2 queued" in said("priority", batch, "9")
+    assert "cancelled" in said("cancel", found["jobs"][0]["id"])
+    assert len(said("status", batch).splitlines()) == 3
+    assert "the queue moves" in said("resume")
+    deadline = time.monotonic() + 20
+    while "1 succeeded" not in said("status", batch):
+        assert time.monotonic() < deadline
+    assert "has ended already" in said("cancel", batch, status=2)
+    assert "No job of the batch has failed" in said("retry", batch, status=2)
+    Path("wrong.jsonl").write_text('{"seed": 1}\n{"seed": -1}\n')
+    assert "Job 1: seed" in said("submit", "wrong.jsonl", "--capability", "test/paint", status=2)
+    assert "Line 1 names no capability" in said("submit", "wrong.jsonl", status=2)
+    assert "1 of 1 batches" in said("list")
+
+
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()

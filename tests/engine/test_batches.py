@@ -313,11 +313,11 @@ def test_out_of_memory_is_tried_again_and_recorded(service: Service) -> None:
     told = [(entry["after"], entry["attempt"], entry["reason"]) for entry in service.history(job.id)]
     assert told == [
         ("queued", 0, "submitted"),
-        ("running", 1, "claimed for inline"),
+        ("running", 1, "it needs no model"),
         ("queued", 1, "out_of_memory"),
-        ("running", 2, "claimed for inline"),
+        ("running", 2, "it needs no model"),
         ("queued", 2, "out_of_memory"),
-        ("running", 3, "claimed for inline"),
+        ("running", 3, "it needs no model"),
         ("failed", 3, "out_of_memory"),
     ]
     assert service.statistics()["ended"] == {"failed": 1}
