@@ -6,12 +6,13 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from app import cli_batches
 from app.cli_batches import COMMANDS
+from app.cli_lines import read_lines
 from app.cli_settings import served_catalog
 from app.core.catalog import find
 from app.errors import InvalidRequest, ServiceError
@@ -72,21 +73,3 @@ def file_name(folder: Path, out: Any, number: int) -> Path:
     if path.name != str(out) or path.suffix.lower() not in {".png", ".jpg", ".jpeg", ".webp"}:
         raise InvalidRequest("`out` must be a plain file name that ends with .png, .jpg or .webp.")
     return folder / path
-
-
-def read_lines(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The wishes with their line numbers; a broken line stops before anything runs."""
-    try:
-        lines = sys.stdin.read() if name == "-" else Path(name).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{name}: {getattr(error, 'strerror', None) or 'no UTF-8 text'}.") from None
-    for number, line in enumerate(lines.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            wish = json.loads(line)
-        except ValueError:
-            raise InvalidRequest(f"Line {number} is no JSON.") from None
-        if not isinstance(wish, dict):
-            raise InvalidRequest(f"Line {number} is no JSON object.")
-        yield number, wish

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from app.cli_jobs import Server, line
+from app.cli_lines import read_lines
 from app.errors import InvalidRequest
 
 COMMANDS = ("submit", "status", "cancel", "retry", "priority", "list", "pause", "resume")
@@ -46,8 +47,6 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def send(options: argparse.Namespace) -> int:
     """Queue a file; the batch's id is printed once the server has every job on its disk."""
-    from app.cli_batch import read_lines
-
     jobs = []
     for number, wish in read_lines(options.file):
         name = wish.pop("capability", options.capability)
