@@ -25,6 +25,7 @@ from app.api.images import image_router
 from app.api.job_records import record_router
 from app.api.jobs import job_router
 from app.api.login import login_router
+from app.api.memory import memory_router
 from app.api.models import Pulls, model_router
 from app.api.openapi import complete
 from app.api.pictures import Fetch, PictureResolver
@@ -97,6 +98,7 @@ def create_api(
     api.include_router(event_router(service, draining))
     api.include_router(job_router(service))
     api.include_router(gpu_router(service))
+    api.include_router(memory_router(service))
     api.include_router(record_router(service))
     api.include_router(batch_router(service, resolver, draining))
     api.include_router(image_router(service, resolver))

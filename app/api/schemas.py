@@ -169,7 +169,79 @@ class DevicesAnswer(BaseModel):
     devices: list[DeviceAnswer]
 
 
-ANSWERS: tuple[type[BaseModel], ...] = (ErrorAnswer, ImageAnswer, JobAnswer, JobList, DevicesAnswer)
+class ModelInMemory(BaseModel):
+    """A model that a worker holds."""
+
+    model: str
+    state: Literal["gone", "parked", "placed"]
+    bytes: int
+    borrowed: bool = Field(description="A job uses it: it is neither moved nor dropped.")
+
+
+class Forwards(BaseModel):
+    """What the worker's forwards served since its start."""
+
+    forwards: int
+    calls: int = Field(description="Steps of jobs; more than `forwards` where jobs shared one.")
+    rows: int
+    largest: int = Field(description="Most jobs in one forward.")
+
+
+class WorkerMemory(BaseModel):
+    """One worker's memory; a figure is null until it has opened its device."""
+
+    device: str
+    runs_on: str
+    state: str
+    pid: int | None
+    is_live: bool = Field(description="False: it did not answer in time, and these are the figures of its last job.")
+    precision: str | None
+    total_bytes: int | None
+    free_bytes: int | None = Field(description="What models could still take.")
+    used_bytes: int | None = Field(description="What the process holds of the device; on a CPU its resident memory.")
+    allocated_bytes: int | None = Field(description="What tensors hold of that.")
+    placed_bytes: int | None
+    parked_bytes: int | None
+    models: list[ModelInMemory]
+    forwards: Forwards | None
+
+
+class FrontProcess(BaseModel):
+    """The process that serves the API."""
+
+    pid: int
+    rss_bytes: int
+
+
+class MemoryAnswer(BaseModel):
+    """The memory of the front process and of every worker."""
+
+    process: FrontProcess
+    devices: list[WorkerMemory]
+
+
+class CleanedWorker(WorkerMemory):
+    """One worker's memory after a cleanup."""
+
+    freed_bytes: int
+    dropped_models: list[str]
+
+
+class CleanupAnswer(MemoryAnswer):
+    """What a cleanup freed."""
+
+    devices: list[CleanedWorker]
+
+
+ANSWERS: tuple[type[BaseModel], ...] = (
+    ErrorAnswer,
+    ImageAnswer,
+    JobAnswer,
+    JobList,
+    DevicesAnswer,
+    MemoryAnswer,
+    CleanupAnswer,
+)
 """What the document's answers refer to."""
 
 

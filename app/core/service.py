@@ -19,6 +19,7 @@ from app.core.engine_options import EngineOptions, load_catalog
 from app.core.fleet import Fleet
 from app.core.job_store import JobStore
 from app.core.jobs import ImageRecord, Job, JobStatus, new_id
+from app.core.memory_report import tell_memory
 from app.core.storage import Storage, StoredImage
 from app.core.submission import Submission
 from app.core.sweeping import Sweeper
@@ -283,6 +284,10 @@ class Service(Watching, Batching):
             "running": self._dispatcher.running_count(),
             "paused": self._dispatcher.paused,
         }
+
+    def memory_status(self, *, cleanup: bool = False) -> dict[str, Any]:
+        """The memory of every worker as it is now; with `cleanup`, what dropping unused models has freed."""
+        return tell_memory(self.devices, cleanup=cleanup)
 
     def device_status(self, owner: str = "") -> dict[str, Any]:
         """Every device: its figures, its worker, what it holds and what it did."""

@@ -76,7 +76,7 @@ class Worker:
         self._client = GuardedClient(options.trusted_hosts)
 
     def handle(self, message: Message) -> None:
-        """Take one message of the front: run, cancel, preview, limit or stop."""
+        """Take one message of the front: run, cancel, preview, limit, memory or stop."""
         kind, run = message["type"], self._runs.get(message.get("job", ""))
         if kind == "run":
             run = _Run(message)
@@ -94,6 +94,8 @@ class Worker:
             self._limit = message["bytes"]
             # Making room may wait for a model that is being loaded; the next message must not.
             threading.Thread(target=self._obey_limit, name="limit", daemon=True).start()
+        elif kind == "memory":
+            threading.Thread(target=self._tell_memory, args=(message,), name="memory", daemon=True).start()
         elif kind == "stop":
             self._inbox.put(None)
 
@@ -144,6 +146,14 @@ class Worker:
                 return
             self._runtime.limit_memory(self._limit)
             self._send({"type": "state", **self._state()})
+
+    def _tell_memory(self, message: Message) -> None:
+        """Answer a question about memory; where it asks for that, drop what no job uses first."""
+        with self._limiting:
+            before = self._state()
+            if message["cleanup"] and self._runtime is not None:
+                self._runtime.clean_up()
+            self._send({"type": "memory", "question": message["question"], "before": before, **self._state()})
 
     def _look_at(self, served: "Future[None]") -> None:
         """What goes wrong outside a job, as a report that cannot be sent, ends the loop."""

@@ -54,6 +54,7 @@ class WorkerHandle:
         self.resident: frozenset[str] = frozenset()
         self.memory: dict[str, Any] = {}
         self.trouble: str | None = None
+        self.answers: dict[str, Message] = {}
         self.enabled = True
         self.dismissed = False
         self.runs_on = runs_on(name, options)
@@ -76,8 +77,10 @@ class WorkerHandle:
         kind = message["type"]
         if kind == "broken":
             self.state, self.trouble = "broken", message["message"]
-        elif kind in {"ready", "state"}:
+        elif kind in {"ready", "state", "memory"}:
             self.resident, self.memory = frozenset(message["resident"]), message["memory"]
+            if kind == "memory":
+                self.answers[message["question"]] = message
             if kind == "ready":
                 self.pid, self.trouble, self.state = message["pid"], None, "idle"
         else:

@@ -4,7 +4,9 @@ The only file that says `torch.cuda`.
 """
 
 import copy
+import ctypes
 import gc
+from contextlib import suppress
 
 import psutil
 import torch
@@ -78,6 +80,17 @@ class TorchDevice:
         if self.keeps_parked:
             return torch.cuda.memory_reserved(self.torch_device)
         return psutil.Process().memory_info().rss
+
+    def allocated_bytes(self) -> int:
+        """Bytes of it that tensors hold; on a CPU nobody tells them from the rest."""
+        if self.keeps_parked:
+            return torch.cuda.memory_allocated(self.torch_device)
+        return self.used_bytes()
+
+    def trim(self) -> None:
+        """Let the C library return what it keeps for later, where it can (glibc)."""
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)
 
     def empty_cache(self) -> None:
         """Give freed blocks back to the device; collects first, because modules stand in reference cycles."""

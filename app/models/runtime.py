@@ -141,6 +141,8 @@ class Runtime:
             "total_bytes": self.device.total_bytes(),
             "free_bytes": self.device.free_bytes(),
             "used_bytes": self.device.used_bytes(),
+            "allocated_bytes": self.device.allocated_bytes(),
+            "precision": str(self.device.dtype).removeprefix("torch."),
             "placed_bytes": self._cache.bytes_in(ModelState.PLACED),
             "parked_bytes": self._cache.bytes_in(ModelState.PARKED),
             "forwards": vars(self.batcher.counts).copy(),
@@ -150,6 +152,12 @@ class Runtime:
     def limit_memory(self, limit: int | None) -> None:
         """Let models take so many bytes of the device from now on; None is what it has free."""
         self._cache.set_budget(limit)
+
+    def clean_up(self) -> None:
+        """Drop every model that no job uses, also those parked in RAM, and give freed memory back to the machine."""
+        self._cache.clear()
+        self.device.empty_cache()
+        self.device.trim()
 
     def resident(self) -> list[str]:
         """Ids of the models on the device, most recently used first."""
