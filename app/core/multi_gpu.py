@@ -130,14 +130,10 @@ class _Placing:
 
     def start(self) -> Choice | None:
         """The first job that an idle worker can be given."""
-        idle = {worker.name for worker in self.workers if worker.is_up and not worker.held}
-        reserved: set[str] = set()
-        for index, job in enumerate(self.equals):
-            homes = [worker for worker in self.homes[index] if worker.name in idle - reserved]
-            if homes:
-                return self.begin(index, homes)
-            if job.passed_over >= PATIENCE:
-                reserved |= {worker.name for worker in self.homes[index]}
+        for index, possible in enumerate(self.homes):
+            idle = [worker for worker in possible if worker.is_up and not worker.held]
+            if idle:
+                return self.begin(index, idle)
         return None
 
     def begin(self, index: int, homes: list[OpenWorker]) -> Choice:
