@@ -22,6 +22,7 @@ from app.api.head_answers import HeadAnswers
 from app.api.images import image_router
 from app.api.jobs import job_router
 from app.api.login import login_router
+from app.api.memory import memory_router
 from app.api.models import Pulls, model_router
 from app.api.openapi import complete
 from app.api.pictures import Fetch, PictureResolver
@@ -94,6 +95,7 @@ def create_api(
     api.include_router(event_router(service, draining))
     api.include_router(job_router(service))
     api.include_router(image_router(service, resolver))
+    api.include_router(memory_router(service))
     api.include_router(model_router(service, pulls))
     api.include_router(capability_router(service, resolver, draining))
     if browser_page is not None:

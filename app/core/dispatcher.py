@@ -9,10 +9,11 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from app.core.asking import Asker, Reply
 from app.core.batch_processing import JobQueue, Waiting, pause_after_loss
 from app.core.channel import Message
 from app.core.endings import Endings
@@ -60,6 +61,7 @@ class Dispatcher:
         self._workers = {
             device: make_worker(device, options, self._on_message, self._on_lost) for device in devices
         }
+        self._asker = Asker()
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
 
     # What the service asks
@@ -162,6 +164,15 @@ class Dispatcher:
         """Each worker's device, state, pid, models and memory."""
         with self._changed:
             return [worker.describe() for worker in self._workers.values()]
+
+    def ask(self, question: str, values: Mapping[str, Any], seconds: float) -> list[Reply]:
+        """Ask every worker something, also one that is busy."""
+        return self._asker.ask(list(self._workers.values()), question, values, seconds)
+
+    def reconfigure(self, options: EngineOptions) -> None:
+        """Workers that are started from now on are opened with these options."""
+        for worker in self._workers.values():
+            worker.options = options
 
     # The loop
 
@@ -275,6 +286,9 @@ class Dispatcher:
                 worker.state, worker.trouble = "broken", message["message"]
                 self._changed.notify_all()
             return
+        if kind == "answer":
+            self._asker.take(message)
+            return
         job_id = message["job"]
         with self._changed:
             run = self._running.get(job_id)
@@ -306,6 +320,7 @@ class Dispatcher:
         self._leave(run, ended)
 
     def _on_lost(self, worker: WorkerHandle, reason: str) -> None:
+        self._asker.lose(worker.name)
         with self._changed:
             worker.pid, worker.resident, worker.memory = None, frozenset(), {}
             worker.held.clear()

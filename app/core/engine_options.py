@@ -41,6 +41,8 @@ class EngineOptions:
     hub_url: str = "https://huggingface.co"
     hub_token: str | None = None
     precision: str = "auto"
+    offload: str = "auto"
+    cpu_profile: str = "auto"
     model_memory_bytes: int | None = None
     parked_memory_bytes: int | None = None
     callback_secret: str | None = None

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from app.core import crash_points
 from app.core.callbacks import CallbackSender, CheckedUrl, Signer, check_callback_url, secret_of
+from app.core.device_memory import DeviceMemory
 from app.core.dispatcher import Dispatcher
 from app.core.engine_options import EngineOptions, load_catalog
 from app.core.job_store import JobStore
@@ -59,6 +60,7 @@ class Service(Watching):
         self._submission = Submission(self.storage, self.models, self._store.images)
         self._watchers = Watchers(lambda job_id, on: self._dispatcher.set_preview(job_id, on))
         self._dispatcher = Dispatcher(self._store, self.storage, self._watchers, options, devices, self._ended)
+        self.memory = DeviceMemory(self._dispatcher, options)
         self._callbacks = CallbackSender(self._store.outbox, signer, self._client)
         self._accepting = threading.Lock()
         self._being_accepted = 0

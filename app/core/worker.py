@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.core import crash_points
+from app.core.asking import ask_runtime
 from app.core.capability import Capability, Request, Result
 from app.core.channel import Channel, Message
 from app.core.context import RunContext
@@ -60,6 +62,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[_Run | BaseException | None] = queue.SimpleQueue()
         self._runs: dict[str, _Run] = {}
         self._runtime: Any = None
+        self._opened = threading.Event()
         self._trouble: Exception | None = None
         self._catalog: dict[str, Capability] = {}
         self._storage = Storage(
@@ -73,7 +76,7 @@ class Worker:
         self._client = GuardedClient(options.trusted_hosts)
 
     def handle(self, message: Message) -> None:
-        """Take one message of the front: run, cancel, preview or stop."""
+        """Take one message of the front: run, cancel, preview, ask or stop."""
         kind, run = message["type"], self._runs.get(message.get("job", ""))
         if kind == "run":
             run = _Run(message)
@@ -87,6 +90,9 @@ class Worker:
                 self._runtime.nudge()
         elif kind == "preview" and run is not None:
             run.previewed.set() if message["on"] else run.previewed.clear()
+        elif kind == "ask":
+            # In a thread of its own: what is asked may wait for a model to move, and messages must go on arriving.
+            threading.Thread(target=self._answer, args=(message,), name="answer", daemon=True).start()
         elif kind == "stop":
             self._inbox.put(None)
 
@@ -103,6 +109,7 @@ class Worker:
                 raise
             logger.exception("the worker in this process cannot work")
             self._trouble = error
+        self._opened.set()
         self._send({"type": "ready", "pid": os.getpid(), **self._state()})
         seats = seats_on(self._device, self._options.jobs_at_once) + URGENT_SEATS
         with ThreadPoolExecutor(seats, thread_name_prefix="job") as pool:
@@ -122,9 +129,21 @@ class Worker:
                 device=resolve_devices(["auto"])[0] if self._device == INLINE else self._device,
                 library=self._models,
                 precision=options.precision,
+                offload=options.offload,
+                cpu_profile=options.cpu_profile,
                 model_memory_bytes=options.model_memory_bytes,
                 parked_memory_bytes=options.parked_memory_bytes,
             )
+
+    def _answer(self, message: Message) -> None:
+        """Answer a question of the front as soon as the device is open, whatever jobs run meanwhile."""
+        self._opened.wait()
+        try:
+            data = {"answer": ask_runtime(self._runtime, message["question"], message["values"])}
+        except Exception as error:
+            data = {"error": self._describe(error, f"none: {message['question']}")}
+        with suppress(OSError):
+            self._send({"type": "answer", "id": message["id"], **data})
 
     def _look_at(self, served: "Future[None]") -> None:
         """What goes wrong outside a job, as a report that cannot be sent, ends the loop."""

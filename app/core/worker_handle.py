@@ -53,7 +53,7 @@ class WorkerHandle:
         self.seats = seats_on(name, options.jobs_at_once)
         self.held: dict[str, Waiting] = {}
         self.ended_for: frozenset[str] = frozenset()
-        self._options = options
+        self.options = options
         self._on_message = on_message
         self._on_lost = on_lost
         self._stopping = threading.Event()
@@ -215,12 +215,12 @@ class ProcessWorker(WorkerHandle):
         self._process, self._channel = process, channel
         was_ready, silent = False, False
         try:
-            channel.send(configuration(self.name, self._options))
+            channel.send(configuration(self.name, self.options))
             if self._stopping.is_set():
                 channel.send({"type": "stop"})
-            patience = max(START_SECONDS, self._options.worker_lost_seconds)
+            patience = max(START_SECONDS, self.options.worker_lost_seconds)
             while (message := channel.receive(patience)) is not None:
-                patience = self._options.worker_lost_seconds
+                patience = self.options.worker_lost_seconds
                 was_ready = was_ready or message["type"] == "ready"
                 if message["type"] != "heartbeat":
                     self._on_message(self, message)

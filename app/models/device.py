@@ -3,12 +3,14 @@
 The only file that says `torch.cuda`.
 """
 
+import ctypes
 import gc
 import os
 
 import psutil
 import torch
 
+from app.core.model_offload import AUTO, Offload, check_strategy
 from app.errors import InvalidRequest
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -21,22 +23,27 @@ DEVICE_MEMORY_FOR_WORK = 0.15
 class TorchDevice:
     """A torch device by its name: `cpu`, `cuda:0`; `auto` is the first GPU, else the CPU.
 
-    The ModelCache asks it for bytes (`app.core.model_offload.Device`).
+    The ModelCache asks it for bytes (`app.core.model_offload.Device`). `dtype` is what layers compute in; a `precision`
+    may say more about how weights are stored. `offload` is None where each model takes what fits.
     """
 
-    def __init__(self, name: str, precision: str = "auto") -> None:
+    def __init__(
+        self, name: str, precision: str = AUTO, *, offload: str = AUTO, cpu_profile: str = "plain"
+    ) -> None:
         if name in {"auto", "inline"}:
             name = "cuda:0" if torch.cuda.is_available() else "cpu"
         self.torch_device = torch.device(name)
         if self.torch_device.type == "cuda" and not torch.cuda.is_available():
             raise InvalidRequest(f"The device {name!r} is not there: torch sees no GPU.")
         self.name = str(self.torch_device)
-        self.dtype = self._dtype(precision)
-
-    def _dtype(self, precision: str) -> torch.dtype:
-        if precision == "auto":
-            return torch.float16 if self.keeps_parked else torch.float32
-        return PRECISIONS[precision]
+        self.precision = precision
+        self.dtype = PRECISIONS.get(precision, torch.float16 if self.keeps_parked else torch.float32)
+        check_strategy(offload, self.torch_device.type)
+        self.offload = None if offload == AUTO else Offload(offload)
+        self.cpu_profile = cpu_profile
+        if self.keeps_parked:
+            # Products of float32 matrices in TF32: the VAE of SDXL, decoded in float32, loses nothing that is seen.
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
     @property
     def keeps_parked(self) -> bool:
@@ -64,11 +71,22 @@ class TorchDevice:
             return torch.cuda.memory_reserved(self.torch_device)
         return psutil.Process().memory_info().rss
 
+    def allocated_bytes(self) -> int:
+        """Bytes that tensors of this process take; on a CPU the process's own memory."""
+        return torch.cuda.memory_allocated(self.torch_device) if self.keeps_parked else self.used_bytes()
+
     def empty_cache(self) -> None:
         """Give freed blocks back to the device; collects first, because modules stand in reference cycles."""
         gc.collect()
         if self.keeps_parked:
             torch.cuda.empty_cache()
+
+    def trim(self) -> None:
+        """Give back all that is free, of the device and of this process's own memory (glibc keeps freed pages)."""
+        self.empty_cache()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether this error says that memory ran out, on a GPU or on a CPU."""

@@ -15,7 +15,7 @@ import torch
 import transformers
 from PIL import Image
 
-from app.core.model_offload import ModelCache, ModelState
+from app.core.model_offload import AUTO, ModelCache, ModelState
 from app.errors import InvalidRequest, OutOfMemory, ServiceError
 from app.models import adapters, previews
 from app.models.adapters import Addition
@@ -24,6 +24,7 @@ from app.models.device import TorchDevice, parked_default
 from app.models.library import ModelLibrary, ModelRow
 from app.models.pipelines import Checkpoint
 from app.models.prompts import Encoder, PromptEncoder
+from app.models.quantisation import check_packages
 from app.models.step_batching import Session, StepBatcher
 
 
@@ -41,6 +42,7 @@ class Runtime:
         self.device = device
         self._library = library
         parked = parked_default() if parked_memory_bytes is None else parked_memory_bytes
+        self._budgets = {"model_memory_bytes": model_memory_bytes, "parked_memory_bytes": parked}
         self._cache = ModelCache(device, budget=model_memory_bytes, parked_budget=parked)
         self.batcher = StepBatcher(device.is_out_of_memory)
 
@@ -67,11 +69,12 @@ class Runtime:
         lora_parts = [Addition(part.spec.id, part.path) for part in parts if part.spec.kind == "lora"]
         lora_additions = lora_parts + [self._addition(lora.model, "lora", row, lora.weight) for lora in loras]
         inversions = [self._addition(id, "embedding", row) for id in textual_inversions]
-        key = _key(row, parts)
+        device = self.device
+        key = _key(row, parts, device)
 
         def load() -> Checkpoint:
             module, _, name = row.spec.loader.partition(":")
-            return getattr(importlib.import_module(module), name)(row.spec, row.path, self.device, parts=parts)
+            return getattr(importlib.import_module(module), name)(row.spec, row.path, device, parts=parts)
 
         self._drop_replaced(row.spec.id, key)
         with ExitStack() as stack:
@@ -88,15 +91,22 @@ class Runtime:
             def park_others() -> bool:
                 return self._cache.park_unpinned() | wardrobe.clear()
 
+            def stream() -> bool:
+                needs = checkpoint.stream()
+                if needs is not None:
+                    self._cache.note_needs(key, needs)
+                return needs is not None
+
             yield BorrowedPipeline(
                 stock,
                 prompts,
                 task,
-                device=self.device,
+                device=device,
                 batcher=self.batcher,
                 session=session,
                 park_others=park_others,
-                vae_tiling=vae_tiling,
+                stream=stream,
+                vae_tiling=vae_tiling or checkpoint.placement.strategy.decodes_in_tiles,
             )
 
     def _undress(self, wardrobe: adapters.Wardrobe, outfit: adapters.Outfit) -> None:
@@ -120,14 +130,57 @@ class Runtime:
 
     def memory(self) -> dict[str, Any]:
         """The device's bytes and every model's place, as plain data."""
+        device, models = self.device, self._cache.models()
+        return {
+            "device": device.name,
+            "strategy": device.offload.value if device.offload else AUTO,
+            "precision": device.precision,
+            **self._budgets,
+            "total_bytes": device.total_bytes(),
+            "free_bytes": device.free_bytes(),
+            "used_bytes": device.used_bytes(),
+            "allocated_bytes": device.allocated_bytes(),
+            "placed_bytes": self._cache.bytes_in(ModelState.PLACED),
+            "parked_bytes": self._cache.bytes_in(ModelState.PARKED) + self._cache.visiting_bytes(),
+            "models": [_described(entry, models.get(entry["key"])) for entry in self._cache.describe()],
+        }
+
+    def configure(
+        self,
+        *,
+        strategy: str,
+        precision: str,
+        model_memory_bytes: int | None,
+        parked_memory_bytes: int | None,
+    ) -> dict[str, Any]:
+        """Other settings from now on; a model that is borrowed stays as it is until it is given back.
+
+        Models that were opened under others are dropped, and opened anew when they are next asked for.
+        """
+        check_packages(precision)
+        self.device = TorchDevice(
+            self.device.name, precision, offload=strategy, cpu_profile=self.device.cpu_profile
+        )
+        parked = parked_default() if parked_memory_bytes is None else parked_memory_bytes
+        self._budgets = {"model_memory_bytes": model_memory_bytes, "parked_memory_bytes": parked}
+        self._cache.limit(budget=model_memory_bytes, parked_budget=parked)
+        self._cache.keep_only(lambda key: key.endswith(_settings_of(self.device)))
+        return self.memory()
+
+    def cleanup(self) -> dict[str, Any]:
+        """Drop every model that nobody borrows and give all free memory back; says what that freed."""
+        before = self.device.used_bytes()
+        dropped = [entry["key"] for entry in self._cache.describe() if not entry["borrowed"]]
+        self._cache.clear()
+        self.device.trim()
+        left = {entry["key"] for entry in self._cache.describe()}
+        after = self.device.used_bytes()
         return {
             "device": self.device.name,
-            "total_bytes": self.device.total_bytes(),
-            "free_bytes": self.device.free_bytes(),
-            "used_bytes": self.device.used_bytes(),
-            "placed_bytes": self._cache.bytes_in(ModelState.PLACED),
-            "parked_bytes": self._cache.bytes_in(ModelState.PARKED),
-            "models": [{"model": _model_of(entry.pop("key")), **entry} for entry in self._cache.describe()],
+            "before_bytes": before,
+            "after_bytes": after,
+            "freed_bytes": before - after,
+            "dropped_models": sorted(_model_of(key) for key in dropped if key not in left),
         }
 
     def resident(self) -> list[str]:
@@ -196,7 +249,9 @@ def open_runtime(
     *,
     device: str,
     library: ModelLibrary,
-    precision: str = "auto",
+    precision: str = AUTO,
+    offload: str = AUTO,
+    cpu_profile: str = "plain",
     model_memory_bytes: int | None = None,
     parked_memory_bytes: int | None = None,
 ) -> Runtime:
@@ -204,19 +259,31 @@ def open_runtime(
     for library_logging in (diffusers.utils.logging, transformers.utils.logging):
         library_logging.set_verbosity_error()
         library_logging.disable_progress_bar()
+    check_packages(precision)
     return Runtime(
-        TorchDevice(device, precision),
+        TorchDevice(device, precision, offload=offload, cpu_profile=cpu_profile),
         library,
         model_memory_bytes=model_memory_bytes,
         parked_memory_bytes=parked_memory_bytes,
     )
 
 
-def _key(row: ModelRow, parts: Sequence[ModelRow]) -> str:
-    """Id and what the files were when they were read, so that a replaced model is loaded anew."""
+def _key(row: ModelRow, parts: Sequence[ModelRow], device: TorchDevice) -> str:
+    """Id, what the files were when they were read, and under which settings: what has changed is loaded anew."""
     stamps = [str(part.path.stat().st_mtime_ns) for part in (row, *parts) if part.path]
-    return "@".join([row.spec.id, ".".join(stamps)])
+    return "@".join([row.spec.id, ".".join(stamps)]) + _settings_of(device)
+
+
+def _settings_of(device: TorchDevice) -> str:
+    """The end of every key of a model that was opened under these settings."""
+    return f"@{device.precision}/{device.offload or AUTO}"
 
 
 def _model_of(key: str) -> str:
     return key.partition("@")[0]
+
+
+def _described(entry: dict[str, Any], model: Any) -> dict[str, Any]:
+    """A model's account with the strategy it stands under; an entry's key is the cache's own affair."""
+    strategy = model.placement.strategy.value if model is not None and entry["state"] == ModelState.PLACED else None
+    return {"model": _model_of(entry["key"]), **{k: v for k, v in entry.items() if k != "key"}, "strategy": strategy}

@@ -58,6 +58,14 @@ class Runtime:
     def memory(self) -> dict:
         return {"allocated": 10}
 
+    def configure(self, **settings: Any) -> dict:
+        return {**self.memory(), **settings}
+
+    def cleanup(self) -> dict:
+        freed = 10 * len(self.opened)
+        self.opened.clear()
+        return {"device": "cpu", "before_bytes": freed, "after_bytes": 0, "freed_bytes": freed, "dropped_models": []}
+
     def resident(self) -> list[str]:
         return sorted(set(self.opened))
 
@@ -73,7 +81,15 @@ class Runtime:
 
 def open_runtime(**facts: Any) -> Runtime:
     """As `app.models.runtime.open_runtime` is called."""
-    assert set(facts) == {"device", "library", "precision", "model_memory_bytes", "parked_memory_bytes"}
+    assert set(facts) == {
+        "device",
+        "library",
+        "precision",
+        "offload",
+        "cpu_profile",
+        "model_memory_bytes",
+        "parked_memory_bytes",
+    }
     return Runtime()
 
 
