@@ -8,7 +8,7 @@ from PIL import Image
 
 from app.core.capability import Capability, Context, ModelRequest, Result
 from app.core.fields import Height, Width
-from app.errors import NoDevice, OutOfMemory, ServiceError
+from app.errors import DependencyMissing, NoDevice, OutOfMemory, ServiceError
 from tests.engine.capabilities import squares
 
 
@@ -59,6 +59,8 @@ class Runtime:
         return {"allocated": 10}
 
     def configure(self, **settings: Any) -> dict:
+        if settings["precision"] == "int4":
+            raise DependencyMissing("The precision int4 needs the package optimum-quanto.")
         return {**self.memory(), **settings}
 
     def cleanup(self) -> dict:
