@@ -7,7 +7,8 @@ when no addition was worn; an addition's own small tensors stay on the device. T
 built with the hooks off, and they go on anew afterwards.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -155,15 +156,16 @@ class Placement:
         return self.sizes().on_device(strategy)
 
     def building(self, make: Callable[[], list[Any]]) -> list[Any]:
-        """Let `make` build layers around those of the modules with the hooks off; theirs go to the device."""
+        """Let `make` build layers around those of the modules, hooks off and formats whole; theirs go to the device."""
         hooked = self._is_placed and self.strategy.keeps_weights_in_ram
-        if not hooked:
-            return make()
-        self._unhook()
+        if hooked:
+            self._unhook()
         try:
-            places = make()
+            with whole_formats(self._components.values()):
+                places = make()
         finally:
-            self._hook()
+            if hooked:
+                self._hook()
         for _, _, layer in places:
             if isinstance(layer, BaseTunerLayer):
                 for name, parameter in layer.named_parameters():
@@ -221,6 +223,25 @@ class Placement:
                     del part._diffusers_hook
                     if part.__dict__.get("forward") == type(part).forward.__get__(part):
                         del part.forward
+
+
+@contextmanager
+def whole_formats(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Layers that are stored in fewer bits than they compute in stand in the latter for the block, and lose nothing:
+    what is built around them would otherwise be stored in the few bits as well."""
+    cast = []
+    for module in modules:
+        for part in module.modules():
+            registry = getattr(part, "_diffusers_hook", None)
+            hook = registry.get_hook("layerwise_casting") if registry is not None else None
+            if hook is not None:
+                cast.append((part, hook))
+                part.to(dtype=hook.compute_dtype)
+    try:
+        yield
+    finally:
+        for part, hook in cast:
+            part.to(dtype=hook.storage_dtype)
 
 
 def weight_bytes(*modules: torch.nn.Module) -> int:

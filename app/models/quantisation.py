@@ -36,7 +36,9 @@ def check_packages(precision: str) -> None:
 def is_installed(module: str) -> bool:
     """Whether a module could be imported; asks without importing more than the packages around it."""
     try:
-        return find_spec(module) is not None
+        found = find_spec(module)
+        # A folder that an uninstalled package left behind is found too; it has no origin.
+        return found is not None and found.origin is not None
     except ModuleNotFoundError:
         return False
 
