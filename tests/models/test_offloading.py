@@ -45,8 +45,8 @@ def opened(library):
     """Open runtimes on the CPU and close them; `strategy` goes past the door that keeps the hooked ones to GPUs."""
     runtimes = []
 
-    def make(strategy: Offload = Offload.NONE) -> Any:
-        runtime = open_runtime(device="cpu", library=library, precision="float32")
+    def make(strategy: Offload = Offload.NONE, precision: str = "float32") -> Any:
+        runtime = open_runtime(device="cpu", library=library, precision=precision)
         runtime.device.offload = strategy
         runtimes.append(runtime)
         return runtime
@@ -93,9 +93,11 @@ def test_every_strategy_draws_the_plain_picture_also_with_additions_and_two_at_o
         assert np.abs(drawn - picture).max() <= 1
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("strategy", HOOKED)
-def test_sdxl_draws_the_plain_picture_under_hooks(opened, strategy):
-    plain, other = opened(), opened(strategy)
+def test_sdxl_draws_the_plain_picture_under_hooks(opened, strategy, precision):
+    """In float16 the pipeline decodes in float32 and puts the format back, hooks or not."""
+    plain, other = opened(precision=precision), opened(strategy, precision)
     wish = Wish("text-to-image", {"prompt": "a red car", "num_inference_steps": 3}, "Euler", 4)
     lora = Wish(**{**vars(wish), "borrow": {"loras": [WeightedModel(model="lora-sdxl-kohya", weight=0.9)]}})
     for one in (wish, lora, wish):

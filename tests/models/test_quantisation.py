@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from app.core.fields import WeightedModel
+from app.core.model_offload import Offload
 from app.errors import DependencyMissing
 from app.models import quantisation
 from app.models.offloading import weight_bytes
@@ -83,3 +84,17 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(library, monke
 def test_a_module_in_a_package_that_is_missing_is_not_installed():
     assert quantisation.is_installed("json.decoder")
     assert not quantisation.is_installed("no_such_package.inner")
+
+
+@pytest.mark.parametrize("strategy", ["model_cpu", "sequential_cpu", "streamed"])
+def test_fewer_bits_and_offloading_go_together(library, small, strategy):
+    other = open_runtime(device="cpu", library=library, precision=small.device.precision)
+    # Past the door that keeps these to GPUs: here the hooks move weights from RAM to RAM.
+    other.device.offload = Offload(strategy)
+    try:
+        for wish in (WISH, LORA, WISH):
+            assert np.array_equal(draw(other, "tiny-sd15", wish)[0], draw(small, "tiny-sd15", wish)[0])
+        assert other.memory()["models"][0]["strategy"] == strategy
+        next(iter(other._cache.models().values())).park()
+    finally:
+        other.close()
