@@ -267,9 +267,9 @@ def largest_layer(module: torch.nn.Module) -> int:
     return max(own, default=0)
 
 
-def working_device(module: torch.nn.Module) -> torch.device:
-    """Where the module works, which is not where its weights wait when they are offloaded."""
+def working_device(module: Any) -> torch.device:
+    """Where a component works, which is not where its weights wait when they are offloaded."""
     try:
         return _get_group_onload_device(module)
     except ValueError:
-        return next(module.parameters()).device
+        return module.device
