@@ -95,9 +95,9 @@ def tour(folder: Path) -> None:
             page.locator(".eis-tile").nth(1).click()
             page.wait_for_selector("#gallery-detail .eis-picture")
             shoot(page, folder, f"gallery-{look}")
-            for name in ("Jobs", "Batch", "Models"):
+            for name in ("Jobs", "Batch", "Models", "GPU & Memory"):
                 page.get_by_role("tab", name=name, exact=True).click()
-                shoot(page, folder, f"{name.lower()}-{look}")
+                shoot(page, folder, f"{name.lower().replace(' & ', '-')}-{look}")
             page.close()
         browser.close()
 
