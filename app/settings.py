@@ -81,10 +81,14 @@ class Settings(BaseSettings):
     parked_memory_bytes: int | None = Field(
         None, ge=0, description="Bytes of models kept in RAM beside the device; null: half of the machine's memory."
     )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    precision: Literal["auto", "float32", "bfloat16", "float16", "float8", "int8", "int4"] = Field(
         "auto",
         description="Number format of the models; auto: float16 on a GPU; on a CPU bfloat16 for models of published "
-        "size where the processor has the instructions, else float32.",
+        "size where the processor has the instructions, else float32. float8, int8 and int4 store the UNet in fewer "
+        "bits; int8 and int4 need the extra `quant`.",
+    )
+    offload: Literal["auto", "none", "attention", "vae", "model_cpu", "sequential_cpu", "streamed"] = Field(
+        "auto", description="How weights stand on a device; auto: what fits into the memory that is free."
     )
     hub_url: str = Field("https://huggingface.co", description="Hub that models are pulled from.")
     hub_token: SecretStr | None = Field(None, description="Token sent to the hub's own host and nowhere else.")

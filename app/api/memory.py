@@ -1,11 +1,66 @@
-"""The memory of the workers: how it is, and giving back what no job uses."""
+"""The memory of the workers: how it is, how models may use it, and giving back what no job uses."""
+
+from typing import Any, Literal
 
 from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.api.answers import answer
-from app.api.schemas import PREFIX, CleanupAnswer, MemoryAnswer, documented
+from app.api.errors import Refusal, invalid_request
+from app.api.payload import JSON_TYPE, media_type, read_json
+from app.api.schemas import PREFIX, CleanupAnswer, ErrorAnswer, MemoryAnswer, documented
+from app.core.model_offload import PRECISIONS, STRATEGIES
 from app.core.service import Service
+from app.errors import InvalidRequest
+
+FRESH = {"Cache-Control": "no-store"}
+LARGEST = 2**60
+
+
+class MemoryChange(BaseModel):
+    """What is to hold from now on. A field that is left out stays as it is; null goes back to the setting."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    device: str | None = Field(None, description="The device that it holds for; null: for all of them.")
+    strategy: Literal[STRATEGIES] | None = Field(
+        None, description="How weights stand on a device; auto: what fits into the memory that is free."
+    )
+    precision: Literal[PRECISIONS] | None = Field(None, description="Number format of the models.")
+    model_memory_bytes: int | None = Field(None, ge=2**20, le=LARGEST, description="Bytes of models on a device.")
+    parked_memory_bytes: int | None = Field(None, ge=0, le=LARGEST, description="Bytes of models in RAM beside it.")
+
+
+CHOICES = {
+    "strategy": "offload",
+    "precision": "precision",
+    "model_memory_bytes": "memory_limit_bytes",
+    "parked_memory_bytes": "parked_memory_bytes",
+}
+"""What may be changed, and the name under which it stands in the configuration of a device."""
+CHANGE: dict[str, Any] = {
+    "required": True,
+    "content": {JSON_TYPE: {"schema": MemoryChange.model_json_schema(), "example": {"strategy": "vae"}}},
+}
+
+
+async def read_change(request: HttpRequest) -> MemoryChange:
+    """The change as it was sent; `InvalidRequest` names the first field that is wrong."""
+    if media_type(request) != JSON_TYPE:
+        raise Refusal("unsupported_media_type", f"Send {JSON_TYPE}.")
+    body = await read_json(request)
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    try:
+        change = MemoryChange.model_validate(body)
+    except ValidationError as error:
+        raise invalid_request(error.errors()) from None
+    if not change.model_fields_set & set(CHOICES):
+        raise InvalidRequest(f"Name at least one of {', '.join(CHOICES)}.")
+    return change
 
 
 def memory_router(service: Service) -> APIRouter:
@@ -14,11 +69,30 @@ def memory_router(service: Service) -> APIRouter:
 
     @router.get(
         "/status",
-        summary="Each worker's memory: used, allocated, free, models placed, parked and borrowed",
+        summary="Each worker's memory: reserved, allocated, free, models placed, parked and borrowed",
         responses={200: documented(MemoryAnswer, "As the workers tell it now.")},
     )
     def status() -> Response:
-        return answer(service.memory_status(), headers={"Cache-Control": "no-store"})
+        return answer(service.memory_status(), headers=FRESH)
+
+    @router.post(
+        "/configure",
+        summary="Choose offload strategy, precision and bytes for models; at once and for later starts",
+        description="It holds for every model that is borrowed from then on; one that a job uses stays as it is until "
+        "the job ends. Models that were opened under another strategy or precision are dropped.",
+        openapi_extra={"requestBody": CHANGE},
+        responses={
+            200: documented(MemoryAnswer, "As it is now."),
+            422: documented(ErrorAnswer, "No such device or value, or the device cannot serve it."),
+            503: documented(ErrorAnswer, "The package for this precision is not installed."),
+        },
+    )
+    async def configure(request: HttpRequest) -> Response:
+        change = await read_change(request)
+        devices = service.devices.names if change.device is None else [change.device]
+        values = {CHOICES[name]: getattr(change, name) for name in change.model_fields_set & set(CHOICES)}
+        await run_in_threadpool(service.devices.configure, {"devices": {name: dict(values) for name in devices}})
+        return answer(await run_in_threadpool(service.memory_status), headers=FRESH)
 
     @router.post(
         "/cleanup",
@@ -26,6 +100,6 @@ def memory_router(service: Service) -> APIRouter:
         responses={200: documented(CleanupAnswer, "What was freed, and how it is now.")},
     )
     def cleanup() -> Response:
-        return answer(service.memory_status(cleanup=True))
+        return answer(service.memory_status(cleanup=True), headers=FRESH)
 
     return router

@@ -175,7 +175,8 @@ class ModelInMemory(BaseModel):
     model: str
     state: Literal["gone", "parked", "placed"]
     bytes: int
-    borrowed: bool = Field(description="A job uses it: it is neither moved nor dropped.")
+    borrowed: bool = Field(description="A job uses it and pins it: it is neither moved nor dropped.")
+    strategy: str | None = Field(description="How its weights stand on the device; null where they do not.")
 
 
 class Forwards(BaseModel):
@@ -187,6 +188,15 @@ class Forwards(BaseModel):
     largest: int = Field(description="Most jobs in one forward.")
 
 
+class MemorySettings(BaseModel):
+    """How models may use a device's memory, as `/memory/configure` or the settings say."""
+
+    offload: str
+    precision: str
+    model_memory_bytes: int | None = Field(description="Null: what the device reports as free.")
+    parked_memory_bytes: int | None = Field(description="Null: half of the machine's memory.")
+
+
 class WorkerMemory(BaseModel):
     """One worker's memory; a figure is null until it has opened its device."""
 
@@ -195,10 +205,11 @@ class WorkerMemory(BaseModel):
     state: str
     pid: int | None
     is_live: bool = Field(description="False: it did not answer in time, and these are the figures of its last job.")
-    precision: str | None
+    settings: MemorySettings
+    precision: str | None = Field(description="The number format that the worker has opened its device with.")
     total_bytes: int | None
     free_bytes: int | None = Field(description="What models could still take.")
-    used_bytes: int | None = Field(description="What the process holds of the device; on a CPU its resident memory.")
+    reserved_bytes: int | None = Field(description="What the process holds of it; on a CPU its resident memory.")
     allocated_bytes: int | None = Field(description="What tensors hold of that.")
     placed_bytes: int | None
     parked_bytes: int | None

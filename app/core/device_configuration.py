@@ -9,10 +9,11 @@ import os
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.core.model_offload import PRECISIONS, STRATEGIES
 from app.core.multi_gpu import MOST_SEATS, Strategy
 from app.errors import InvalidRequest, StorageFull
 
@@ -32,6 +33,13 @@ class DeviceChoice(BaseModel):
     jobs_at_once: Annotated[
         int | None, Field(strict=True, ge=1, le=MOST_SEATS, description="Jobs of one model that it runs at once.")
     ] = None
+    parked_memory_bytes: Annotated[
+        int | None, Field(strict=True, ge=0, description="Bytes of models kept in RAM beside it.")
+    ] = None
+    offload: Annotated[
+        Literal[STRATEGIES] | None, Field(description="How weights stand on it; auto: what fits into its free memory.")
+    ] = None
+    precision: Annotated[Literal[PRECISIONS] | None, Field(description="Number format of the models on it.")] = None
 
 
 class DeviceConfiguration(BaseModel):

@@ -9,6 +9,7 @@ from app.core.capability import Capability
 from app.errors import InvalidRequest
 
 RUNTIME = "app.models.runtime:open_runtime"
+MEMORY_SETTINGS = ("offload", "precision", "model_memory_bytes", "parked_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class EngineOptions:
     hub_url: str = "https://huggingface.co"
     hub_token: str | None = None
     precision: str = "auto"
+    offload: str = "auto"
     model_memory_bytes: int | None = None
     parked_memory_bytes: int | None = None
     callback_secret: str | None = None
@@ -52,6 +54,10 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.worker_lost_seconds <= self.heartbeat_seconds:
             raise InvalidRequest("A worker must have longer to be silent (worker_lost_seconds) than between two beats.")
+
+    def memory_settings(self) -> dict[str, Any]:
+        """How models may use the device's memory: what a worker is opened with, and what may change while it works."""
+        return {name: getattr(self, name) for name in MEMORY_SETTINGS}
 
     @property
     def store_url(self) -> str:

@@ -17,16 +17,17 @@ from typing import Any
 from app.core import device_configuration
 from app.core.batch_processing import Waiting
 from app.core.channel import Message
-from app.core.device_configuration import DeviceConfiguration
+from app.core.device_configuration import DeviceChoice
 from app.core.device_inventory import Inventory, Reading, resolve_devices
 from app.core.engine_options import EngineOptions
 from app.core.jobs import Job, new_id
+from app.core.model_offload import check_strategy
 from app.core.multi_gpu import OpenWorker, Strategy, choose, seats_on
 from app.core.simulated_devices import read_devices
 from app.core.worker_handle import WorkerHandle, make_worker
 from app.errors import InvalidRequest, NoDevice, UnknownModel
 from app.models.library import ModelLibrary
-from app.models.machine import FULL_SIZE, cpu_has_bfloat16
+from app.models.machine import FULL_SIZE, check_package, cpu_has_bfloat16
 from app.models.tiers import GIB, SHARE_FOR_WORK, needs_of, tiers_of
 
 logger = logging.getLogger(__name__)
@@ -102,8 +103,7 @@ class Fleet:
 
     def _make(self, name: str) -> WorkerHandle:
         choice = self._configuration.of(name)
-        limit = choice.memory_limit_bytes
-        options = self._options if limit is None else replace(self._options, model_memory_bytes=limit)
+        options = replace(self._options, **self.memory_settings(name))
         worker = make_worker(name, options, self._on_message, self._on_lost)
         worker.seats = self._seats(name)
         # One that was never started needs no dismissal, and is replaced when its device is enabled.
@@ -139,7 +139,7 @@ class Fleet:
         for_work = 0 if total is None else RAM_FOR_WORK if reading.kind == "cpu" else int(total * SHARE_FOR_WORK)
         capacity = None if total is None else max(0, total - for_work)
         room = None if free is None else max(0, free - for_work)
-        limit = self._limit(worker.name)
+        limit = self.memory_settings(worker.name)["model_memory_bytes"]
         if limit is not None:
             capacity, room = limit, max(0, limit - placed)
         return OpenWorker(
@@ -156,13 +156,21 @@ class Fleet:
             is_up=worker.is_up,
         )
 
-    def _limit(self, name: str) -> int | None:
-        own = self._configuration.of(name).memory_limit_bytes
-        return self._options.model_memory_bytes if own is None else own
+    def memory_settings(self, name: str) -> dict[str, Any]:
+        """How models may use this device's memory now: what was decided for it, else the settings."""
+        own = self._configuration.of(name)
+        decided = {
+            "offload": own.offload,
+            "precision": own.precision,
+            "model_memory_bytes": own.memory_limit_bytes,
+            "parked_memory_bytes": own.parked_memory_bytes,
+        }
+        return self._options.memory_settings() | {key: value for key, value in decided.items() if value is not None}
 
     def _precision(self, reading: Reading) -> str:
-        if self._options.precision != "auto":
-            return self._options.precision
+        precision = self.memory_settings(reading.device)["precision"]
+        if precision != "auto":
+            return precision
         return "float16" if reading.kind == "cuda" else FREE_CPU
 
     def note_given(self, name: str) -> None:
@@ -247,6 +255,8 @@ class Fleet:
                     f"devices.{name}.memory_limit_bytes: {limit} is more than the device has ({total}).",
                     field=f"devices.{name}.memory_limit_bytes",
                 )
+            if name in self.workers:
+                _check_memory_use(choice, self.workers[name])
         with self._configuring:
             before = self._configuration
             after = before.changed(wished, self.names)
@@ -254,14 +264,13 @@ class Fleet:
             with self.changed:
                 self._configuration = after
                 for name in self.names:
-                    self._apply(name, before)
+                    self._apply(name)
                 self.changed.notify_all()
 
-    def _apply(self, name: str, before: DeviceConfiguration) -> None:
+    def _apply(self, name: str) -> None:
         worker, choice = self.workers[name], self._configuration.of(name)
         worker.seats = self._seats(name)
-        if choice.memory_limit_bytes != before.of(name).memory_limit_bytes:
-            worker.limit_memory(self._limit(name))
+        worker.use_memory(self.memory_settings(name))
         if choice.enabled and worker.dismissed:
             self._leaving.append(worker)
             self.workers[name] = self._make(name)
@@ -308,7 +317,7 @@ class Fleet:
             "enabled": worker.enabled,
             "state": worker.describe()["state"],
             "trouble": worker.trouble,
-            "memory_limit_bytes": self._limit(name),
+            "memory_limit_bytes": self.memory_settings(name)["model_memory_bytes"],
             "models_may_take_bytes": open_to.capacity,
             "jobs_at_once": worker.seats,
             "held": len(worker.held),
@@ -319,6 +328,17 @@ class Fleet:
             "resident_models": sorted(worker.resident),
             "last_operations": [_seen_by(owner, done) for done in self._operations.get(name, ())],
         }
+
+
+def _check_memory_use(choice: DeviceChoice, worker: WorkerHandle) -> None:
+    """`InvalidRequest` for a strategy that the device cannot serve, `DependencyMissing` for a missing package."""
+    if choice.offload is not None:
+        try:
+            check_strategy(choice.offload, worker.runs_on.partition(":")[0])
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{worker.name}: {error.message}", field="offload") from None
+    if choice.precision is not None:
+        check_package(choice.precision)
 
 
 def _seen_by(owner: str, done: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from app.core.worker_handle import WorkerHandle
 
 ANSWER_SECONDS = 30.0
 """How long a worker may take: one whose interpreter is held by a library answers after that."""
-FIGURES = ("total_bytes", "free_bytes", "used_bytes", "allocated_bytes", "placed_bytes", "parked_bytes")
+FIGURES = ("total_bytes", "free_bytes", "reserved_bytes", "allocated_bytes", "placed_bytes", "parked_bytes")
 
 
 def tell_memory(fleet: Fleet, *, cleanup: bool = False, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
@@ -25,14 +25,14 @@ def tell_memory(fleet: Fleet, *, cleanup: bool = False, seconds: float = ANSWER_
     for worker in asked:
         worker.send({"type": "memory", "question": question, "cleanup": cleanup})
     with fleet.changed:
-        fleet.changed.wait_for(
-            lambda: all(question in worker.answers or not worker.is_up for worker in asked), seconds
-        )
-        told = [_told(worker, question, cleanup) for worker in fleet.workers.values()]
+        fleet.changed.wait_for(lambda: all(question in worker.answers or not worker.is_up for worker in asked), seconds)
+        told = [
+            _told(worker, question, cleanup, fleet.memory_settings(worker.name)) for worker in fleet.workers.values()
+        ]
     return {"process": {"pid": os.getpid(), "rss_bytes": psutil.Process().memory_info().rss}, "devices": told}
 
 
-def _told(worker: WorkerHandle, question: str, cleanup: bool) -> dict[str, Any]:
+def _told(worker: WorkerHandle, question: str, cleanup: bool, settings: dict[str, Any]) -> dict[str, Any]:
     message = worker.answers.pop(question, None)
     described = worker.describe()
     memory = worker.memory
@@ -42,6 +42,7 @@ def _told(worker: WorkerHandle, question: str, cleanup: bool) -> dict[str, Any]:
         "state": described["state"],
         "pid": worker.pid,
         "is_live": message is not None,
+        "settings": settings,
         "precision": memory.get("precision"),
         **{name: memory.get(name) for name in FIGURES},
         "models": memory.get("models", []),
@@ -50,6 +51,6 @@ def _told(worker: WorkerHandle, question: str, cleanup: bool) -> dict[str, Any]:
     if cleanup:
         before = message["before"]["memory"] if message else memory
         kept = {model["model"] for model in answer["models"]}
-        answer["freed_bytes"] = max(0, before.get("used_bytes", 0) - memory.get("used_bytes", 0))
+        answer["freed_bytes"] = max(0, before.get("reserved_bytes", 0) - memory.get("reserved_bytes", 0))
         answer["dropped_models"] = sorted({model["model"] for model in before.get("models", [])} - kept)
     return answer

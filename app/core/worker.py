@@ -61,8 +61,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[_Run | BaseException | None] = queue.SimpleQueue()
         self._runs: dict[str, _Run] = {}
         self._runtime: Any = None
-        self._limit = options.model_memory_bytes
-        self._limiting = threading.Lock()
+        self._chores: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._trouble: Exception | None = None
         self._catalog: dict[str, Capability] = {}
         self._storage = Storage(
@@ -76,7 +75,7 @@ class Worker:
         self._client = GuardedClient(options.trusted_hosts)
 
     def handle(self, message: Message) -> None:
-        """Take one message of the front: run, cancel, preview, limit, memory or stop."""
+        """Take one message of the front: run, cancel, preview, settings, memory or stop."""
         kind, run = message["type"], self._runs.get(message.get("job", ""))
         if kind == "run":
             run = _Run(message)
@@ -90,12 +89,10 @@ class Worker:
                 self._runtime.nudge()
         elif kind == "preview" and run is not None:
             run.previewed.set() if message["on"] else run.previewed.clear()
-        elif kind == "limit":
-            self._limit = message["bytes"]
-            # Making room may wait for a model that is being loaded; the next message must not.
-            threading.Thread(target=self._obey_limit, name="limit", daemon=True).start()
-        elif kind == "memory":
-            threading.Thread(target=self._tell_memory, args=(message,), name="memory", daemon=True).start()
+        elif kind in {"settings", "memory"}:
+            # One after the other in a thread of their own: they may wait for a model that is being loaded, and what
+            # comes for a job must not.
+            self._chores.put(message)
         elif kind == "stop":
             self._inbox.put(None)
 
@@ -113,6 +110,7 @@ class Worker:
             logger.exception("the worker in this process cannot work")
             self._trouble = error
         self._send({"type": "ready", "pid": os.getpid(), **self._state()})
+        threading.Thread(target=self._do_chores, name="memory", daemon=True).start()
         # Threads begin as they are needed, and the front decides how many that is.
         with ThreadPoolExecutor(MOST_SEATS + URGENT_SEATS, thread_name_prefix="job") as pool:
             while (run := self._inbox.get()) is not None:
@@ -126,34 +124,43 @@ class Worker:
         options = self._options
         catalog: tuple[Capability, ...] = load_by_name(options.catalog)
         self._catalog = {capability.name: capability for capability in catalog}
-        limit = self._limit
         if options.runtime and any(capability.needs for capability in catalog):
             self._runtime = load_by_name(options.runtime)(
                 device=resolve_devices(["auto"])[0] if self._device == INLINE else self._device,
                 library=self._models,
-                precision=options.precision,
-                model_memory_bytes=limit,
-                parked_memory_bytes=options.parked_memory_bytes,
+                **options.memory_settings(),
             )
 
-        if self._limit != limit:
-            self._obey_limit()
-
-    def _obey_limit(self) -> None:
-        """Hold no more bytes of models than the front allows now, and say what is left."""
-        with self._limiting:
-            if self._runtime is None:
+    def _do_chores(self) -> None:
+        while True:
+            message = self._chores.get()
+            try:
+                if message["type"] == "settings":
+                    self._obey_settings(message["settings"])
+                else:
+                    self._tell_memory(message)
+            except OSError:
+                # The front is gone, and this process ends with it.
                 return
-            self._runtime.limit_memory(self._limit)
-            self._send({"type": "state", **self._state()})
+            except Exception:
+                logger.exception("the worker for %s could not do what it was asked", self._device)
+
+    def _obey_settings(self, settings: Message) -> None:
+        """Use memory as the front wishes from now on, and say how it is; what cannot be obeyed is told as trouble."""
+        trouble = None
+        try:
+            if self._runtime is not None:
+                self._runtime.configure(**settings)
+        except ServiceError as error:
+            trouble = error.message
+        self._send({"type": "state", "trouble": trouble, **self._state()})
 
     def _tell_memory(self, message: Message) -> None:
         """Answer a question about memory; where it asks for that, drop what no job uses first."""
-        with self._limiting:
-            before = self._state()
-            if message["cleanup"] and self._runtime is not None:
-                self._runtime.clean_up()
-            self._send({"type": "memory", "question": message["question"], "before": before, **self._state()})
+        before = self._state()
+        if message["cleanup"] and self._runtime is not None:
+            self._runtime.clean_up()
+        self._send({"type": "memory", "question": message["question"], "before": before, **self._state()})
 
     def _look_at(self, served: "Future[None]") -> None:
         """What goes wrong outside a job, as a report that cannot be sent, ends the loop."""

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -79,6 +79,7 @@ class WorkerHandle:
             self.state, self.trouble = "broken", message["message"]
         elif kind in {"ready", "state", "memory"}:
             self.resident, self.memory = frozenset(message["resident"]), message["memory"]
+            self.trouble = message.get("trouble", self.trouble)
             if kind == "memory":
                 self.answers[message["question"]] = message
             if kind == "ready":
@@ -111,10 +112,11 @@ class WorkerHandle:
             "trouble": self.trouble,
         }
 
-    def limit_memory(self, limit: int | None) -> None:
-        """Let its models take so many bytes from now on, also after a fresh start; None is what the device has free."""
-        self._options = replace(self._options, model_memory_bytes=limit)
-        self.send({"type": "limit", "bytes": limit})
+    def use_memory(self, settings: Mapping[str, Any]) -> None:
+        """Let its models use memory so from now on, also after a fresh start (`EngineOptions.memory_settings`)."""
+        if settings != self._options.memory_settings():
+            self._options = replace(self._options, **settings)
+            self.send({"type": "settings", "settings": dict(settings)})
 
     def start(self) -> None:
         """Start it in the background."""

@@ -7,7 +7,7 @@ build them again (a second for SDXL); the price is the memory of those layers.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,13 @@ PLAIN = Outfit()
 class Wardrobe:
     """The outfits of one checkpoint, of which it wears at most one; used by whoever works on the device.
 
-    At most `capacity` sets of LoRA layers stay when nobody borrows them.
+    At most `capacity` sets of LoRA layers stay when nobody borrows them. `building` makes the layers while the model
+    stands as they need it.
     """
 
     capacity: int = 2
     worn: Outfit | None = None
+    building: Callable[[Callable[[], list[Place]]], list[Place]] = lambda make: make()
     _sets: dict[tuple[Any, ...], list[Place]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -114,7 +116,7 @@ class Wardrobe:
     def _layers(self, pipeline: Any, additions: Sequence[Addition], key: tuple[Any, ...]) -> list[Place]:
         if not additions:
             return []
-        places = self._sets.pop(key, None) or lora_layers(pipeline, additions)
+        places = self._sets.pop(key, None) or self.building(lambda: lora_layers(pipeline, additions))
         self._sets[key] = places
         while len(self._sets) > self.capacity:
             self._sets.pop(next(iter(self._sets)))
@@ -231,7 +233,7 @@ class ExtendedEmbedding(torch.nn.Module):
         """[..., width] for ids below the number of all rows."""
         own = self.table.num_embeddings
         embedded = self.table(ids.clamp(max=own - 1))
-        added = self.rows[(ids - own).clamp(min=0)]
+        added = self.rows.to(embedded.device)[(ids - own).clamp(min=0)]
         return torch.where((ids >= own)[..., None], added, embedded)
 
 

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 
 from app.errors import InvalidRequest, OutOfMemory
-from app.models.attention import faster_attention
+from app.models.attention import faster_attention, sliced_attention
 from app.models.device import TorchDevice
 from app.models.prompts import PromptEncoder
 from app.models.step_batching import Session, StepBatcher
 
 PROMPT_ARGUMENTS = ("prompt", "negative_prompt", "clip_skip")
 OUT_OF_MEMORY = (
-    "The device's memory did not suffice for this run, also after other models were moved away and with the picture "
-    "decoded in tiles. Lower the width and height, or choose a smaller model or number format (EIS_PRECISION)."
+    "The device's memory did not suffice for this run, also after other models were moved away, with the weights "
+    "streamed where that helps, with the picture decoded in tiles and with one picture at a time. Lower the width and "
+    "height, or choose a smaller model or number format (EIS_PRECISION)."
 )
 
 
@@ -42,7 +43,9 @@ class BorrowedPipeline:
         batcher: StepBatcher | None = None,
         session: Session | None = None,
         park_others: Callable[[], bool] = lambda: False,
+        stream: Callable[[], bool] = lambda: False,
         vae_tiling: bool = False,
+        sliced_attention: bool = False,
     ) -> None:
         self.stock = stock
         self.task = task
@@ -52,7 +55,10 @@ class BorrowedPipeline:
         self._batcher = batcher or StepBatcher()
         self._session = session or Session()
         self._park_others = park_others
+        self._stream = stream
+        self._one_at_a_time = False
         self._vae_tiling = vae_tiling
+        self._sliced_attention = sliced_attention
 
     @property
     def size_multiple(self) -> int:
@@ -97,30 +103,30 @@ class BorrowedPipeline:
             raise InvalidRequest(
                 f"{steps} steps at strength {strength:g} are less than one step; raise one of them.", field="strength"
             )
-        put_on_additions = self._session.dress
-
-        def dress() -> None:
-            put_on_additions()
-            self.stock.vae.use_tiling = self._vae_tiling
-
-        session = replace(self._session, dress=dress)
+        self._one_at_a_time = False
+        session = replace(self._session, dress=self._dress)
         with self._batcher.turn(session), _standing_in(self.stock, "unet", self._batcher, session):
             try:
                 return self._run(arguments)
             finally:
                 self.stock.vae.use_tiling = False
 
+    def _dress(self) -> None:
+        """What this call needs on the shared modules, each time that it gets its turn."""
+        self._session.dress()
+        self.stock.vae.use_tiling = self._vae_tiling
+
     def _run(self, arguments: dict[str, Any]) -> Any:
         sources = _as_sources(arguments.get("generator"))
         states = [source.get_state() for source in sources]
-        for relieve in (None, *self._measures()):
+        for relieve in (None, *self._measures(len(sources))):
             if relieve is not None and not relieve():
                 continue
             for source, state in zip(sources, states, strict=True):
                 source.set_state(state)
             try:
                 with torch.no_grad(), _kept_format(self.stock.vae), self._attention():
-                    return self.stock(**self._with_embeddings(arguments))
+                    return self._draw(arguments)
             except Exception as error:
                 if not self._device.is_out_of_memory(error):
                     raise
@@ -129,11 +135,40 @@ class BorrowedPipeline:
         raise OutOfMemory(OUT_OF_MEMORY)
 
     def _attention(self) -> AbstractContextManager[None]:
+        if self._sliced_attention:
+            return sliced_attention()
         return faster_attention() if self._device.has_cpu_profile else nullcontext()
 
-    def _measures(self) -> tuple[Callable[[], bool], ...]:
+    def _draw(self, arguments: dict[str, Any]) -> Any:
+        """The stock pipeline's answer; its pictures one after the other where memory did not suffice for all."""
+        if not self._one_at_a_time:
+            return self.stock(**self._with_embeddings(arguments))
+        images = []
+        for source in _as_sources(arguments["generator"]):
+            alone = arguments | {"num_images_per_prompt": 1, "generator": [source]}
+            answer = self.stock(**self._with_embeddings(alone))
+            images += answer.images
+        answer.images = images
+        return answer
+
+    def _measures(self, pictures: int) -> tuple[Callable[[], bool], ...]:
         """What is tried against a lack of memory, mildest first; each answers whether it could do anything."""
-        return self._park_others, self._decode_in_tiles
+
+        def lower_the_batch() -> bool:
+            self._one_at_a_time = pictures > 1
+            if self._one_at_a_time:
+                self.notes.append("The device's memory did not suffice, so the pictures were drawn one at a time.")
+            return self._one_at_a_time
+
+        return self._park_others, self._stream_weights, self._decode_in_tiles, lower_the_batch
+
+    def _stream_weights(self) -> bool:
+        if not self._stream():
+            return False
+        # Streaming moved the shared modules undressed.
+        self._dress()
+        self.notes.append("The device's memory did not suffice, so the model's weights were streamed from RAM.")
+        return True
 
     def _decode_in_tiles(self) -> bool:
         if self._vae_tiling:

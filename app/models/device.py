@@ -11,6 +11,7 @@ from contextlib import suppress
 import psutil
 import torch
 
+from app.core.model_offload import AUTO, Offload, check_strategy
 from app.errors import InvalidRequest
 from app.models.machine import FULL_SIZE, cpu_has_bfloat16, ram_free, ram_limit
 
@@ -24,32 +25,35 @@ DEVICE_MEMORY_FOR_WORK = 0.15
 class TorchDevice:
     """A torch device by its name: `cpu`, `cuda:0`; `auto` is the first GPU, else the CPU.
 
-    The ModelCache asks it for bytes (`app.core.model_offload.Device`).
+    The ModelCache asks it for bytes (`app.core.model_offload.Device`). `dtype` is what layers compute in; a `precision`
+    may say more about how weights are stored. `offload` is None where each model takes what fits.
     """
 
-    def __init__(self, name: str, precision: str = "auto") -> None:
+    def __init__(self, name: str, precision: str = AUTO, *, offload: str = AUTO) -> None:
         if name in {"auto", "inline"}:
             name = "cuda:0" if torch.cuda.is_available() else "cpu"
         self.torch_device = torch.device(name)
         if self.torch_device.type == "cuda" and not torch.cuda.is_available():
             raise InvalidRequest(f"The device {name!r} is not there: torch sees no GPU.")
         self.name = str(self.torch_device)
-        self.dtype = self._dtype(precision)
+        self.precision = precision
+        self.dtype = PRECISIONS.get(precision, torch.float16 if self.keeps_parked else torch.float32)
         self.has_cpu_profile = False
-        self._is_free = precision == "auto"
-
-    def _dtype(self, precision: str) -> torch.dtype:
-        if precision == "auto":
-            return torch.float16 if self.keeps_parked else torch.float32
-        return PRECISIONS[precision]
+        check_strategy(offload, self.torch_device.type)
+        self.offload = None if offload == AUTO else Offload(offload)
+        if self.keeps_parked:
+            # Products of float32 matrices in TF32: the VAE of SDXL, decoded in float32, loses nothing that is seen.
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
     def for_model(self, bytes: int) -> "TorchDevice":
         """This device as a model of so many bytes of weights is opened on it.
 
-        On a CPU with bfloat16 instructions, models of published size get the CPU profile when the precision is `auto`:
-        bfloat16, channels last, attention by `faster_attention`. Small ones stay in float32, the stock pipeline's bits.
+        On a CPU with bfloat16 instructions, models of published size get the CPU profile where the precision leaves
+        the format of computing open: bfloat16, channels last, attention by `faster_attention`. Small ones stay in
+        float32, the stock pipeline's bits.
         """
-        if not self._is_free or self.keeps_parked or bytes < FULL_SIZE or not cpu_has_bfloat16():
+        is_free = self.precision not in PRECISIONS
+        if not is_free or self.keeps_parked or bytes < FULL_SIZE or not cpu_has_bfloat16():
             return self
         profiled = copy.copy(self)
         profiled.dtype, profiled.has_cpu_profile = torch.bfloat16, True
@@ -83,20 +87,19 @@ class TorchDevice:
 
     def allocated_bytes(self) -> int:
         """Bytes of it that tensors hold; on a CPU nobody tells them from the rest."""
-        if self.keeps_parked:
-            return torch.cuda.memory_allocated(self.torch_device)
-        return self.used_bytes()
-
-    def trim(self) -> None:
-        """Let the C library return what it keeps for later, where it can (glibc)."""
-        with suppress(AttributeError, OSError):
-            ctypes.CDLL(None).malloc_trim(0)
+        return torch.cuda.memory_allocated(self.torch_device) if self.keeps_parked else self.used_bytes()
 
     def empty_cache(self) -> None:
         """Give freed blocks back to the device; collects first, because modules stand in reference cycles."""
         gc.collect()
         if self.keeps_parked:
             torch.cuda.empty_cache()
+
+    def trim(self) -> None:
+        """Give back all that is free, of the device and of this process's own memory (glibc keeps freed pages)."""
+        self.empty_cache()
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether this error says that memory ran out, on a GPU or on a CPU."""

@@ -5,9 +5,12 @@ A container's own limit of memory counts (cgroup v2).
 
 import functools
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
+
+from app.errors import DependencyMissing
 
 FULL_SIZE = 10**9
 """Bytes of weights from which a model is of published size, and a CPU's bfloat16 worth its rounding."""
@@ -35,6 +38,31 @@ def cpu_has_bfloat16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+PACKAGES = {"int8": ("torchao", "torchao"), "int4": ("optimum.quanto", "optimum-quanto")}
+"""For each number format that needs a package of its own: the module, and the name under which it is installed."""
+
+
+def check_package(precision: str) -> None:
+    """`DependencyMissing` where the package for this number format is not installed."""
+    module, package = PACKAGES.get(precision, ("", ""))
+    if module and not _is_installed(module):
+        raise DependencyMissing(
+            f"The precision {precision} needs the package {package}: pip install 'edit-image-service[quant]'.",
+            package=package,
+            extra="quant",
+        )
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module could be imported; asks without importing more than the packages around it."""
+    try:
+        found = find_spec(module)
+    except ModuleNotFoundError:
+        return False
+    # A folder that an uninstalled package left behind is found too; it has no origin.
+    return found is not None and found.origin is not None
 
 
 def _group_number(name: str) -> int | None:

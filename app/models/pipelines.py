@@ -14,11 +14,13 @@ import torch
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 
+from app.core.model_offload import Offload
 from app.errors import InvalidRequest
-from app.models import schedulers
+from app.models import quantisation, schedulers
 from app.models.adapters import Wardrobe
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
+from app.models.offloading import Placement, weight_bytes
 from app.models.single_files import config_folder, tokenizers
 from app.models.spec import ModelSpec
 
@@ -53,38 +55,43 @@ class Checkpoint:
         self.flags = dict(flags)
         self.scheduler_config = dict(self.components.pop("scheduler"))
         self.prompt_encoder: Any = None
-        self.wardrobe = Wardrobe()
         self.device = device
-        self.modules = [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
+        modules = {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
+        self.modules = list(modules.values())
         for module in self.modules:
             module.eval().requires_grad_(False)
+        quantisation.quantise(modules, device)
         if device.has_cpu_profile:
             for name in ("unet", "vae"):
                 self.components[name].to(memory_format=torch.channels_last)
+        self.placement = Placement(modules, device.torch_device, device.offload)
+        self.wardrobe = Wardrobe(building=self.placement.building)
 
     @property
     def bytes(self) -> int:
         """The size of all weights."""
-        tensors = {
-            tensor.data_ptr(): tensor.numel() * tensor.element_size()
-            for module in self.modules
-            for tensor in [*module.parameters(), *module.buffers()]
-        }
-        return sum(tensors.values())
+        return weight_bytes(*self.modules)
+
+    def plan(self, available: int) -> int:
+        """Settle how the weights will stand on a device with so much room; answers the bytes they take there."""
+        return self.placement.plan(available)
 
     def place(self) -> None:
-        """Move the weights to the device."""
-        self._move(self.device.torch_device)
+        """Move the weights to the device, or let them visit it."""
+        self.placement.put()
 
     def park(self) -> None:
         """Move the weights to RAM."""
         self.wardrobe.wear(None)
         self.wardrobe.clear()
-        self._move(torch.device("cpu"))
+        self.placement.take()
 
-    def _move(self, device: torch.device) -> None:
-        for module in self.modules:
-            module.to(device)
+    def stream(self) -> int | None:
+        """Let the weights visit the device from now on; the bytes they take there, None where nothing is gained."""
+        if self.placement.strategy.keeps_weights_in_ram or not self.placement.device_has_own_memory:
+            return None
+        self.wardrobe.wear(None)
+        return self.placement.change(Offload.STREAMED)
 
     def view(self, task: str, scheduler: str | None) -> Any:
         """A stock diffusers pipeline for this task over the shared components, with a fresh scheduler."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from app.errors import InvalidRequest
+from app.models.offloading import working_device
 
 CHUNK = 75
 COMMA_BACKTRACK = 20
@@ -193,7 +194,7 @@ def _encode_chunk(
     tokenizer, model = encoder.tokenizer, encoder.model
     filling = CHUNK - len(chunk.ids)
     ids = [tokenizer.bos_token_id, *chunk.ids, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * filling]
-    tensor = torch.tensor([ids], device=model.device)
+    tensor = torch.tensor([ids], device=working_device(model))
     with torch.no_grad():
         if clip_skip is None and not encoder.penultimate:
             output = model(tensor)

@@ -15,13 +15,14 @@ import torch
 import transformers
 from PIL import Image
 
-from app.core.model_offload import ModelCache, ModelState
+from app.core.model_offload import AUTO, ModelCache, ModelState, Offload
 from app.errors import InvalidRequest, OutOfMemory, ServiceError
 from app.models import adapters, previews
 from app.models.adapters import Addition
 from app.models.borrowed import OUT_OF_MEMORY, BorrowedPipeline
 from app.models.device import TorchDevice, parked_default
 from app.models.library import ModelLibrary, ModelRow
+from app.models.machine import check_package
 from app.models.pipelines import Checkpoint
 from app.models.prompts import Encoder, PromptEncoder
 from app.models.step_batching import Session, StepBatcher
@@ -67,11 +68,12 @@ class Runtime:
         lora_parts = [Addition(part.spec.id, part.path) for part in parts if part.spec.kind == "lora"]
         lora_additions = lora_parts + [self._addition(lora.model, "lora", row, lora.weight) for lora in loras]
         inversions = [self._addition(id, "embedding", row) for id in textual_inversions]
-        key = _key(row, parts)
+        at = self.device
+        key = _key(row, parts, at)
 
         def load() -> Checkpoint:
             module, _, name = row.spec.loader.partition(":")
-            device = self.device.for_model(self._stored(row, parts))
+            device = at.for_model(self._stored(row, parts))
             return getattr(importlib.import_module(module), name)(row.spec, row.path, device, parts=parts)
 
         self._drop_replaced(row.spec.id, key)
@@ -87,6 +89,12 @@ class Runtime:
             def park_others() -> bool:
                 return self._cache.park_unpinned() | wardrobe.clear()
 
+            def stream() -> bool:
+                needs = checkpoint.stream()
+                if needs is not None:
+                    self._cache.note_needs(key, needs)
+                return needs is not None
+
             yield BorrowedPipeline(
                 stock,
                 prompts,
@@ -95,7 +103,9 @@ class Runtime:
                 batcher=self.batcher,
                 session=session,
                 park_others=park_others,
-                vae_tiling=vae_tiling,
+                stream=stream,
+                vae_tiling=vae_tiling or checkpoint.placement.strategy.decodes_in_tiles,
+                sliced_attention=checkpoint.placement.strategy is Offload.ATTENTION,
             )
 
     @contextmanager
@@ -136,27 +146,38 @@ class Runtime:
 
     def memory(self) -> dict[str, Any]:
         """The device's bytes, every model's place, and what forwards served how many calls, as plain data."""
+        device, models = self.device, self._cache.models()
         return {
-            "device": self.device.name,
-            "total_bytes": self.device.total_bytes(),
-            "free_bytes": self.device.free_bytes(),
-            "used_bytes": self.device.used_bytes(),
-            "allocated_bytes": self.device.allocated_bytes(),
-            "precision": str(self.device.dtype).removeprefix("torch."),
+            "device": device.name,
+            "precision": device.precision if device.precision != AUTO else str(device.dtype).removeprefix("torch."),
+            "total_bytes": device.total_bytes(),
+            "free_bytes": device.free_bytes(),
+            "reserved_bytes": device.used_bytes(),
+            "allocated_bytes": device.allocated_bytes(),
             "placed_bytes": self._cache.bytes_in(ModelState.PLACED),
-            "parked_bytes": self._cache.bytes_in(ModelState.PARKED),
+            "parked_bytes": self._cache.bytes_in(ModelState.PARKED) + self._cache.visiting_bytes(),
             "forwards": vars(self.batcher.counts).copy(),
-            "models": [{"model": _model_of(entry.pop("key")), **entry} for entry in self._cache.describe()],
+            "models": [_described(entry, models.get(entry["key"])) for entry in self._cache.describe()],
         }
 
-    def limit_memory(self, limit: int | None) -> None:
-        """Let models take so many bytes of the device from now on; None is what it has free."""
-        self._cache.set_budget(limit)
+    def configure(
+        self, *, offload: str, precision: str, model_memory_bytes: int | None, parked_memory_bytes: int | None
+    ) -> None:
+        """Other settings from now on; a model that is borrowed stays as it is until it is given back.
+
+        Models that were opened under another strategy or precision are dropped, and opened anew when they are next
+        asked for. `InvalidRequest`, `DependencyMissing`: nothing has changed.
+        """
+        check_package(precision)
+        device = TorchDevice(self.device.name, precision, offload=offload)
+        self.device = device
+        parked = parked_default() if parked_memory_bytes is None else parked_memory_bytes
+        self._cache.set_budgets(model_memory_bytes, parked)
+        self._cache.keep_only(lambda key: key.endswith(_settings_of(device)))
 
     def clean_up(self) -> None:
         """Drop every model that no job uses, also those parked in RAM, and give freed memory back to the machine."""
         self._cache.clear()
-        self.device.empty_cache()
         self.device.trim()
 
     def resident(self) -> list[str]:
@@ -228,7 +249,8 @@ def open_runtime(
     *,
     device: str,
     library: ModelLibrary,
-    precision: str = "auto",
+    precision: str = AUTO,
+    offload: str = AUTO,
     model_memory_bytes: int | None = None,
     parked_memory_bytes: int | None = None,
 ) -> Runtime:
@@ -236,19 +258,31 @@ def open_runtime(
     for library_logging in (diffusers.utils.logging, transformers.utils.logging):
         library_logging.set_verbosity_error()
         library_logging.disable_progress_bar()
+    check_package(precision)
     return Runtime(
-        TorchDevice(device, precision),
+        TorchDevice(device, precision, offload=offload),
         library,
         model_memory_bytes=model_memory_bytes,
         parked_memory_bytes=parked_memory_bytes,
     )
 
 
-def _key(row: ModelRow, parts: Sequence[ModelRow]) -> str:
-    """Id and what the files were when they were read, so that a replaced model is loaded anew."""
+def _key(row: ModelRow, parts: Sequence[ModelRow], device: TorchDevice) -> str:
+    """Id, what the files were when they were read, and under which settings: what has changed is loaded anew."""
     stamps = [str(part.path.stat().st_mtime_ns) for part in (row, *parts) if part.path]
-    return "@".join([row.spec.id, ".".join(stamps)])
+    return "@".join([row.spec.id, ".".join(stamps)]) + _settings_of(device)
+
+
+def _settings_of(device: TorchDevice) -> str:
+    """The end of every key of a model that was opened under these settings."""
+    return f"@{device.precision}/{device.offload or AUTO}"
 
 
 def _model_of(key: str) -> str:
     return key.partition("@")[0]
+
+
+def _described(entry: dict[str, Any], model: Any) -> dict[str, Any]:
+    """A model's account with the strategy it stands under; an entry's key is the cache's own affair."""
+    strategy = model.placement.strategy.value if model is not None and entry["state"] == ModelState.PLACED else None
+    return {"model": _model_of(entry["key"]), **{k: v for k, v in entry.items() if k != "key"}, "strategy": strategy}

@@ -138,7 +138,8 @@ class StepBatcher:
     def _park(self, session: Session, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rows = args[0].shape[0] if args and isinstance(args[0], torch.Tensor) else 0
         key = (id(module), session.outfit, *_signature(args, rows), *_signature(kwargs, rows))
-        call = Call(session, module.forward, args, kwargs, rows, key)
+        # The module's forward as it will be then: hooks that stream its weights may come and go meanwhile.
+        call = Call(session, lambda *given, **named: module.forward(*given, **named), args, kwargs, rows, key)
         with self._changed:
             self._holder = None
             self._parked.append(call)

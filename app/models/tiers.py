@@ -17,10 +17,17 @@ SLACK = 0.03
 SHARE_FOR_WORK = 0.15
 """Share of a device's memory that models leave to activations."""
 BYTES_OF = {"float16": 2, "bfloat16": 2, "float32": 4}
+SPARED_BYTES = {"float8": ("all", 1.0), "int8": ("linear", 1.0), "int4": ("grouped", 2 - 4.25 / 8)}
+"""What a format that stores denoisers in fewer bits spares beside float16: of which weights, and bytes for each."""
 STANDS_ALONE: frozenset[Kind] = frozenset({"checkpoint", "other"})
 """The kinds that are run by themselves; an addition needs what the model under it does."""
 PARAMETERS = {"sd15": 1.07e9, "sdxl": 3.47e9}
 UNET_PARAMETERS = {"sd15": 0.86e9, "sdxl": 2.57e9}
+UNET_SHARES = {
+    "sd15": {"all": 1.0, "linear": 0.3142, "grouped": 0.3054},
+    "sdxl": {"all": 1.0, "linear": 0.8696, "grouped": 0.8694},
+}
+"""Which part of a denoiser's weights a format reaches: linear layers, and those whose width is a multiple of 128."""
 AUTOENCODER_PARAMETERS = 0.084e9
 
 
@@ -63,9 +70,14 @@ def needed_bytes(spec: ModelSpec, parts: Sequence[ModelSpec]) -> dict[str, int]:
     base = [part for part in parts if part.kind == "checkpoint"]
     own = base if base and spec.options.get("layout") == "component" else [spec, *base]
     together = [*own, *(part for part in parts if part.kind not in {"checkpoint", "lora"})]
-    return {
+    needs = {
         name: sum(row.bytes * width // stored_width(row) for row in together) for name, width in BYTES_OF.items()
     }
+    if spec.family in PARAMETERS:
+        denoiser = needs["float16"] / 2 * UNET_PARAMETERS[spec.family] / PARAMETERS[spec.family]
+        for name, (which, spared) in SPARED_BYTES.items():
+            needs[name] = int(needs["float16"] - denoiser * UNET_SHARES[spec.family][which] * spared)
+    return needs
 
 
 def stored_width(spec: ModelSpec) -> int:

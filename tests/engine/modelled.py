@@ -8,7 +8,7 @@ from PIL import Image
 
 from app.core.capability import Capability, Context, ModelRequest, Result
 from app.core.fields import Height, Width
-from app.errors import NoDevice, OutOfMemory, ServiceError
+from app.errors import DependencyMissing, NoDevice, OutOfMemory, ServiceError
 from tests.engine.capabilities import squares
 
 
@@ -57,7 +57,8 @@ class Runtime:
         return Image.new("RGB", (900, 900), (255 * latents[0] // latents[1], 0, 0))
 
     def memory(self) -> dict:
-        return {"allocated": 10, "placed_bytes": len(self.resident()) * 2**20, "limit": self.limit}
+        told = {"allocated": 10, "placed_bytes": len(self.resident()) * 2**20, "limit": self.limit}
+        return told | {"settings": self.settings}
 
     def resident(self) -> list[str]:
         return sorted(set(self.opened))
@@ -65,9 +66,12 @@ class Runtime:
     def translate(self, error: BaseException) -> ServiceError | None:
         return OutOfMemory("Make the picture smaller.") if "out of memory" in str(error) else None
 
-    def limit_memory(self, limit: int | None) -> None:
+    def configure(self, **settings: Any) -> None:
         """As the cache does: what does not fit goes; a model of this runtime counts a mebibyte."""
-        self.limit = limit
+        if settings["precision"] == "float64":
+            raise DependencyMissing("The precision float64 needs a package.")
+        limit = settings["model_memory_bytes"]
+        self.limit, self.settings = limit, settings
         if limit is not None:
             del self.opened[: max(0, len(self.opened) - limit // 2**20)]
 
@@ -83,9 +87,11 @@ class Runtime:
 
 def open_runtime(**facts: Any) -> Runtime:
     """As `app.models.runtime.open_runtime` is called."""
-    assert set(facts) == {"device", "library", "precision", "model_memory_bytes", "parked_memory_bytes"}
+    wanted = {"device", "library", "precision", "offload", "model_memory_bytes", "parked_memory_bytes"}
+    assert set(facts) == wanted
     runtime = Runtime()
-    runtime.limit = facts["model_memory_bytes"]
+    settings = {name: value for name, value in facts.items() if name not in {"device", "library"}}
+    runtime.limit, runtime.settings = facts["model_memory_bytes"], settings
     return runtime
 
 

@@ -20,10 +20,10 @@ from app.core.device_inventory import Inventory, Nvml, Reading, count_cuda_devic
 from app.core.multi_gpu import LOOK_AHEAD, PATIENCE, OpenWorker, Strategy, choose
 from app.core.service import Service
 from app.core.simulated_devices import GIB, read_devices
-from app.errors import InvalidRequest, NoDevice, StorageFull
+from app.errors import DependencyMissing, InvalidRequest, NoDevice, StorageFull
 from app.models.catalog import CATALOG
 from app.models.spec import Licence, ModelSpec
-from app.models.tiers import BYTES_OF, Tier, needed_bytes, stored_width, tier_for, tier_of, tiers_of
+from app.models.tiers import BYTES_OF, SPARED_BYTES, Tier, needed_bytes, stored_width, tier_for, tier_of, tiers_of
 from tests.engine.conftest import end_of, until
 
 MODELLED = {"catalog": "tests.engine.modelled:CATALOG", "runtime": "tests.engine.modelled:open_runtime"}
@@ -76,12 +76,16 @@ def test_needs_follow_from_the_rows_bytes() -> None:
     assert need("sdxl")["float32"] == 2 * sdxl.bytes + vae.bytes
     assert need("sdxl-lightning-4step") == need("sdxl"), "its UNet stands in the place of the base's"
     assert need("lcm-lora-sdxl") == {}, "an addition needs what its model does"
-    assert tiers_of(need("sdxl")) == {"float16": "MEDIUM", "bfloat16": "MEDIUM", "float32": "HIGH"}
-    assert tiers_of(need("sd15")) == {"float16": "MINIMAL", "bfloat16": "MINIMAL", "float32": "LOW"}
+    half, spared = {"float16": "MEDIUM", "bfloat16": "MEDIUM"}, {"float8": "LOW", "int8": "LOW", "int4": "LOW"}
+    assert tiers_of(need("sdxl")) == {"float32": "HIGH", **half, **spared}
+    small = dict.fromkeys(("float16", "bfloat16", "float8", "int8", "int4"), "MINIMAL")
+    assert tiers_of(need("sd15")) == {"float32": "LOW", **small}
     for spec in CATALOG:
         if spec.kind == "checkpoint":
             needs = need(spec.id)
-            assert set(needs) == set(BYTES_OF) and 0 < needs["float16"] < needs["float32"] <= 2 * needs["float16"]
+            assert set(needs) == {*BYTES_OF, *SPARED_BYTES}
+            assert 0 < needs["int4"] < needs["int8"] and needs["float8"] < needs["float16"]
+            assert 0 < needs["float16"] < needs["float32"] <= 2 * needs["float16"]
 
 
 def test_a_need_is_matched_to_the_smallest_device_of_a_tier() -> None:
@@ -438,7 +442,8 @@ def test_a_change_is_read_and_merged(tmp_path: Path) -> None:
     )
     second = first.changed(read_change({"devices": {"cuda:0": {"memory_limit_bytes": GIB}}}), {"cuda:0", "cuda:1"})
     assert second.strategy is Strategy.VRAM_BASED
-    assert second.of("cuda:0").model_dump() == {"enabled": False, "memory_limit_bytes": GIB, "jobs_at_once": 3}
+    told = second.of("cuda:0").model_dump(exclude_none=True)
+    assert told == {"enabled": False, "memory_limit_bytes": GIB, "jobs_at_once": 3}
     device_configuration.save(tmp_path, second)
     assert device_configuration.load(tmp_path) == second
     assert [path.name for path in tmp_path.iterdir()] == ["devices.json"], "no half-written file is left"
@@ -611,6 +616,41 @@ def test_a_memory_limit_reaches_the_worker_at_once_and_after_a_fresh_start(
         service.devices.configure({"devices": {"cpu": {"memory_limit_bytes": 2**60}}})
     service.devices.configure({"devices": {"cpu": {"memory_limit_bytes": None}}})
     until(lambda: limit_in_worker() is None)
+
+
+def test_how_memory_is_used_is_decided_for_a_device_and_refused_where_it_cannot_serve(
+    make_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = make_service(devices=("cpu",), offload="vae", **MODELLED)
+    until(lambda: states(service) == {"cpu": "idle"})
+
+    def settings_in_worker() -> dict[str, Any]:
+        return service.readiness()["workers"][0]["memory"]["settings"]
+
+    asked = {"offload": "attention", "precision": "float8", "parked_memory_bytes": 5}
+    service.devices.configure({"devices": {"cpu": asked}})
+    until(lambda: settings_in_worker() == {**asked, "model_memory_bytes": None})
+    with pytest.raises(InvalidRequest, match="cpu: The strategy streamed needs a GPU"):
+        service.devices.configure({"devices": {"cpu": {"offload": "streamed"}}})
+    monkeypatch.setattr("app.models.machine._is_installed", lambda module: False)
+    with pytest.raises(DependencyMissing, match="optimum-quanto"):
+        service.devices.configure({"devices": {"cpu": {"precision": "int4", "offload": "none"}}})
+    assert service.devices.memory_settings("cpu") == {**asked, "model_memory_bytes": None}
+    pid = service.readiness()["workers"][0]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: states(service) == {"cpu": "idle"} and service.readiness()["workers"][0]["pid"] != pid)
+    assert settings_in_worker() == {**asked, "model_memory_bytes": None}, "the fresh worker knows it too"
+    service.devices.configure({"devices": {"cpu": {"offload": None, "parked_memory_bytes": None, "precision": None}}})
+    until(lambda: settings_in_worker()["offload"] == "vae")
+
+
+def test_what_a_worker_cannot_obey_is_told_as_its_trouble_and_jobs_go_on(make_service: Callable[..., Service]) -> None:
+    service = make_service(devices=("cpu",), **MODELLED)
+    until(lambda: states(service) == {"cpu": "idle"})
+    worker = service.devices.workers["cpu"]
+    worker.use_memory({**worker.memory["settings"], "precision": "float64"})
+    until(lambda: "needs a package" in (service.device_status()["devices"][0]["trouble"] or ""))
+    assert end_of(service, service.submit("test/draw", {"prompt": "", "model": "pocket"}).id).status == "succeeded"
 
 
 def test_the_context_manager_holds_the_device_that_a_job_would_get(make_service: Callable[..., Service]) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from app.models import attention, device
-from app.models.attention import CHUNKS, AttentionPlan, chunked_attention, faster_attention
+from app.models.attention import CHUNKS, AttentionPlan, chunked_attention, faster_attention, sliced_attention
 from app.models.device import TorchDevice
 from app.models.runtime import open_runtime
 
@@ -114,3 +115,42 @@ def test_the_profile_draws_the_same_picture(library, monkeypatch, model):
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     noise = np.mean((drawn - exact) ** 2)
     assert 10 * np.log10(255**2 / noise) > 25, "the picture is another one"
+
+
+class Noting(TorchFunctionMode):
+    """Remembers the shapes of the queries that stock attention meets."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is functional.scaled_dot_product_attention:
+            self.queries.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("facts", [{}, {"is_causal": True}, {"scale": 0.5}, {"enable_gqa": True}])
+def test_slices_are_the_whole(facts):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 6, 40, 16, generator=generator) for _ in range(3))
+    if "enable_gqa" in facts:
+        key, value = key[:, :3], value[:, :3]
+    stock = functional.scaled_dot_product_attention
+    expected = stock(query, key, value, **facts)
+    with Noting() as noting, sliced_attention():
+        sliced = functional.scaled_dot_product_attention(query, key, value, **facts)
+    torch.testing.assert_close(sliced, expected)
+    assert noting.queries == [(1, 3, 40, 16)] * 4
+
+
+def test_slices_keep_the_mask():
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(2, 5, 30, 16, generator=generator) for _ in range(3))
+    mask = torch.where(torch.rand(2, 1, 1, 30, generator=generator) < 0.5, 0.0, -1e4)
+    expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    with sliced_attention():
+        sliced = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        unmasked = functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(sliced, expected)
+    assert not torch.allclose(sliced, unmasked)

@@ -21,9 +21,9 @@ def test_a_lower_limit_moves_the_least_recently_used_away_at_once() -> None:
     cache = ModelCache(device, budget=10, parked_budget=100)
     for name in ("a", "b", "c"):
         use(cache, device, name, 3)
-    cache.set_budget(6)
+    cache.set_budgets(6, 100)
     assert states(cache) == {"a": "parked", "b": "placed", "c": "placed"}
-    cache.set_budget(3)
+    cache.set_budgets(3, 100)
     assert states(cache) == {"a": "parked", "b": "parked", "c": "placed"}
     assert device.used == 3
 
@@ -33,7 +33,7 @@ def test_what_is_borrowed_stays_and_counts() -> None:
     cache = ModelCache(device, budget=10, parked_budget=100)
     use(cache, device, "other", 2)
     with cache.borrow("held", lambda: Weights(device, "held", 5), estimate=5):
-        cache.set_budget(4)
+        cache.set_budgets(4, 100)
         assert states(cache) == {"held": "placed", "other": "parked"}
         with pytest.raises(OutOfMemory):
             use(cache, device, "more", 1)
@@ -46,6 +46,6 @@ def test_without_a_limit_the_device_alone_decides() -> None:
     cache = ModelCache(device, budget=3, parked_budget=0)
     with pytest.raises(OutOfMemory):
         use(cache, device, "large", 8)
-    cache.set_budget(None)
+    cache.set_budgets(None, 100)
     use(cache, device, "large", 8)
     assert states(cache) == {"large": "placed"}

@@ -41,6 +41,9 @@ class Weights:
         if self.on_device:
             self.device.used -= self.bytes
 
+    def plan(self, available):
+        return self.bytes
+
     def place(self):
         self.device.log.append(f"place {self.name}")
         if self.refuse:
