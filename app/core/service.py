@@ -19,7 +19,7 @@ from app.core.engine_options import EngineOptions, load_catalog
 from app.core.fleet import Fleet
 from app.core.job_store import JobStore
 from app.core.jobs import ImageRecord, Job, JobStatus, new_id
-from app.core.memory_report import tell_memory
+from app.core.memory_report import ANSWER_SECONDS, tell_memory
 from app.core.storage import Storage, StoredImage
 from app.core.submission import Submission
 from app.core.sweeping import Sweeper
@@ -285,9 +285,9 @@ class Service(Watching, Batching):
             "paused": self._dispatcher.paused,
         }
 
-    def memory_status(self, *, cleanup: bool = False) -> dict[str, Any]:
-        """The memory of every worker as it is now; with `cleanup`, what dropping unused models has freed."""
-        return tell_memory(self.devices, cleanup=cleanup)
+    def memory_status(self, *, cleanup: bool = False, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+        """The memory of every worker as it is told in time; with `cleanup`, what dropping unused models has freed."""
+        return tell_memory(self.devices, cleanup=cleanup, seconds=seconds)
 
     def device_status(self, owner: str = "") -> dict[str, Any]:
         """Every device: its figures, its worker, what it holds and what it did."""

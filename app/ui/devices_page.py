@@ -13,13 +13,13 @@ from typing import Any
 import gradio as gr
 
 from app.errors import ServiceError
+from app.ui.memory_section import MemorySection, gib
 from app.ui.panel import QUIET
 from app.ui.parts import part
 from app.ui.session import owner_of, warn
 from app.ui.wording import badge, button, chooser, duration, moment
 
 SECONDS_BETWEEN_LOOKS = 2.0
-GIB = 2**30
 CROWDED = 90
 """Percent from which a meter is shown as crowded."""
 STRATEGIES = {
@@ -60,6 +60,7 @@ class DevicesPage:
         self.titles = {capability.name: capability.title for capability in service.catalog}
         self.timer = gr.Timer(SECONDS_BETWEEN_LOOKS, active=False)
         self.place_devices()
+        self.memory = MemorySection(service)
 
     def connect(self, tab: gr.Tab, others: list[gr.Tab]) -> None:
         """Attach the listeners; the clock runs only while the tab is open."""
@@ -67,6 +68,7 @@ class DevicesPage:
         for other in others:
             other.select(lambda: gr.Timer(active=False), outputs=self.timer, **QUIET)
         self.connect_devices(tab)
+        self.memory.connect(tab, self.timer)
 
     # Devices
 
@@ -228,13 +230,3 @@ def meter(name: str, percent: float | None, words: str) -> str:
         f'<div class="eis-progress{crowded}" role="meter" aria-label="{name}" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{share:.0f}"><i style="width:{share:.1f}%"></i></div></div>'
     )
-
-
-def gib(count: int | None) -> str:
-    """Bytes of device memory as a person reads them, in the units that cards are sold in."""
-    if count is None:
-        return "unknown"
-    if count < GIB:
-        return f"{count / 2**20:.0f} MiB"
-    value = count / GIB
-    return f"{value:.0f} GiB" if value >= 10 and value == round(value) else f"{value:.1f} GiB"

@@ -32,21 +32,21 @@ def states(running: Running) -> dict[str, str]:
 def open_tab(open_page: Any, running: Running) -> Any:
     page = open_page(running.address)
     page.get_by_role("tab", name="GPU & Memory", exact=True).click()
-    page.locator(".eis-device-card").nth(2).wait_for()
+    page.locator("#device-cards .eis-device-card").nth(2).wait_for()
     return page
 
 
 def card(page: Any, device: str) -> Any:
-    return page.locator(f".eis-device-card[data-device='{device}']")
+    return page.locator(f"#device-cards .eis-device-card[data-device='{device}']")
 
 
 def choice(page: Any, device: str) -> Any:
-    return page.locator(f".eis-choice[data-device='{device}']")
+    return page.locator(f"#device-choices .eis-choice[data-device='{device}']")
 
 
 def test_every_device_is_shown_with_its_figures(devices_server: Running, open_page: Any) -> None:
     page = open_tab(open_page, devices_server)
-    assert page.locator(".eis-device-card").count() == 3
+    assert page.locator("#device-cards .eis-device-card").count() == 3
     first = card(page, "cuda:0")
     text = first.inner_text()
     assert "RTX 4090" in text and "HIGH" in text and "Simulated" in text and "64 °C" in text and "0 of 8" in text
@@ -59,7 +59,7 @@ def test_every_device_is_shown_with_its_figures(devices_server: Running, open_pa
     third = card(page, "cuda:2").inner_text()
     assert "LOW" in third and "not told" in third, "5.9 GB counts as 6, and nobody told its temperature"
     assert "run on the CPU" in page.locator(".eis-note:visible").inner_text()
-    assert page.get_by_label("Automatic").is_checked()
+    assert page.get_by_role("radio", name="Automatic").is_checked()
 
 
 def test_cards_follow_the_jobs_by_themselves(devices_server: Running, open_page: Any) -> None:

@@ -7,7 +7,8 @@ import gradio as gr
 import pytest
 
 from app.core.multi_gpu import Strategy
-from app.ui.devices_page import GIB, OUTCOMES, STATES, STRATEGIES, DevicesPage, draw_choices, gib
+from app.ui.devices_page import OUTCOMES, STATES, STRATEGIES, DevicesPage, draw_choices
+from app.ui.memory_section import GIB, gib
 
 DEVICE = {
     "device": "cuda:0",
