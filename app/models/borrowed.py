@@ -5,7 +5,7 @@ it is told.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -105,7 +105,11 @@ class BorrowedPipeline:
             )
         self._one_at_a_time = False
         session = replace(self._session, dress=self._dress)
-        with self._batcher.turn(session), _standing_in(self.stock, "unet", self._batcher, session):
+        views = {
+            "unet": self._batcher.view(self.stock.unet, session),
+            "vae": self._batcher.view_of_vae(self.stock.vae, session),
+        }
+        with self._batcher.turn(session), _standing_in(self.stock, views):
             try:
                 return self._run(arguments)
             finally:
@@ -198,14 +202,16 @@ class BorrowedPipeline:
 
 
 @contextmanager
-def _standing_in(stock: Any, name: str, batcher: StepBatcher, session: Session) -> Iterator[None]:
-    """A view that parks its calls stands in a module's place for the block."""
-    module = getattr(stock, name)
-    setattr(stock, name, batcher.view(module, session))
+def _standing_in(stock: Any, views: Mapping[str, Any]) -> Iterator[None]:
+    """Views that park their calls stand in the modules' places for the block."""
+    modules = {name: getattr(stock, name) for name in views}
+    for name, view in views.items():
+        setattr(stock, name, view)
     try:
         yield
     finally:
-        setattr(stock, name, module)
+        for name, module in modules.items():
+            setattr(stock, name, module)
 
 
 @contextmanager

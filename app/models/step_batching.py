@@ -4,7 +4,7 @@ A diffusers UNet takes a vector of timesteps, so jobs at different steps, with d
 prompts, can share one forward. Each pipeline gets a view of the UNet that parks its calls. One thread at a time works
 on the device; when none wants to, the parked call of the highest priority and those that fit it run as one forward on
 their concatenated rows, and each pipeline goes on with its own rows. A call of a job alone reaches the module as it
-was made, so its picture is the stock pipeline's to the bit.
+was made, so its picture is the stock pipeline's to the bit. Encoders and decoders of pictures meet in the same way.
 
 What must never happen: a job changes its neighbour. It cannot, because rows meet nowhere in a UNet, an error of a
 shared forward is met again by each call alone, and a job that is cancelled while it is parked takes its call along.
@@ -62,6 +62,7 @@ class Call:
     kwargs: dict[str, Any]
     rows: int
     key: tuple[Any, ...]
+    counts: "Counts"
     taken: bool = False
     done: bool = False
     answer: Any = None
@@ -86,6 +87,7 @@ class StepBatcher:
     pace: StepPace = field(default_factory=StepPace)
     clock: Callable[[], float] = time.perf_counter
     counts: Counts = field(default_factory=Counts)
+    pictures: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
@@ -107,14 +109,28 @@ class StepBatcher:
                 self._holder = None
                 self._changed.notify_all()
 
-    def view(self, module: torch.nn.Module, session: Session) -> torch.nn.Module:
+    def view(self, module: torch.nn.Module, session: Session, counts: Counts | None = None) -> torch.nn.Module:
         """The module, sharing every weight, whose forward parks the call until a batch takes it."""
         view = copy.copy(module)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return self._park(session, module, args, kwargs)
+            return self._park(session, module, args, kwargs, counts or self.counts)
 
         view.__dict__["forward"] = forward
+        return view
+
+    def view_of_vae(self, vae: Any, session: Session) -> Any:
+        """The autoencoder, sharing every weight, whose encoder and decoder park their calls.
+
+        One that changes its number format around its work (SDXL's own in float16) stays as it is: its format would
+        change under a parked call.
+        """
+        if vae.config.get("force_upcast") and vae.dtype is torch.float16:
+            return vae
+        view = copy.copy(vae)
+        view.__dict__["_modules"] = dict(vae._modules)
+        for name in ("encoder", "decoder"):
+            view._modules[name] = self.view(vae._modules[name], session, self.pictures)
         return view
 
     def nudge(self) -> None:
@@ -135,11 +151,18 @@ class StepBatcher:
         session.check()
         session.dress()
 
-    def _park(self, session: Session, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _park(
+        self,
+        session: Session,
+        module: torch.nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        counts: Counts,
+    ) -> Any:
         rows = args[0].shape[0] if args and isinstance(args[0], torch.Tensor) else 0
         key = (id(module), session.outfit, *_signature(args, rows), *_signature(kwargs, rows))
         # The module's forward as it will be then: hooks that stream its weights may come and go meanwhile.
-        call = Call(session, lambda *given, **named: module.forward(*given, **named), args, kwargs, rows, key)
+        call = Call(session, lambda *given, **named: module.forward(*given, **named), args, kwargs, rows, key, counts)
         with self._changed:
             self._holder = None
             self._parked.append(call)
@@ -162,7 +185,10 @@ class StepBatcher:
         """The calls of the next forward if it is `call`'s thread that runs it, else none."""
         if self._holder is not None or self._wanting or not self._parked:
             return []
-        waiting = sorted(self._parked, key=lambda other: other.session.place)
+        # Pictures before steps: a job meets them once at its begin and once at its end, and joins or leaves by that.
+        waiting = sorted(
+            self._parked, key=lambda other: (-other.session.priority, other.counts is self.counts, other.session.order)
+        )
         if waiting[0] is not call:
             return []
         fitting = [other for other in waiting if other.key == call.key and call.rows]
@@ -205,10 +231,11 @@ class StepBatcher:
                 self.pace.limit(first.key, len(batch) // 2)
         else:
             self.pace.note(first.key, len(batch), self.clock() - began)
-            self.counts.forwards += 1
-            self.counts.calls += len(batch)
-            self.counts.rows += sum(call.rows for call in batch)
-            self.counts.largest = max(self.counts.largest, len(batch))
+            counts = first.counts
+            counts.forwards += 1
+            counts.calls += len(batch)
+            counts.rows += sum(call.rows for call in batch)
+            counts.largest = max(counts.largest, len(batch))
             return
         # Each alone: who is to blame fails alone, and a lack of memory was the batch's.
         for call in batch:

@@ -52,6 +52,8 @@ def test_eight_mixed_jobs_share_forwards_and_draw_what_each_draws_alone(fresh, m
         assert np.abs(answer[0] - expected).max() <= 1, wish
     assert forwards <= 0.25 * steps, (forwards, steps)
     assert fresh.batcher.counts.largest == len(wishes)
+    pictures = fresh.batcher.pictures
+    assert pictures.largest > 1 and pictures.forwards < pictures.calls, "encoders and decoders met as well"
 
 
 def test_a_job_that_is_cancelled_or_fails_in_the_batch_changes_no_neighbour(fresh):
@@ -321,3 +323,60 @@ def test_the_pace_finds_out_whether_a_batch_pays():
     assert half.choose("unet", 8) == 2
     assert half.choose("another", 1) == 1
     assert half.table()[0] == {1: 1.0, 2: 1.0, 4: 1.0, 8: 2.0}
+
+
+def test_an_autoencoder_that_changes_its_format_around_its_work_is_not_shared(library, fresh):
+    """SDXL's own in float16 is brought to float32 for its work: a parked call would meet another format."""
+    half = open_runtime(device="cpu", library=library, precision="float16")
+    try:
+        wish = Wish("text-to-image", {**SMALL, "prompt": "a red car", "num_inference_steps": 2}, "Euler", 1)
+        with half.borrow("tiny-sdxl", task="text-to-image") as pipeline:
+            vae = pipeline.stock.vae
+            assert vae.config.force_upcast and half.batcher.view_of_vae(vae, Session()) is vae
+        expected = draw(half, "tiny-sdxl", wish)[0]
+        for drawn in at_once([lambda: draw(half, "tiny-sdxl", wish)] * 3):
+            assert not isinstance(drawn, BaseException), drawn
+            assert np.abs(drawn[0] - expected).max() <= 1
+        assert half.batcher.pictures.calls == 0
+    finally:
+        half.close()
+    with fresh.borrow("tiny-sdxl", task="text-to-image") as pipeline:
+        assert fresh.batcher.view_of_vae(pipeline.stock.vae, Session()) is not pipeline.stock.vae
+
+
+def test_pictures_go_before_steps_and_both_by_priority() -> None:
+    batcher = StepBatcher()
+    ran: list[str] = []
+    steps, decoder = torch.nn.Identity(), torch.nn.Identity()
+
+    def noting(module: torch.nn.Module, name: str) -> None:
+        module.forward = lambda rows: ran.append(name) or rows
+
+    noting(steps, "step")
+    noting(decoder, "picture")
+
+    def job(module: torch.nn.Module, counts: Any, priority: int) -> Callable[[], Any]:
+        def run() -> Any:
+            session = Session(priority)
+            view = batcher.view(module, session, counts)
+            with batcher.turn(session):
+                # Of another shape each, so that none of them merge.
+                return view(torch.zeros(1, priority + 1))
+
+        return run
+
+    with batcher.turn(Session(10)):
+        threads = [
+            threading.Thread(target=job(steps, None, 5)),
+            threading.Thread(target=job(decoder, batcher.pictures, 5)),
+            threading.Thread(target=job(steps, None, 9)),
+        ]
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            end = time.monotonic() + PATIENCE
+            while len(batcher._wanting) < number and time.monotonic() < end:
+                time.sleep(0.005)
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert ran == ["step", "picture", "step"]
+    assert (batcher.counts.calls, batcher.pictures.calls) == (2, 1)
