@@ -90,6 +90,11 @@ class Settings(BaseSettings):
     offload: Literal["auto", "none", "attention", "vae", "model_cpu", "sequential_cpu", "streamed"] = Field(
         "auto", description="How weights stand on a device; auto: what fits into the memory that is free."
     )
+    compile: bool = Field(
+        False,
+        description="Compile the UNet's repeated blocks (torch.compile) at the first use of a size, which takes up "
+        "to a minute once; kept under EIS_HOME. Needs a C++ compiler.",
+    )
     hub_url: str = Field("https://huggingface.co", description="Hub that models are pulled from.")
     hub_token: SecretStr | None = Field(None, description="Token sent to the hub's own host and nowhere else.")
     callback_secret: SecretStr | None = Field(

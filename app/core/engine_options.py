@@ -46,6 +46,7 @@ class EngineOptions:
     hub_token: str | None = None
     precision: str = "auto"
     offload: str = "auto"
+    compile: bool = False
     model_memory_bytes: int | None = None
     parked_memory_bytes: int | None = None
     callback_secret: str | None = None

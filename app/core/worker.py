@@ -128,6 +128,7 @@ class Worker:
             self._runtime = load_by_name(options.runtime)(
                 device=resolve_devices(["auto"])[0] if self._device == INLINE else self._device,
                 library=self._models,
+                compile=options.compile,
                 **options.memory_settings(),
             )
 

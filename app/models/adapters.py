@@ -73,12 +73,13 @@ class Wardrobe:
     """The outfits of one checkpoint, of which it wears at most one; used by whoever works on the device.
 
     At most `capacity` sets of LoRA layers stay when nobody borrows them. `building` makes the layers while the model
-    stands as they need it.
+    stands as they need it; `on_change` hears that another outfit is worn.
     """
 
     capacity: int = 2
     worn: Outfit | None = None
     building: Callable[[Callable[[], list[Place]]], list[Place]] = lambda make: make()
+    on_change: Callable[[], None] = lambda: None
     _sets: dict[tuple[Any, ...], list[Place]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -94,6 +95,7 @@ class Wardrobe:
         if outfit is not None:
             outfit.put_on()
             self.worn = outfit
+        self.on_change()
 
     def make(self, pipeline: Any, loras: Sequence[Addition] = (), inversions: Sequence[Addition] = ()) -> Outfit:
         """The outfit of these additions for the pipeline's modules; nothing is worn afterwards.

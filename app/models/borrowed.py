@@ -46,6 +46,7 @@ class BorrowedPipeline:
         stream: Callable[[], bool] = lambda: False,
         vae_tiling: bool = False,
         sliced_attention: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.stock = stock
         self.task = task
@@ -59,6 +60,8 @@ class BorrowedPipeline:
         self._one_at_a_time = False
         self._vae_tiling = vae_tiling
         self._sliced_attention = sliced_attention
+        self._compiled = compiled
+        self._is_standing = False
 
     @property
     def size_multiple(self) -> int:
@@ -105,20 +108,25 @@ class BorrowedPipeline:
             )
         self._one_at_a_time = False
         session = replace(self._session, dress=self._dress)
-        views = {
-            "unet": self._batcher.view(self.stock.unet, session),
-            "vae": self._batcher.view_of_vae(self.stock.vae, session),
-        }
-        with self._batcher.turn(session), _standing_in(self.stock, views):
-            try:
-                return self._run(arguments)
-            finally:
-                self.stock.vae.use_tiling = False
+        with self._batcher.turn(session):
+            # Made while the device is held: nobody else has the modules in another format meanwhile.
+            views = {
+                "unet": self._batcher.view(self.stock.unet, session),
+                "vae": self._batcher.view_of_vae(self.stock.vae, session),
+            }
+            with _standing_in(self.stock, views):
+                self._is_standing = True
+                self._dress()
+                try:
+                    return self._run(arguments)
+                finally:
+                    self._is_standing = self.stock.vae.use_tiling = False
 
     def _dress(self) -> None:
         """What this call needs on the shared modules, each time that it gets its turn."""
         self._session.dress()
-        self.stock.vae.use_tiling = self._vae_tiling
+        if self._is_standing:
+            self.stock.vae.use_tiling = self._vae_tiling
 
     def _run(self, arguments: dict[str, Any]) -> Any:
         sources = _as_sources(arguments.get("generator"))
@@ -141,7 +149,8 @@ class BorrowedPipeline:
     def _attention(self) -> AbstractContextManager[None]:
         if self._sliced_attention:
             return sliced_attention()
-        return faster_attention() if self._device.has_cpu_profile else nullcontext()
+        # A compiler does not see through the block that measures; it writes attention's surroundings anew itself.
+        return faster_attention() if self._device.has_cpu_profile and not self._compiled else nullcontext()
 
     def _draw(self, arguments: dict[str, Any]) -> Any:
         """The stock pipeline's answer; its pictures one after the other where memory did not suffice for all."""

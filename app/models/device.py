@@ -26,10 +26,11 @@ class TorchDevice:
     """A torch device by its name: `cpu`, `cuda:0`; `auto` is the first GPU, else the CPU.
 
     The ModelCache asks it for bytes (`app.core.model_offload.Device`). `dtype` is what layers compute in; a `precision`
-    may say more about how weights are stored. `offload` is None where each model takes what fits.
+    may say more about how weights are stored. `offload` is None where each model takes what fits. `compiles` asks for
+    compiled blocks.
     """
 
-    def __init__(self, name: str, precision: str = AUTO, *, offload: str = AUTO) -> None:
+    def __init__(self, name: str, precision: str = AUTO, *, offload: str = AUTO, compiles: bool = False) -> None:
         if name in {"auto", "inline"}:
             name = "cuda:0" if torch.cuda.is_available() else "cpu"
         self.torch_device = torch.device(name)
@@ -39,6 +40,7 @@ class TorchDevice:
         self.precision = precision
         self.dtype = PRECISIONS.get(precision, torch.float16 if self.keeps_parked else torch.float32)
         self.has_cpu_profile = False
+        self.compiles = compiles
         check_strategy(offload, self.torch_device.type)
         self.offload = None if offload == AUTO else Offload(offload)
         if self.keeps_parked:

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from app.core.model_offload import Offload
 from app.errors import InvalidRequest
 from app.models import quantisation, schedulers
-from app.models.adapters import Wardrobe
+from app.models.adapters import PLAIN, Wardrobe
+from app.models.compiling import CompiledBlocks
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
 from app.models.offloading import Placement, weight_bytes
@@ -65,7 +66,9 @@ class Checkpoint:
             for name in ("unet", "vae"):
                 self.components[name].to(memory_format=torch.channels_last)
         self.placement = Placement(modules, device.torch_device, device.offload)
-        self.wardrobe = Wardrobe(building=self.placement.building)
+        self._blocks = CompiledBlocks(self.components["unet"])
+        self._compiles = device.compiles
+        self.wardrobe = Wardrobe(building=self.placement.building, on_change=self._use_compiled)
 
     @property
     def bytes(self) -> int:
@@ -79,11 +82,13 @@ class Checkpoint:
     def place(self) -> None:
         """Move the weights to the device, or let them visit it."""
         self.placement.put()
+        self._use_compiled()
 
     def park(self) -> None:
         """Move the weights to RAM."""
         self.wardrobe.wear(None)
         self.wardrobe.clear()
+        self._blocks.use(False)
         self.placement.take()
 
     def stream(self) -> int | None:
@@ -91,7 +96,17 @@ class Checkpoint:
         if self.placement.strategy.keeps_weights_in_ram or not self.placement.device_has_own_memory:
             return None
         self.wardrobe.wear(None)
-        return self.placement.change(Offload.STREAMED)
+        needs = self.placement.change(Offload.STREAMED)
+        self._use_compiled()
+        return needs
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its blocks run compiled when no additions are worn: not under hooks, nor with attention in slices."""
+        return self._compiles and self.placement.strategy in {Offload.NONE, Offload.VAE}
+
+    def _use_compiled(self) -> None:
+        self._blocks.use(self.is_compiled and self.wardrobe.worn in {None, PLAIN})
 
     def view(self, task: str, scheduler: str | None) -> Any:
         """A stock diffusers pipeline for this task over the shared components, with a fresh scheduler."""

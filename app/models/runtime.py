@@ -17,7 +17,7 @@ from PIL import Image
 
 from app.core.model_offload import AUTO, ModelCache, ModelState, Offload
 from app.errors import InvalidRequest, OutOfMemory, ServiceError
-from app.models import adapters, previews
+from app.models import adapters, compiling, previews
 from app.models.adapters import Addition
 from app.models.borrowed import OUT_OF_MEMORY, BorrowedPipeline
 from app.models.device import TorchDevice, parked_default
@@ -106,6 +106,7 @@ class Runtime:
                 stream=stream,
                 vae_tiling=vae_tiling or checkpoint.placement.strategy.decodes_in_tiles,
                 sliced_attention=checkpoint.placement.strategy is Offload.ATTENTION,
+                compiled=checkpoint.is_compiled,
             )
 
     @contextmanager
@@ -169,7 +170,7 @@ class Runtime:
         asked for. `InvalidRequest`, `DependencyMissing`: nothing has changed.
         """
         check_package(precision)
-        device = TorchDevice(self.device.name, precision, offload=offload)
+        device = TorchDevice(self.device.name, precision, offload=offload, compiles=self.device.compiles)
         self.device = device
         parked = parked_default() if parked_memory_bytes is None else parked_memory_bytes
         self._cache.set_budgets(model_memory_bytes, parked)
@@ -251,6 +252,7 @@ def open_runtime(
     library: ModelLibrary,
     precision: str = AUTO,
     offload: str = AUTO,
+    compile: bool = False,
     model_memory_bytes: int | None = None,
     parked_memory_bytes: int | None = None,
 ) -> Runtime:
@@ -259,8 +261,10 @@ def open_runtime(
         library_logging.set_verbosity_error()
         library_logging.disable_progress_bar()
     check_package(precision)
+    if compile:
+        compiling.prepare(library.folder.parent)
     return Runtime(
-        TorchDevice(device, precision, offload=offload),
+        TorchDevice(device, precision, offload=offload, compiles=compile),
         library,
         model_memory_bytes=model_memory_bytes,
         parked_memory_bytes=parked_memory_bytes,

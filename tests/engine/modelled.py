@@ -87,10 +87,10 @@ class Runtime:
 
 def open_runtime(**facts: Any) -> Runtime:
     """As `app.models.runtime.open_runtime` is called."""
-    wanted = {"device", "library", "precision", "offload", "model_memory_bytes", "parked_memory_bytes"}
+    wanted = {"device", "library", "precision", "offload", "compile", "model_memory_bytes", "parked_memory_bytes"}
     assert set(facts) == wanted
     runtime = Runtime()
-    settings = {name: value for name, value in facts.items() if name not in {"device", "library"}}
+    settings = {name: value for name, value in facts.items() if name not in {"device", "library", "compile"}}
     runtime.limit, runtime.settings = facts["model_memory_bytes"], settings
     return runtime
 

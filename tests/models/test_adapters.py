@@ -292,6 +292,7 @@ def test_a_borrow_takes_everything_off_in_the_end(runtime, library):
             return {key: value.clone() for key, value in plain.stock.unet.state_dict().items()}, plain.stock.vae
 
     before, vae = weights()
+    tiles = []
     with (
         pytest.raises(RuntimeError, match="inside"),
         runtime.borrow(
@@ -302,11 +303,17 @@ def test_a_borrow_takes_everything_off_in_the_end(runtime, library):
             vae_tiling=True,
         ) as dressed,
     ):
-        dressed(prompt="a moodyxl car", width=64, height=64, num_inference_steps=2)
+
+        def look(pipeline, step, time, tensors):
+            tiles.append((pipeline.vae.use_tiling, vae.use_tiling))
+            return tensors
+
+        dressed(prompt="a moodyxl car", width=64, height=64, num_inference_steps=2, callback_on_step_end=look)
         raise RuntimeError("inside")
     after, _ = weights()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+    assert tiles == [(True, False)] * 2, "asked for, and nobody else's"
     assert not vae.use_tiling
 
 
