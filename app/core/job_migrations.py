@@ -11,6 +11,11 @@ STEPS: dict[int, tuple[str, ...]] = {
         "UPDATE jobs SET queued = created",
         "CREATE INDEX jobs_by_batch ON jobs (batch_id, number)",
     ),
+    2: (
+        "ALTER TABLE jobs ADD COLUMN server VARCHAR(26)",
+        "ALTER TABLE jobs ADD COLUMN lease_until FLOAT",
+        "ALTER TABLE outbox ADD COLUMN sender VARCHAR(26)",
+    ),
 }
 """Version -> what leads to the next one; tables that are new as a whole are made for every database alike."""
 

@@ -142,7 +142,7 @@ def sender(store: JobStore, receiver: Receiver) -> Iterator[tuple[CallbackSender
 
 def end_with_callback(store: JobStore, url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> str:
     """A job that has succeeded at the clock's time."""
-    monkeypatch.setattr("app.core.job_store.time.time", clock)
+    monkeypatch.setattr(store.database, "now", lambda connection: clock())
     job = store.insert(new_job(callback_url=url))
     store.claim(job.id, device="cpu")
     assert store.succeed(job.id, 1, {"images": []}, step=1, steps=1).status is JobStatus.SUCCEEDED
