@@ -56,7 +56,7 @@ class Cluster:
             file.write(f"port = {self.port}\nlisten_addresses = '127.0.0.1'\n")
             file.write(f"unix_socket_directories = '{self.folder}'\nmax_connections = 200\n")
         self.start()
-        self._ask("CREATE EXTENSION amcheck", "template1")
+        self.ask("CREATE EXTENSION amcheck", "template1")
 
     def start(self) -> None:
         """Start it and wait until it answers; it ends with the process that started it."""
@@ -72,7 +72,7 @@ class Cluster:
         while True:
             assert self._process.poll() is None, f"PostgreSQL ended:\n{(self.folder / 'log').read_text()[-3000:]}"
             try:
-                return self._ask("SELECT 1", "template1")
+                return self.ask("SELECT 1", "template1")
             except psycopg.OperationalError:
                 assert time.monotonic() < deadline, "PostgreSQL did not answer in time"
                 time.sleep(0.05)
@@ -90,19 +90,20 @@ class Cluster:
     def url(self) -> str:
         """The URL of a new, empty database, through the socket."""
         name = f"jobs_{next(self._numbers)}"
-        self._ask(f"CREATE DATABASE {name}", "postgres")
+        self.ask(f"CREATE DATABASE {name}", "postgres")
         return f"postgresql+psycopg://{USER}@/{name}?host={self.folder}&port={self.port}"
 
     def drop(self, url: str) -> None:
         """Remove a database that `url` gave."""
-        self._ask(f"DROP DATABASE IF EXISTS {name_of(url)} WITH (FORCE)", "postgres")
+        self.ask(f"DROP DATABASE IF EXISTS {name_of(url)} WITH (FORCE)", "postgres")
 
     def address(self, password: str = PASSWORD, port: int | None = None) -> str:
         """The URL of the first database over TCP, which asks for the password."""
         secret = password.replace(" ", "%20")
         return f"postgresql+psycopg://{USER}:{secret}@127.0.0.1:{port or self.port}/postgres"
 
-    def _ask(self, statement: str, database: str) -> None:
+    def ask(self, statement: str, database: str = "postgres") -> None:
+        """Run a statement as the owner of everything."""
         with psycopg.connect(
             host=str(self.folder), port=self.port, user=USER, dbname=database, autocommit=True
         ) as connection:

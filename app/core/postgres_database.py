@@ -23,7 +23,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.core.database import Database, Message, Reader
-from app.core.job_migrations import migrate
+from app.core.job_migrations import POSTGRES_STEPS, migrate
 from app.core.job_tables import SCHEMA_VERSION, metadata, servers
 from app.core.server_identity import own_identity
 from app.core.sqlite_database import own_id
@@ -94,6 +94,8 @@ class PostgresDatabase(Database):
             ) from error
         except ArgumentError:
             raise InvalidRequest("EIS_DATABASE_URL: this is no URL of a PostgreSQL database.") from None
+        for engine in (self.writer, reader):
+            event.listen(engine, "do_connect", _connect)
         event.listen(self.writer, "connect", lambda connection, _: _make_durable(connection))
         event.listen(reader, "connect", lambda connection, _: _read_only(connection))
         self._read_engine = reader
@@ -105,13 +107,10 @@ class PostgresDatabase(Database):
     def create(self) -> str:
         """See `Database`; also writes down that this server lives."""
         with self.writer.begin() as connection:
-            encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
-            if encoding != "UTF8":
-                raise InvalidRequest(f"EIS_DATABASE_URL: the database's encoding is {encoding}; it must be UTF8.")
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CREATING})
             found = connection.exec_driver_sql("SELECT to_regclass('meta') IS NOT NULL").scalar_one()
             if found:
-                migrate(connection, SCHEMA_VERSION)
+                migrate(connection, SCHEMA_VERSION, POSTGRES_STEPS)
             metadata.create_all(connection)
             if not found:
                 for statement in _FIRST_TIME:
@@ -244,6 +243,16 @@ class Listener:
 
 def _state(error: DBAPIError) -> str:
     return getattr(error.orig, "sqlstate", None) or ""
+
+
+def _connect(dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
+    """A connection to a database that can hold every text."""
+    connection = dialect.connect(*arguments, **options)
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        connection.close()
+        raise InvalidRequest(f"EIS_DATABASE_URL: the database's encoding is {encoding}; it must be UTF8.")
+    return connection
 
 
 def _make_durable(connection: Any) -> None:

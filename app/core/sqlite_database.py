@@ -17,7 +17,7 @@ from sqlalchemy import Connection, create_engine, event, func, make_url, select
 from sqlalchemy.exc import OperationalError
 
 from app.core.database import Database, Reader
-from app.core.job_migrations import migrate
+from app.core.job_migrations import SQLITE_STEPS, migrate
 from app.core.job_tables import SCHEMA_VERSION, jobs, meta, metadata
 from app.errors import Conflict, StorageFull, Unavailable
 
@@ -48,7 +48,7 @@ class SqliteDatabase(Database):
     def create(self) -> str:
         """See `Database`."""
         with self.writer.begin() as connection:
-            migrate(connection, SCHEMA_VERSION)
+            migrate(connection, SCHEMA_VERSION, SQLITE_STEPS)
             metadata.create_all(connection)
             for trigger in _APPEND_ONLY:
                 connection.exec_driver_sql(trigger)
