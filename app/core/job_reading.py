@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from app.core.batch_processing import Waiting
 from app.core.database import Reader
@@ -24,10 +24,7 @@ class JobReading:
     def get(self, job_id: str) -> Job:
         """The job as last committed; `UnknownJob` if there is none."""
         with self.reader.connect() as connection:
-            row = connection.execute(BY_ID, {"job_id": job_id}).one_or_none()
-        if row is None:
-            raise unknown_job()
-        return job_of(row)
+            return read_job(connection, job_id)
 
     def list_jobs(
         self,
@@ -80,6 +77,14 @@ class JobReading:
         query = select(transitions).where(transitions.c.job_id == job_id).order_by(transitions.c.number)
         with self.reader.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]
+
+
+def read_job(connection: Connection, job_id: str) -> Job:
+    """The job, which somebody may move the next moment; `UnknownJob`."""
+    row = connection.execute(BY_ID, {"job_id": job_id}).one_or_none()
+    if row is None:
+        raise unknown_job()
+    return job_of(row)
 
 
 def unknown_job() -> UnknownJob:

@@ -19,7 +19,7 @@ from app.core.callbacks import Outbox, insert_callback
 from app.core.database import Database
 from app.core.group_commit import GroupCommit
 from app.core.image_index import ImageIndex, insert_results, require_pictures
-from app.core.job_reading import BY_ID, JobReading, unknown_job
+from app.core.job_reading import BY_ID, JobReading, read_job, unknown_job
 from app.core.job_rows import fenced_update, job_of, log, values_of
 from app.core.job_tables import idempotency, jobs
 from app.core.jobs import TRANSITIONS, Job, JobStatus
@@ -75,7 +75,7 @@ class JobStore(JobReading):
         """The job that this key made; `Conflict` when it was another request's."""
         with self.reader.connect() as connection:
             known = self.find_key(connection, owner, key, body)
-            return None if known is None else self._read(connection, known)
+            return None if known is None else read_job(connection, known)
 
     # Moving
 
@@ -88,7 +88,7 @@ class JobStore(JobReading):
         def change(connection: Connection) -> Job:
             known = self.find_key(connection, job.owner, job.idempotency_key, body)
             if known is not None:
-                return self._read(connection, known)
+                return read_job(connection, known)
             self.keep_key(connection, job.owner, job.idempotency_key, body, job.id, job.created)
             return self.insert_within(connection, [job])[0]
 

@@ -144,7 +144,7 @@ idempotency = Table(
     metadata,
     Column("owner", String, primary_key=True),
     Column("key", String, primary_key=True),
-    Column("body", String(64), nullable=False),
+    Column("body", String, nullable=False),
     Column("job_id", String(26), nullable=False),
     Column("created", Float, nullable=False),
 )

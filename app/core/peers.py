@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 15.0
 TROUBLE_SECONDS = 1.0
+HEAR_SECONDS = 5.0
 EVENT_SECONDS = 0.2
 """How often the steps of running jobs are passed on, the newest of each."""
 FORWARDED = frozenset({"started", "step"})
@@ -75,6 +77,8 @@ class Peers:
         self._closing.set()
         with self._told:
             self._told.notify()
+        with suppress(ServiceError):
+            self._database.tell_leaving()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
@@ -94,8 +98,7 @@ class Peers:
                         if time.monotonic() >= look:
                             self._look()
                             look = time.monotonic() + LOOK_SECONDS
-                        # A stop must not wait for the next word of another server.
-                        self._take(listener.hear(min(TROUBLE_SECONDS, max(0.0, look - time.monotonic()))))
+                        self._take(listener.hear(min(HEAR_SECONDS, max(0.0, look - time.monotonic()))))
             except Exception:
                 logger.exception("the other servers cannot be heard just now")
                 self._closing.wait(TROUBLE_SECONDS)
@@ -117,7 +120,7 @@ class Peers:
                 for message in same:
                     self._take_events(message)
                 continue
-            ids = [job_id for message in same for job_id in message["jobs"]]
+            ids = [job_id for message in same for job_id in message.get("jobs", ())]
             match kind:
                 case "waits":
                     self._take_waiting(ids)
@@ -200,8 +203,7 @@ class Peers:
     def _pass_on(self) -> None:
         while not self._closing.is_set():
             with self._told:
-                if not self._events:
-                    self._told.wait()
+                self._told.wait_for(lambda: self._events or self._closing.is_set())
                 events, self._events = self._events, {}
             attempts = dict(self._queue.held())
             told = [

@@ -164,6 +164,11 @@ class PostgresDatabase(Database):
             if part:
                 self._notify(connection, {"kind": "events", "events": part})
 
+    def tell_leaving(self) -> None:
+        """Say that this server ends; its own listener wakes by it as well."""
+        with self.reader.connect() as connection:
+            self._notify(connection, {"kind": "leaves"})
+
     @contextmanager
     def listen(self) -> Iterator["Listener"]:
         """What the other servers tell from now on, on a connection of its own."""
@@ -232,7 +237,7 @@ class Listener:
         self._own = own
 
     def hear(self, seconds: float) -> list[Message]:
-        """What the others told, in order: at once when there is something, nothing after so many seconds."""
+        """What the others told, in order: at once when anything is said, nothing after so many seconds."""
         heard = []
         for notification in self._connection.notifies(timeout=seconds, stop_after=1):
             message = json.loads(notification.payload)

@@ -6,6 +6,7 @@ import hmac
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -94,6 +95,19 @@ def test_a_secret_is_made_once_for_its_owner_alone(tmp_path) -> None:
     assert secret_of(tmp_path, SECRET) == SECRET
     assert (tmp_path / "callback_secret").stat().st_mode & 0o777 == 0o600
     Signer(made)
+
+
+def test_one_secret_is_made_by_servers_that_start_at_once(tmp_path) -> None:
+    barrier = threading.Barrier(8)
+
+    def make(_: int) -> str:
+        barrier.wait()
+        return secret_of(tmp_path, None)
+
+    with ThreadPoolExecutor(8) as pool:
+        (made,) = set(pool.map(make, range(8)))
+    Signer(made)
+    assert [path.name for path in tmp_path.iterdir()] == ["callback_secret"]
 
 
 def test_every_end_is_told_once_signed(make_service: Callable[..., Service], receiver: Receiver) -> None:

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,21 @@ def test_cancel_and_retry_by_hand(store: JobStore) -> None:
     store.succeed(job.id, 1, {"images": []}, **STEPS)
     with pytest.raises(Conflict):
         store.cancel(job.id)
+
+
+def test_every_column_holds_the_longest_that_may_come(store: JobStore) -> None:
+    """SQLite takes any length for any column, PostgreSQL what was said."""
+    long = "ü" * 5000
+    job = new_job(owner=long[:64], model=long, capability=long, request={"prompt": long}, idempotency_key="k" * 255)
+    job = store.insert(replace(job, callback_url=f"https://example.org/{long}", batch_id=new_id()), body=long)
+    store.claim(job.id, device=long, reason=long)
+    result = {
+        "images": [{**picture(), "bytes": 2**40, "seed": 2**32 - 1, "media_type": "image/avif"}],
+        "data": {long: 1},
+    }
+    assert store.succeed(job.id, 1, result, **STEPS) == store.get(job.id)
+    assert store.find_idempotent(job.owner, "k" * 255, long).id == job.id
+    assert store.images.search(seed=2**32 - 1)[0][0].bytes == 2**40
 
 
 def test_the_same_key_and_body_is_the_same_job(store: JobStore) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, select, update
@@ -19,6 +20,7 @@ from app.core.leases import Leases
 from app.core.service import Service
 from app.errors import Conflict, QueueFull
 from tests.engine.conftest import end_leases, end_of, new_job, until
+from tests.engine.ledger import audit
 from tests.engine.test_callbacks import SECRET, Receiver, receiver  # noqa: F401
 
 SLOW = {"num_inference_steps": 400, "step_seconds": 0.05}
@@ -397,6 +399,20 @@ def test_the_callback_of_a_dead_server_is_sent_by_another(postgres_url: str) -> 
     assert dead.outbox.due(dead.now() + 1000, 5) == [taken], "a server that hangs holds it for a time only"
     for store in (dead, other):
         store.close()
+
+
+def test_each_server_s_sweep_leaves_the_other_s_pictures(make: Make, tmp_path: Path) -> None:
+    both = [make(orphan_seconds=0.05, sweep_seconds=5.0) for _ in range(2)]
+    wish = {"num_inference_steps": 3, "step_seconds": 0.05, "num_images_per_prompt": 2}
+    made = [both[seed % 2].submit("test/paint", {**wish, "seed": seed}) for seed in range(12)]
+    image = both[0].upload(both[0].storage.encode(end_of(both[1], made[0].id).result["images"][0]["id"]))
+    copied = both[1].submit("test/copy", {"image": image.id})
+    for job in (*made, copied):
+        assert end_of(both[0], job.id).status is JobStatus.SUCCEEDED
+    time.sleep(0.5)
+    for service in both:
+        service.stop(5.0)
+    assert audit(tmp_path, [job.id for job in (*made, copied)], both[0].options.store_url)["files"] == 25
 
 
 def test_a_beat_renews_every_job_in_one_statement(postgres_url: str) -> None:
