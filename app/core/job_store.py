@@ -146,6 +146,7 @@ class JobStore(JobReading):
                 job,
                 JobStatus.RUNNING,
                 reason,
+                at=now,
                 lease=self.leases.of_claim(now),
                 attempt=job.attempt + 1,
                 device=device,
@@ -294,7 +295,7 @@ class JobStore(JobReading):
 
     def _finish(self, connection: Connection, job: Job, after: JobStatus, reason: str, **values: Any) -> Job:
         now = self.database.now(connection)
-        ended = self._move(connection, job, after, reason, finished=now, **values)
+        ended = self._move(connection, job, after, reason, at=now, finished=now, **values)
         if after is JobStatus.SUCCEEDED:
             insert_results(connection, ended, ended.result["images"], now)
         if ended.callback_url:
@@ -309,6 +310,7 @@ class JobStore(JobReading):
         after: JobStatus,
         reason: str,
         *,
+        at: float | None = None,
         lease: dict[str, Any] | None = None,
         **values: Any,
     ) -> Job:
@@ -320,7 +322,7 @@ class JobStore(JobReading):
         fence = {"job_id": job.id, "fence_status": job.status.value, "fence_attempt": job.attempt}
         if connection.execute(fenced_update(tuple(written)), {**columns, **fence}).rowcount != 1:
             raise Conflict("The job was moved by somebody else.")
-        log(connection, [moved], job.status, reason, self.database.now(connection))
+        log(connection, [moved], job.status, reason, self.database.now(connection) if at is None else at)
         self.database.tell(connection, TOLD.get(after, "ended"), [job.id])
         return moved
 

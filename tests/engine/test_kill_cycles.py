@@ -38,7 +38,12 @@ def finish(server: Server, load: Load, cycles: int, began: float) -> dict[str, A
     assert server.stop() == 0
     assert processes_of(server.home) == [], "a process outlived the server"
     assert len(accepted) == len(load.accepted), "two keys were given one job"
-    # What killed processes left is swept by whoever serves the home next, once it is old enough.
+    sweep_up(server)
+    return {"cycles": cycles, **audit(server.home, accepted, server.url), "seconds": round(time.monotonic() - began, 1)}
+
+
+def sweep_up(server: Server) -> None:
+    """What killed processes left is swept by whoever serves the home next, once it is old enough."""
     service = Service(
         EngineOptions(
             home=server.home,
@@ -53,7 +58,6 @@ def finish(server: Server, load: Load, cycles: int, began: float) -> dict[str, A
     until(lambda: not list(server.home.glob("images/*/*.part")))
     until(lambda: len(files_of(server.home)) == service.search_images(kind=None, limit=1)[1])
     service.stop(5.0)
-    return {"cycles": cycles, **audit(server.home, accepted, server.url), "seconds": round(time.monotonic() - began, 1)}
 
 
 def remaining(server: Server) -> int:
