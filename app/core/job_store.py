@@ -199,8 +199,9 @@ class JobStore(JobReading):
         """What no living server runs any more is treated as lost; answers the jobs as they are now."""
 
         def change(connection: Connection) -> list[Job]:
+            reason = "the server that ran it is gone" if self.database.is_shared else "the service was restarted"
             lost = self.leases.ended(connection)
-            moved = [self._lose(connection, *token, pause, "the service was restarted", True) for token in lost]
+            moved = [self._lose(connection, *token, pause, reason, True) for token in lost]
             return [job for job in moved if job is not None]
 
         return self.writer.write(change)

@@ -19,6 +19,7 @@ from app.core.job_tables import SCHEMA_VERSION
 from app.core.jobs import JobStatus
 from app.core.service import Service
 from app.errors import Conflict, InvalidRequest, StorageFull, Unavailable
+from tests import postgres
 from tests.engine.conftest import end_of, new_job, options, until
 from tests.postgres import PASSWORD, Cluster, open_cluster
 
@@ -113,6 +114,16 @@ def test_many_jobs_wait_while_the_database_is_away(own_cluster: Cluster, tmp_pat
 
 
 # ---- opening
+
+
+def test_without_postgres_tests_are_skipped_or_fail_where_it_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "programs", lambda: None)
+    monkeypatch.delenv(postgres.REQUIRED, raising=False)
+    with pytest.raises(pytest.skip.Exception, match="not installed"):
+        open_cluster()
+    monkeypatch.setenv(postgres.REQUIRED, "1")
+    with pytest.raises(AssertionError, match="not installed"):
+        open_cluster()
 
 
 def test_two_servers_may_start_at_once(cluster: Cluster) -> None:

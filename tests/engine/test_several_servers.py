@@ -321,6 +321,22 @@ def test_a_server_that_lost_a_lease_ends_the_attempt(front: Service, make: Make)
     assert front.get(job.id).status is JobStatus.RUNNING, "what it made of the attempt changes nothing"
 
 
+def test_the_job_of_a_server_that_fell_silent_runs_elsewhere(make: Make, postgres_url: str) -> None:
+    front = make(works=False, server_lost_seconds=1.0)
+    silent = JobStore(postgres_url, lease_seconds=0.1)
+    job = front.submit("test/paint", {})
+    silent.claim(job.id, device="cpu")
+    kinds: list[str] = []
+    for event in front.watch_blocking(job.id, seconds=30):
+        if event.kind == "requeued":
+            make()
+        kinds.append(event.kind)
+    assert "requeued" in kinds and kinds[-1] == "succeeded"
+    assert front.get(job.id).attempt == 2
+    assert front.history(job.id)[2]["reason"] == "the server that ran it is gone"
+    silent.close()
+
+
 def test_a_stopped_server_gives_its_job_back_at_once(front: Service, make: Make) -> None:
     leaves = make()
     job = front.submit("test/paint", SLOW)
