@@ -71,7 +71,7 @@ class Dispatcher(QueueView):
 
     def start(self) -> None:
         """Take up what the store holds and start the workers."""
-        self._store.recover(self.pause_after)
+        self._store.recover(self.pause_after, silent=False)
         for entry in self._store.waiting():
             self._queue.add(entry)
             self._fleet.learn(entry.model)

@@ -195,12 +195,15 @@ class JobStore(JobReading):
         """
         return self.writer.write(lambda connection: self._lose(connection, job_id, attempt, pause, reason, counts))
 
-    def recover(self, pause: Pause) -> list[Job]:
-        """What no living server runs any more is treated as lost; answers the jobs as they are now."""
+    def recover(self, pause: Pause, *, silent: bool = True) -> list[Job]:
+        """What no living server runs any more is treated as lost; answers the jobs as they are now.
+
+        Without `silent` only of servers that are known to be dead, not of those whose leases have ended.
+        """
 
         def change(connection: Connection) -> list[Job]:
             reason = "the server that ran it is gone" if self.database.is_shared else "the service was restarted"
-            lost = self.leases.ended(connection)
+            lost = self.leases.ended(connection, silent)
             moved = [self._lose(connection, *token, pause, reason, True) for token in lost]
             return [job for job in moved if job is not None]
 

@@ -3,7 +3,8 @@
 What must never happen: a job whose server lives is taken for lost. It cannot, because a lease ends by the database's
 clock alone, or with a process that ran on this very machine and is gone. The price is that the jobs of a machine that
 vanished wait until their leases end. A server names the jobs that it renews, so that one that it claimed and does not
-know of (the answer to its commit was lost) is given up as well.
+know of (the answer to its commit was lost) is given up as well. After a time in which the database itself was away
+nobody could renew anything, so nobody is judged by silence until all had time to speak (`app.core.peers`).
 """
 
 from collections.abc import Iterable
@@ -62,7 +63,7 @@ class Leases:
 
         return self._writer.write(change)
 
-    def ended(self, connection: Connection) -> list[Token]:
+    def ended(self, connection: Connection, silent: bool = True) -> list[Token]:
         """The running jobs that no living server holds, locked; what their dead servers left otherwise is freed.
 
         Where a database has one server at a time, that is every running job: its server has just begun.
@@ -72,14 +73,16 @@ class Leases:
         now = self._database.now(connection)
         others = connection.execute(select(servers).where(servers.c.id != self._database.server)).all()
         dead = [row.id for row in others if is_dead(row.place, row.pid, row.began)]
-        silent = [row.id for row in others if row.seen < now - FORGET_AFTER_LEASES * self.seconds]
-        over = or_(jobs.c.lease_until.is_(None), jobs.c.lease_until <= now, jobs.c.server.in_(dead))
+        forgotten = [row.id for row in others if row.seen < now - FORGET_AFTER_LEASES * self.seconds]
+        over = jobs.c.server.in_(dead)
+        if silent:
+            over = or_(jobs.c.lease_until.is_(None), jobs.c.lease_until <= now, over)
         query = select(jobs.c.id, jobs.c.attempt).where(_RUNS, over).order_by(jobs.c.number)
         found = [tuple(row) for row in connection.execute(query.with_for_update(skip_locked=True))]
         if dead:
             sends = (outbox.c.state == "pending", outbox.c.sender.in_(dead))
             connection.execute(update(outbox).where(*sends).values(sender=None, not_before=now))
-        if gone := {*dead, *silent}:
+        if gone := {*dead, *(forgotten if silent else ())}:
             connection.execute(delete(servers).where(servers.c.id.in_(gone)))
         return found
 

@@ -34,6 +34,9 @@ EVENT_SECONDS = 0.2
 """How often the steps of running jobs are passed on, the newest of each."""
 FORWARDED = frozenset({"started", "step"})
 BEATS_IN_A_LEASE = 4
+CALM_BEATS = 2
+"""So many beats in a row must have come through before silence is held against anybody: the database may be back only
+now, and the others' words are on their way."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,9 @@ class Peers:
     # Living
 
     def _renew(self) -> None:
+        calm = 0
         while not self._closing.wait(self._store.leases.seconds / BEATS_IN_A_LEASE):
+            calm, before = 0, calm
             try:
                 renewal = self._store.leases.renew(self._queue.held())
                 for job_id, attempt in renewal.lost:
@@ -175,7 +180,8 @@ class Peers:
                 self._queue.give_up(renewal.lost)
                 for job_id in renewal.cancelled:
                     self._queue.cancel(job_id)
-                self._take_up(self._store.recover(self._pause))
+                self._take_up(self._store.recover(self._pause, silent=before >= CALM_BEATS))
+                calm = before + 1
             except ServiceError as error:
                 logger.error("the leases of this server cannot be renewed: %s", error.message)
             except Exception:

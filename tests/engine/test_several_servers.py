@@ -18,7 +18,7 @@ from app.core.job_tables import jobs, servers
 from app.core.jobs import Job, JobStatus
 from app.core.leases import Leases
 from app.core.service import Service
-from app.errors import Conflict, QueueFull
+from app.errors import Conflict, QueueFull, Unavailable
 from tests.engine.conftest import end_leases, end_of, new_job, until
 from tests.engine.ledger import audit
 from tests.engine.test_callbacks import SECRET, Receiver, receiver  # noqa: F401
@@ -334,6 +334,36 @@ def test_the_job_of_a_server_that_fell_silent_runs_elsewhere(make: Make, postgre
     assert "requeued" in kinds and kinds[-1] == "succeeded"
     assert front.get(job.id).attempt == 2
     assert front.history(job.id)[2]["reason"] == "the server that ran it is gone"
+    silent.close()
+
+
+def test_silence_counts_only_after_beats_in_a_row(
+    make: Make, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the database was away nobody could speak."""
+    front = make(works=False, server_lost_seconds=1.0)
+    real_renew, real_recover = front._store.leases.renew, front._store.recover
+    told: list[object] = []
+
+    def renew(held: object) -> object:
+        if told.count("trouble") < 2 and told.count(True) == 1:
+            told.append("trouble")
+            raise Unavailable("The job store cannot be used just now.")
+        return real_renew(held)
+
+    def recover(pause: object, *, silent: bool = True) -> object:
+        told.append(silent)
+        return real_recover(pause, silent=silent)
+
+    monkeypatch.setattr(front._store.leases, "renew", renew)
+    monkeypatch.setattr(front._store, "recover", recover)
+    until(lambda: told.count(True) >= 2)
+    after = told[told.index("trouble") :]
+    assert after[:5] == ["trouble", "trouble", False, False, True]
+    silent = JobStore(postgres_url, lease_seconds=0.0)
+    job = silent.insert(new_job())
+    silent.claim(job.id, device="cpu")
+    assert front._store.recover(no_pause, silent=False) == []
     silent.close()
 
 
