@@ -7,24 +7,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from sqlalchemy import text
 
+from app import cli
 from app.core.job_store import JobStore
 from app.core.job_tables import SCHEMA_VERSION
 from app.core.jobs import JobStatus
 from app.core.service import Service
 from app.errors import Conflict, InvalidRequest, StorageFull, Unavailable
+from app.main import without_password
 from tests import postgres
 from tests.engine.conftest import end_of, new_job, options, until
 from tests.postgres import PASSWORD, Cluster, open_cluster
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_cluster() -> Iterator[Cluster]:
     """A PostgreSQL server that a test may stop and start."""
     cluster = open_cluster()
@@ -229,57 +231,76 @@ def closed_port() -> int:
         return probe.getsockname()[1]
 
 
-def serve(url: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+@pytest.fixture
+def refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], str]:
+    """What `eis serve` says of a URL that it cannot use."""
+    monkeypatch.setenv("EIS_HOME", str(tmp_path))
+    monkeypatch.setattr("app.main.listen", lambda host, port: socket.socket())
+
+    def told(url: str) -> str:
+        monkeypatch.setenv("EIS_DATABASE_URL", url)
+        assert cli.main(["serve", "--port", "1"]) == 2
+        return checked(capsys.readouterr().err)
+
+    return told
+
+
+def checked(told: str) -> str:
+    """It names the setting, is no stack trace, and keeps the password to itself."""
+    assert told.startswith("eis: EIS_DATABASE_URL: ") and "Traceback" not in told
+    for secret in ("wrong-word", quote(PASSWORD), PASSWORD):
+        assert secret not in told
+    return told
+
+
+def test_a_wrong_password_is_a_sentence_and_exit_2(cluster: Cluster, tmp_path: Path) -> None:
+    run = subprocess.run(
         [sys.executable, "-m", "app.cli", "serve", "--port", str(closed_port())],
-        env={**os.environ, "EIS_HOME": str(home), "EIS_DATABASE_URL": url, "EIS_DEVICES": "cpu", **environment},
+        env={**os.environ, "EIS_HOME": str(tmp_path), "EIS_DATABASE_URL": cluster.address("wrong-word")},
         capture_output=True,
         text=True,
         timeout=120,
     )
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "password authentication failed" in checked(run.stderr)
 
 
-def refusal_of(run: subprocess.CompletedProcess[str]) -> str:
-    assert run.returncode == 2, run.stderr
-    assert "Traceback" not in run.stderr
-    assert run.stderr.startswith("eis: EIS_DATABASE_URL: ")
-    for secret in ("wrong-word", quote(PASSWORD), PASSWORD):
-        assert secret not in run.stderr + run.stdout
-    return run.stderr
+def test_a_server_that_cannot_be_reached_is_a_sentence(cluster: Cluster, refusal: Callable[[str], str]) -> None:
+    assert "the job store cannot be opened" in refusal(cluster.address(port=closed_port()))
 
 
-def test_a_wrong_password_is_a_sentence(cluster: Cluster, tmp_path: Path) -> None:
-    assert "password authentication failed" in refusal_of(serve(cluster.address("wrong-word"), tmp_path))
+def test_a_database_that_is_not_there_is_a_sentence(cluster: Cluster, refusal: Callable[[str], str]) -> None:
+    assert "does not exist" in refusal(cluster.address().replace("/postgres", "/nothing_here"))
 
 
-def test_a_server_that_cannot_be_reached_is_a_sentence(cluster: Cluster, tmp_path: Path) -> None:
-    told = refusal_of(serve(cluster.address(port=closed_port()), tmp_path))
-    assert "the job store cannot be opened" in told
+def test_an_option_that_is_none_is_a_sentence(cluster: Cluster, refusal: Callable[[str], str]) -> None:
+    assert "nonsense" in refusal(f"{cluster.address()}?nonsense=1")
 
 
-def test_a_database_that_is_not_there_is_a_sentence(cluster: Cluster, tmp_path: Path) -> None:
-    told = refusal_of(serve(cluster.address().replace("/postgres", "/nothing_here"), tmp_path))
-    assert "does not exist" in told
+def test_a_driver_that_repeats_the_password_is_cut_short() -> None:
+    url = "postgresql+psycopg://eis:wrong-word@h/x"
+    assert without_password("cannot use wrong-word here", url) == "cannot use *** here"
+    assert without_password("no such file", None) == "no such file"
 
 
-def test_a_missing_driver_is_a_sentence_with_the_extra(tmp_path: Path) -> None:
-    blocked = tmp_path / "without" / "psycopg"
-    blocked.mkdir(parents=True)
-    (blocked / "__init__.py").write_text("raise ImportError('no psycopg here')")
-    home = tmp_path / "home"
-    told = refusal_of(serve("postgresql+psycopg://eis:wrong-word@127.0.0.1/x", home, PYTHONPATH=str(blocked.parent)))
+def test_a_missing_driver_is_a_sentence_with_the_extra(
+    refusal: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    told = refusal("postgresql+psycopg://eis:wrong-word@127.0.0.1/x")
     assert "edit-image-service[postgres]" in told
 
 
 @pytest.mark.parametrize("url", ["postgresql://eis:wrong-word@h/x", "postgresql+psycopg2://eis:wrong-word@h/x"])
-def test_another_driver_is_refused_with_the_right_one(url: str, tmp_path: Path) -> None:
-    assert "postgresql+psycopg://" in refusal_of(serve(url, tmp_path))
+def test_another_driver_is_refused_with_the_right_one(url: str, refusal: Callable[[str], str]) -> None:
+    assert "postgresql+psycopg://" in refusal(url)
 
 
-def test_another_encoding_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+def test_another_encoding_is_refused(cluster: Cluster, refusal: Callable[[str], str]) -> None:
     cluster.ask("CREATE DATABASE bytes_alone ENCODING 'SQL_ASCII' TEMPLATE template0")
-    url = cluster.address().replace("/postgres", "/bytes_alone")
     try:
-        assert "SQL_ASCII" in refusal_of(serve(url, tmp_path))
+        assert "SQL_ASCII" in refusal(cluster.address().replace("/postgres", "/bytes_alone"))
     finally:
         cluster.ask("DROP DATABASE bytes_alone WITH (FORCE)")

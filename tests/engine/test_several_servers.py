@@ -379,13 +379,16 @@ def test_a_stopped_server_gives_its_job_back_at_once(front: Service, make: Make)
     assert end_of(front, job.id).attempt == 2
 
 
-def test_what_no_word_was_said_of_is_found(front: Service, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that dies between commit and word, or a connection that broke: the slow look finds it."""
+def test_what_no_word_was_said_of_is_found(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that dies between commit and word, or a connection that broke: the slow look finds jobs and ends."""
     monkeypatch.setattr(peers, "LOOK_SECONDS", 0.5)
-    other = make()
-    monkeypatch.setattr(front._store.database, "tell", lambda connection, kind, ids: None)
+    front, other = make(works=False), make()
+    for service in (front, other):
+        monkeypatch.setattr(service._store.database, "tell", lambda connection, kind, ids: None)
     job = front.submit("test/paint", {})
-    until(lambda: other.get(job.id).status is JobStatus.SUCCEEDED, 30)
+    assert end_of(front, job.id).status is JobStatus.SUCCEEDED
+    front.pause_queue(True)
+    until(lambda: other.readiness()["paused"])
 
 
 # ---- what is counted and delivered
