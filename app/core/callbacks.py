@@ -239,8 +239,11 @@ class CallbackSender:
             try:
                 self._deliver_due()
                 pause = self._pause()
-            except Exception:
+            except ServiceError as error:
                 # The store may be unreadable for a moment; the callbacks stay in it.
+                logger.error("the outbox could not be read: %s", error.message)
+                pause = STORE_PAUSE_SECONDS
+            except Exception:
                 logger.exception("the outbox could not be read")
                 pause = STORE_PAUSE_SECONDS
             with self._changed:

@@ -102,6 +102,9 @@ class Peers:
                             self._look()
                             look = time.monotonic() + LOOK_SECONDS
                         self._take(listener.hear(min(HEAR_SECONDS, max(0.0, look - time.monotonic()))))
+            except ServiceError as error:
+                logger.error("the other servers cannot be heard just now: %s", error.message)
+                self._closing.wait(TROUBLE_SECONDS)
             except Exception:
                 logger.exception("the other servers cannot be heard just now")
                 self._closing.wait(TROUBLE_SECONDS)
