@@ -17,7 +17,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -107,14 +107,14 @@ class Outbox:
         self._database = database
         self._reader = database.reader
 
-    def due(self, now: float, limit: int) -> list[Delivery]:
-        """Pending callbacks whose time has come, oldest first.
+    def due(self, now: float, limit: int, in_flight: Collection[int] = ()) -> list[Delivery]:
+        """Pending callbacks whose time has come, oldest first, without those that this process is at work on.
 
         Where several servers share the outbox, those that are answered are this server's for `SENDING_SECONDS`.
         """
         query = (
             select(*_DELIVERY)
-            .where(outbox.c.state == "pending", outbox.c.not_before <= now)
+            .where(outbox.c.state == "pending", outbox.c.not_before <= now, outbox.c.number.not_in(in_flight))
             .order_by(outbox.c.not_before, outbox.c.number)
             .limit(limit)
         )
@@ -133,11 +133,6 @@ class Outbox:
             return taken
 
         return self._writer.write(take)
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether other servers deliver from it as well."""
-        return self._database.is_shared
 
     def next_due(self) -> float | None:
         """When the earliest pending callback is due."""
@@ -257,9 +252,7 @@ class CallbackSender:
         room = DELIVERIES_AT_ONCE - len(busy)
         if not room:
             return
-        # What this server has taken is not due for it again; without others, what is in flight still is.
-        due = self._outbox.due(self._clock(), room if self._outbox.is_shared else DELIVERIES_AT_ONCE + room)
-        for delivery in [entry for entry in due if entry.number not in busy][:room]:
+        for delivery in self._outbox.due(self._clock(), room, busy):
             with self._changed:
                 self._in_flight.add(delivery.number)
             self._pool.submit(self._deliver, delivery)

@@ -223,6 +223,16 @@ def test_gone_ends_it_and_so_does_patience(
     assert store.outbox.next_due() is None
 
 
+def test_what_is_in_flight_is_not_taken_again(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its attempt may be noted, and the next one due, before the thread that made it is done with it."""
+    clock = Clock()
+    end_with_callback(store, "https://example.org/hook", clock, monkeypatch)
+    (taken,) = store.outbox.due(clock.now, 4)
+    store.outbox.note(taken.number, not_before=clock.now)
+    assert store.outbox.due(clock.now, 4, {taken.number}) == []
+    assert [entry.number for entry in store.outbox.due(clock.now, 4)] == [taken.number]
+
+
 def test_a_dead_or_private_receiver_is_noted_and_tried_again(
     store: JobStore, receiver: Receiver, sender: tuple[CallbackSender, Clock], monkeypatch: pytest.MonkeyPatch
 ) -> None:
