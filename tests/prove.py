@@ -71,7 +71,7 @@ def write_page(outcomes: list[dict]) -> None:
     """docs/proofs.md, from the outcomes."""
     lines = [
         "# Proofs\n",
-        "`make prove` runs these; `make test` holds a tenth of each.\n",
+        "`make prove` runs these; `make test` holds a part of each.\n",
         f"Machine: {machine()}, {platform.system()}, Python {platform.python_version()}.\n",
         "| proof | cycles | outcome | figures | seconds | commit | date |",
         "| --- | --- | --- | --- | --- | --- | --- |",
