@@ -45,6 +45,8 @@ FLOORS = {
 }
 """Below these versions a known hole is open; the server does not start."""
 
+POSTGRES = "postgresql+psycopg"
+
 log = logging.getLogger(__name__)
 
 
@@ -111,7 +113,14 @@ def build_service(settings: Settings, **changes: Any) -> Service:
         return Service(engine_options(settings, **changes))
     except DatabaseError as error:
         name = "EIS_HOME" if settings.database_url is None else "EIS_DATABASE_URL"
-        raise InvalidRequest(f"{name}: the job store cannot be opened: {error.orig}.") from error
+        told = without_password(" ".join(str(error.orig).split()), settings.database_url)
+        raise InvalidRequest(f"{name}: the job store cannot be opened: {told.rstrip('.')}.") from None
+
+
+def without_password(told: str, url: str | None) -> str:
+    """What a driver said, which may have repeated what it was given."""
+    password = make_url(url).password if url is not None else None
+    return told.replace(password, "***") if password else told
 
 
 def check_home(home: Path) -> None:
@@ -125,14 +134,19 @@ def check_home(home: Path) -> None:
 
 
 def check_database(url: str | None) -> None:
-    """A SQLite URL whose file can be opened."""
+    """A URL of PostgreSQL with the driver that is used, or of a SQLite file that can be opened."""
     if url is None:
         return
-    wrong = "EIS_DATABASE_URL: the job store needs a URL like sqlite:////var/lib/eis/jobs.sqlite"
+    wrong = (
+        "EIS_DATABASE_URL: the job store needs a URL like sqlite:////var/lib/eis/jobs.sqlite "
+        "or postgresql+psycopg://user:password@host/database"
+    )
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise InvalidRequest(f"{wrong}.") from None
+    if parsed.drivername == POSTGRES:
+        return
     if parsed.get_backend_name() != "sqlite" or parsed.database in {None, "", ":memory:"}:
         raise InvalidRequest(f"{wrong}.")
     try:

@@ -33,7 +33,11 @@ class Settings(BaseSettings):
     trusted_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="host:port pairs that the guarded client may reach although they are private, over http too."
     )
-    database_url: str | None = Field(None, description="SQLAlchemy URL of the job store; null: SQLite under EIS_HOME.")
+    database_url: str | None = Field(
+        None,
+        description="SQLAlchemy URL of the job store: sqlite:////... or postgresql+psycopg://..., which several "
+        "servers may share; null: SQLite under EIS_HOME.",
+    )
     catalog: str = Field(
         "app.core.catalog:CATALOG", description="The ordered tuple of capabilities to serve, as `module:NAME`."
     )
@@ -59,6 +63,12 @@ class Settings(BaseSettings):
     )
     heartbeat_seconds: float = Field(5.0, gt=0, description="How often a worker says that it lives.")
     worker_lost_seconds: float = Field(20.0, gt=0, description="A worker silent for this long is ended and replaced.")
+    server_lost_seconds: float = Field(
+        20.0,
+        ge=1,
+        description="Where several servers share a PostgreSQL store: one that says nothing for this long is taken for "
+        "dead, and its jobs run elsewhere. It speaks four times as often.",
+    )
     cancel_grace_seconds: float = Field(10.0, gt=0, description="A worker that does not heed a cancel is ended then.")
     jobs_at_once: int | None = Field(
         None,

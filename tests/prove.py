@@ -1,6 +1,6 @@
 """Run the long proofs whole, one after the other, and write their figures into docs/proofs.md.
 
-Every proof is an ordinary test with the marker `prove`; alone it runs at a tenth. A proof that passed at this commit is
+Every proof is an ordinary test with the marker `prove`; alone it runs in part. A proof that passed at this commit is
 not run again (`--again` does), so an interrupted run goes on where it stopped. Results lie in proofs/, which git
 ignores.
 """
@@ -71,7 +71,7 @@ def write_page(outcomes: list[dict]) -> None:
     """docs/proofs.md, from the outcomes."""
     lines = [
         "# Proofs\n",
-        "`make prove` runs these; `make test` holds a tenth of each.\n",
+        "`make prove` runs these; `make test` holds a part of each.\n",
         f"Machine: {machine()}, {platform.system()}, Python {platform.python_version()}.\n",
         "| proof | cycles | outcome | figures | seconds | commit | date |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -49,6 +49,11 @@ class Waiting:
         return (-self.priority, self.turn)
 
     @property
+    def origin(self) -> tuple[int, int, int]:
+        """What tells it from itself before it was tried again or given another priority."""
+        return (self.priority - self.raised, self.turn, self.attempt)
+
+    @property
     def alone(self) -> bool:
         """Whether it must have its worker to itself."""
         return self.attempt > 0
@@ -91,6 +96,12 @@ class JobQueue:
 
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._by_id
+
+    def renew(self, entry: Waiting) -> None:
+        """Put a job in its place unless it stands there already; what it rose by waiting comes back by itself."""
+        known = self._by_id.get(entry.id)
+        if known is None or known.origin != entry.origin:
+            self.add(entry)
 
     def add(self, entry: Waiting) -> None:
         """Put a job in its place; one with a pause stands aside until `wake` finds it due."""

@@ -4,7 +4,6 @@ A job's state is moved by the job store's own steps; here is only what makes one
 is accepted whole or not at all, and costs one commit to the disk whatever its size.
 """
 
-import time
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, Select, delete, func, insert, select, update
@@ -136,11 +135,13 @@ class BatchStore:
         """Give those of these jobs that wait another priority; answers them. `Conflict` if none waits."""
 
         def change(connection: Connection) -> list[str]:
-            waiting = list(connection.execute(wanted.where(jobs.c.status == JobStatus.QUEUED.value)).scalars())
+            query = wanted.where(jobs.c.status == JobStatus.QUEUED.value).order_by(jobs.c.number).with_for_update()
+            waiting = list(connection.execute(query).scalars())
             if not waiting:
                 raise Conflict("Only what still waits can be given another priority.")
-            rows = update(jobs).where(jobs.c.id.in_(wanted), jobs.c.status == JobStatus.QUEUED.value)
+            rows = update(jobs).where(jobs.c.id.in_(waiting), jobs.c.status == JobStatus.QUEUED.value)
             connection.execute(rows.values(priority=priority))
+            self._store.database.tell(connection, "waits", waiting)
             return waiting
 
         return self._store.writer.write(change)
@@ -151,9 +152,11 @@ class BatchStore:
         def change(connection: Connection) -> None:
             known = connection.execute(select(meta.c.value).where(meta.c.name == PAUSED)).first()
             if paused and known is None:
-                connection.execute(insert(meta).values(name=PAUSED, value=str(time.time())))
+                now = self._store.database.now(connection)
+                connection.execute(insert(meta).values(name=PAUSED, value=str(now)))
             elif not paused:
                 connection.execute(delete(meta).where(meta.c.name == PAUSED))
+            self._store.database.tell(connection, "paused", [""])
 
         self._store.writer.write(change)
 
@@ -177,4 +180,5 @@ def _read(connection: Connection, batch_id: str) -> Batch:
 
 def _ids(connection: Connection, batch_id: str, *states: JobStatus) -> list[str]:
     wanted = jobs.c.status.in_([status.value for status in states])
-    return list(connection.execute(jobs_in(batch_id).where(wanted).order_by(jobs.c.number)).scalars())
+    query = jobs_in(batch_id).where(wanted).order_by(jobs.c.number).with_for_update()
+    return list(connection.execute(query).scalars())

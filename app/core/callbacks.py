@@ -17,17 +17,19 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from app.core import crash_points
+from app.core.database import Database
 from app.core.group_commit import GroupCommit
 from app.core.job_tables import outbox
 from app.core.jobs import Job, new_id
@@ -41,6 +43,8 @@ RETRY_SECONDS = (5, 30, 120, 600, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 """The pauses between attempts: close together at first, about three days in all."""
 LONGEST_RETRY_AFTER_SECONDS = 86400
 DELIVERIES_AT_ONCE = 4
+SENDING_SECONDS = 120.0
+"""For so long a callback is one server's to deliver; longer than the guarded client waits for an answer."""
 STORE_PAUSE_SECONDS = 1.0
 
 
@@ -73,6 +77,9 @@ class Delivery:
     attempts: int
 
 
+_DELIVERY = tuple(outbox.c[name] for name in ("number", "webhook_id", "job_id", "url", "payload", "attempts"))
+
+
 def insert_callback(connection: Connection, job: Job, now: float) -> None:
     """Write the callback of an ended job, inside the transaction that ends it."""
     moment = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -95,21 +102,37 @@ def insert_callback(connection: Connection, job: Job, now: float) -> None:
 class Outbox:
     """Reads and writes the `outbox` table."""
 
-    def __init__(self, writer: GroupCommit, reader: Engine) -> None:
+    def __init__(self, writer: GroupCommit, database: Database) -> None:
         self._writer = writer
-        self._reader = reader
+        self._database = database
+        self._reader = database.reader
 
-    def due(self, now: float, limit: int) -> list[Delivery]:
-        """Pending callbacks whose time has come, oldest first."""
-        columns = (outbox.c.number, outbox.c.webhook_id, outbox.c.job_id, outbox.c.url, outbox.c.payload)
+    def due(self, now: float, limit: int, in_flight: Collection[int] = ()) -> list[Delivery]:
+        """Pending callbacks whose time has come, oldest first, without those that this process is at work on.
+
+        Where several servers share the outbox, those that are answered are this server's for `SENDING_SECONDS`.
+        """
         query = (
-            select(*columns, outbox.c.attempts)
-            .where(outbox.c.state == "pending", outbox.c.not_before <= now)
+            select(*_DELIVERY)
+            .where(outbox.c.state == "pending", outbox.c.not_before <= now, outbox.c.number.not_in(in_flight))
             .order_by(outbox.c.not_before, outbox.c.number)
             .limit(limit)
         )
+        if not self._database.is_shared:
+            with self._reader.connect() as connection:
+                return [Delivery(*row) for row in connection.execute(query)]
         with self._reader.connect() as connection:
-            return [Delivery(*row) for row in connection.execute(query)]
+            if connection.execute(query.limit(1)).first() is None:
+                return []
+
+        def take(connection: Connection) -> list[Delivery]:
+            taken = [Delivery(*row) for row in connection.execute(query.with_for_update(skip_locked=True))]
+            own = outbox.c.number.in_([delivery.number for delivery in taken])
+            lease = {"sender": self._database.server, "not_before": now + SENDING_SECONDS}
+            connection.execute(update(outbox).where(own).values(lease))
+            return taken
+
+        return self._writer.write(take)
 
     def next_due(self) -> float | None:
         """When the earliest pending callback is due."""
@@ -125,7 +148,9 @@ class Outbox:
 
     def note(self, number: int, **values: Any) -> None:
         """Write down what became of an attempt."""
-        change = update(outbox).where(outbox.c.number == number).values(attempts=outbox.c.attempts + 1, **values)
+        seen = {"attempts": outbox.c.attempts + 1, "sender": None, **values}
+        # Another server may have delivered it meanwhile, where this one took longer than it may.
+        change = update(outbox).where(outbox.c.number == number, outbox.c.state == "pending").values(seen)
         self._writer.write(lambda connection: connection.execute(change))
 
 
@@ -157,12 +182,14 @@ def secret_of(home: Path, given: str | None) -> str:
     if given:
         return given
     path = home / "callback_secret"
-    try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    with os.fdopen(handle, "w") as file:
-        file.write(SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode())
+    if not path.exists():
+        # Whole or not at all, and the first of several servers that start at once decides.
+        part = path.with_suffix(f".{secrets.token_hex(4)}.part")
+        with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode())
+        with suppress(FileExistsError):
+            os.link(part, path)
+        part.unlink()
     return path.read_text().strip()
 
 
@@ -207,8 +234,11 @@ class CallbackSender:
             try:
                 self._deliver_due()
                 pause = self._pause()
-            except Exception:
+            except ServiceError as error:
                 # The store may be unreadable for a moment; the callbacks stay in it.
+                logger.error("the outbox could not be read: %s", error.message)
+                pause = STORE_PAUSE_SECONDS
+            except Exception:
                 logger.exception("the outbox could not be read")
                 pause = STORE_PAUSE_SECONDS
             with self._changed:
@@ -222,8 +252,7 @@ class CallbackSender:
         room = DELIVERIES_AT_ONCE - len(busy)
         if not room:
             return
-        due = self._outbox.due(self._clock(), DELIVERIES_AT_ONCE + room)
-        for delivery in [entry for entry in due if entry.number not in busy][:room]:
+        for delivery in self._outbox.due(self._clock(), room, busy):
             with self._changed:
                 self._in_flight.add(delivery.number)
             self._pool.submit(self._deliver, delivery)

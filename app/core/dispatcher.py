@@ -7,12 +7,9 @@ so whoever asks meanwhile reads a true state. Everything waits on a condition; n
 
 import logging
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from app.core.batch_processing import JobQueue, Waiting, pause_after_loss
 from app.core.channel import Message
@@ -21,19 +18,23 @@ from app.core.engine_options import EngineOptions
 from app.core.fleet import Fleet
 from app.core.job_store import JobStore
 from app.core.jobs import Job, JobEvent, JobStatus
+from app.core.leases import Token
 from app.core.multi_gpu import LOOK_AHEAD, choose
+from app.core.queue_view import QueueView
 from app.core.running import Running, overdue_workers, seconds_until
 from app.core.storage import Storage
 from app.core.watchers import Watchers
 from app.core.worker_handle import WorkerHandle
+from app.errors import ServiceError
 
 logger = logging.getLogger(__name__)
 
 STORE_PAUSE_SECONDS = 1.0
+COLLISION_SECONDS = 0.2
 STOP_SECONDS = 5.0
 
 
-class Dispatcher:
+class Dispatcher(QueueView):
     """The waiting jobs, the workers, and the way between."""
 
     def __init__(
@@ -46,8 +47,8 @@ class Dispatcher:
         on_ended: Callable[[Job], None],
     ) -> None:
         self._store = store
-        self._pause = partial(pause_after_loss, base_seconds=options.retry_seconds)
-        self._endings = Endings(store, storage, self._pause, lambda: self._stopped)
+        self.pause_after = partial(pause_after_loss, base_seconds=options.retry_seconds)
+        self._endings = Endings(store, storage, self.pause_after, lambda: self._stopped)
         self._watchers = watchers
         self._options = options
         self._on_ended = on_ended
@@ -56,6 +57,7 @@ class Dispatcher:
         self._queue = JobQueue(ageing_seconds=options.ageing_seconds)
         self._running: dict[str, Running] = {}
         self._claiming: dict[str, bool] = {}
+        self._elsewhere: dict[Token, tuple[int, int]] = {}
         self._draining = False
         self._hurried = False
         self.paused = False
@@ -65,11 +67,11 @@ class Dispatcher:
         fleet.connect(self._on_message, self._on_lost)
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
 
-    # What the service asks
+    # Life
 
     def start(self) -> None:
         """Take up what the store holds and start the workers."""
-        self._store.recover(self._pause)
+        self._store.recover(self.pause_after, silent=False)
         for entry in self._store.waiting():
             self._queue.add(entry)
             self._fleet.learn(entry.model)
@@ -107,98 +109,6 @@ class Dispatcher:
             self._hurried = True
             self._changed.notify_all()
 
-    def add(self, *jobs: Job) -> None:
-        """Jobs that were accepted wait from now on."""
-        for job in jobs:
-            self._fleet.learn(job.model)
-        with self._changed:
-            for job in jobs:
-                self._queue.add(Waiting.of(job))
-            pushes_back = len(jobs) > 1 or (self._queue.position(jobs[0].id) or 0) < len(self._queue) - 1
-            self._changed.notify_all()
-        if pushes_back:
-            self._tell_positions()
-
-    def remove(self, job_ids: Iterable[str]) -> None:
-        """Jobs that were cancelled while they waited."""
-        with self._changed:
-            for job_id in job_ids:
-                self._queue.remove(job_id)
-        self._tell_positions()
-
-    def reprioritise(self, priorities: Mapping[str, int]) -> None:
-        """Jobs that wait at another priority from now on."""
-        with self._changed:
-            for job_id, priority in priorities.items():
-                self._queue.reprioritise(job_id, priority)
-            self._changed.notify_all()
-        self._tell_positions()
-
-    def pause(self, paused: bool) -> None:
-        """Give out nothing new until it is resumed; what runs goes on."""
-        with self._changed:
-            self.paused = paused
-            self._changed.notify_all()
-
-    def cancel(self, job_id: str) -> None:
-        """Ask the worker that holds this job to end it; it is killed when it does not heed."""
-        with self._changed:
-            run = self._running.get(job_id)
-            if job_id in self._claiming:
-                self._claiming[job_id] = True
-            if run is None:
-                return
-            run.kill_at = time.monotonic() + self._options.cancel_grace_seconds
-            self._changed.notify_all()
-            if not run.sent:
-                return
-        run.worker.send({"type": "cancel", "job": job_id, "attempt": run.job.attempt})
-
-    def set_preview(self, job_id: str, on: bool) -> None:
-        """Say whether somebody watches the previews of this job."""
-        with self._changed:
-            run = self._running.get(job_id)
-        if run is not None:
-            run.worker.send({"type": "preview", "job": job_id, "on": on})
-
-    def waiting_count(self) -> int:
-        """How many jobs wait."""
-        return len(self._queue)
-
-    def running_count(self) -> int:
-        """How many jobs workers hold."""
-        return len(self._running)
-
-    def position(self, job_id: str) -> int | None:
-        """How many jobs stand before this one; None if it does not wait."""
-        with self._changed:
-            self._queue.age(time.time())
-            return self._queue.position(job_id)
-
-    def next_of(self, owner: str, count: int) -> dict[str, int | None]:
-        """The owner's next jobs in their order, with how many jobs stand before each."""
-        with self._changed:
-            self._queue.age(time.time())
-            return {job_id: self._queue.position(job_id) for job_id in self._queue.of_owner(owner, count)}
-
-    def with_progress(self, job: Job) -> Job:
-        """The stored job with the step that its worker last told."""
-        with self._changed:
-            run = self._running.get(job.id)
-            if run is None or run.job.attempt != job.attempt or job.status is not JobStatus.RUNNING:
-                return job
-            return replace(job, step=run.step, steps=run.steps)
-
-    def workers(self) -> list[dict[str, Any]]:
-        """Each worker's device, state, pid, models and memory."""
-        with self._changed:
-            return [worker.describe() for worker in self._fleet.workers.values()]
-
-    def running_jobs(self) -> dict[str, Job]:
-        """The jobs that workers hold, by id."""
-        with self._changed:
-            return {id: run.job for id, run in self._running.items()}
-
     # The loop
 
     def _run(self) -> None:
@@ -206,7 +116,7 @@ class Dispatcher:
             with self._changed:
                 if self._stopped:
                     return
-                due = self._queue.wake(time.time())
+                due = self._queue.wake(self._store.now())
                 choice = None
                 if not (self._draining or self.paused):
                     self._fleet.settle()
@@ -215,7 +125,7 @@ class Dispatcher:
                 if choice is None:
                     overdue = overdue_workers(self._running.values())
                     if not overdue:
-                        self._changed.wait(seconds_until(due, self._running.values()))
+                        self._changed.wait(seconds_until(due, self._store.now(), self._running.values()))
                         continue
                 else:
                     overdue = []
@@ -245,12 +155,13 @@ class Dispatcher:
         except Exception:  # a disk that is full, or whatever else: this thread must live, and the job keeps its place
             logger.exception("job %s could not be claimed", entry.id)
             with self._changed:
-                entry.not_before = time.time() + STORE_PAUSE_SECONDS
+                entry.not_before = self._store.now() + STORE_PAUSE_SECONDS
                 self._queue.add(entry)
             self._let_go(worker, entry.id, generation)
             return
         if job is None:
             self._let_go(worker, entry.id, generation)
+            self._look_again(entry)
             return
         run = Running(job, worker)
         with self._changed:
@@ -284,6 +195,18 @@ class Dispatcher:
         if self._watchers.wants_preview(job.id) != previewed:
             self.set_preview(job.id, not previewed)
         self._tell_positions()
+
+    def _look_again(self, entry: Waiting) -> None:
+        """A claim that failed: another server has the job, or had its hand on it for a moment."""
+        try:
+            waiting = self._store.waiting([entry.id])
+        except ServiceError as error:
+            logger.error("job %s could not be looked up: %s", entry.id, error.message)
+            waiting = [entry]
+        with self._changed:
+            for known in waiting:
+                known.not_before = max(known.not_before or 0.0, self._store.now() + COLLISION_SECONDS)
+                self._queue.add(known)
 
     def _let_go(self, worker: WorkerHandle, job_id: str, generation: int) -> None:
         with self._changed:
@@ -363,7 +286,8 @@ class Dispatcher:
         reason = "the service was stopped" if stopped else reason
         after = self._endings.lose(job, reason, counts=not (stopped or innocent))
         if after is not None and after.status is JobStatus.QUEUED:
-            self._fleet.note_operation(job, "lost", time.time() - (job.started or time.time()))
+            now = self._store.now()
+            self._fleet.note_operation(job, "lost", now - (job.started or now))
             self._wait_again(after)
         else:
             self._leave(run, after)
@@ -391,10 +315,3 @@ class Dispatcher:
             self._changed.notify_all()
         if ended is not None:
             self._on_ended(ended)
-
-    def _tell_positions(self) -> None:
-        """Tell those who watch a waiting job where it stands now."""
-        for job_id in self._watchers.watched():
-            position = self.position(job_id)
-            if position is not None:
-                self._watchers.publish(JobEvent(job_id, "queued", {"position": position}))

@@ -33,6 +33,7 @@ class EngineOptions:
     max_attempts: int = 3
     heartbeat_seconds: float = 5.0
     worker_lost_seconds: float = 20.0
+    server_lost_seconds: float = 20.0
     cancel_grace_seconds: float = 10.0
     jobs_at_once: int | None = None
     retry_seconds: float = 1.0

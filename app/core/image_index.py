@@ -5,16 +5,16 @@ when its job says that it made it. The files themselves are the storage's.
 
 What must never happen: an accepted job whose picture was deleted before it ran. It cannot, because a deletion looks for
 waiting and running jobs, and a job that begins to wait looks for deletions, each inside its own transaction, of which
-one is written after the other. The price is a short row for each deleted picture.
+one is written after the other (`Database.guard_pictures`). The price is a short row for each deleted picture.
 """
 
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, union_all
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, union_all
 
+from app.core.database import Database
 from app.core.group_commit import GroupCommit
 from app.core.job_tables import forgotten_images, images, jobs
 from app.core.jobs import ImageRecord, Job, JobStatus
@@ -37,9 +37,10 @@ _UNFINISHED = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 class ImageIndex:
     """Reads and writes the `images` table."""
 
-    def __init__(self, writer: GroupCommit, reader: Engine) -> None:
+    def __init__(self, writer: GroupCommit, database: Database) -> None:
         self._writer = writer
-        self._reader = reader
+        self._database = database
+        self._reader = database.reader
 
     def add(self, record: ImageRecord) -> None:
         """Remember an upload; the same id again, or one that was deleted, changes nothing."""
@@ -98,6 +99,7 @@ class ImageIndex:
         """Forget the picture; `Conflict` while a job that waits or runs names it."""
 
         def change(connection: Connection) -> None:
+            self._database.guard_pictures(connection, removes=True)
             # A request is JSON, so a reference stands in it between quotes.
             named = jobs.c.request.contains(f'"{image_id}"', autoescape=True)
             busy = select(jobs.c.id).where(jobs.c.status.in_(_UNFINISHED), named).limit(1)
@@ -106,16 +108,18 @@ class ImageIndex:
             connection.execute(delete(images).where(images.c.id == image_id))
             known = select(forgotten_images.c.id).where(forgotten_images.c.id == image_id)
             if connection.execute(known).first() is None:
-                row = {"id": image_id, "owner": owner, "sha256": sha256, "forgotten": time.time()}
+                now = self._database.now(connection)
+                row = {"id": image_id, "owner": owner, "sha256": sha256, "forgotten": now}
                 connection.execute(insert(forgotten_images), row)
 
         self._writer.write(change)
 
 
-def require_pictures(connection: Connection, request: Mapping[str, Any]) -> None:
+def require_pictures(connection: Connection, database: Database, request: Mapping[str, Any]) -> None:
     """`UnknownImage` when a request names a deleted picture, inside the transaction that lets its job wait."""
     named = list(_references(request))
     if named:
+        database.guard_pictures(connection, removes=False)
         gone = select(forgotten_images.c.id).where(forgotten_images.c.id.in_(named)).limit(1)
         if connection.execute(gone).first() is not None:
             raise UnknownImage("A picture of this job has been deleted.")

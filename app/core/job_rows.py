@@ -18,7 +18,7 @@ _REASON = (
     .scalar_subquery()
     .label("device_reason")
 )
-COLUMNS = [*(column for column in jobs.c if column.name != "number"), _REASON]
+COLUMNS = [*(column for column in jobs.c if column.name not in {"number", "server", "lease_until"}), _REASON]
 """What a job is read by: its own columns, and why the last claim chose its device."""
 
 _JSON = ("request", "result", "error")

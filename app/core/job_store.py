@@ -7,131 +7,75 @@ pictures' rows and the callback's row are written in the transaction that ends t
 disk for each of submit, claim and end, shared between all callers of the moment (group_commit).
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, make_url, select, update
+from sqlalchemy import Connection, bindparam, insert, make_url, or_, select, update
 
 from app.core import crash_points
-from app.core.batch_processing import Waiting
 from app.core.callbacks import Outbox, insert_callback
+from app.core.database import Database
 from app.core.group_commit import GroupCommit
 from app.core.image_index import ImageIndex, insert_results, require_pictures
-from app.core.job_rows import COLUMNS, fenced_update, job_of, log, values_of
-from app.core.job_tables import create_tables, idempotency, jobs, open_engines, take_lock, transitions
+from app.core.job_reading import BY_ID, JobReading, read_job, unknown_job
+from app.core.job_rows import fenced_update, job_of, log, values_of
+from app.core.job_tables import idempotency, jobs
 from app.core.jobs import TRANSITIONS, Job, JobStatus
-from app.errors import Conflict, UnknownJob, WorkerLost
+from app.core.leases import Leases
+from app.core.postgres_database import PostgresDatabase
+from app.core.sqlite_database import SqliteDatabase
+from app.errors import Conflict, WorkerLost
 
 # Statements are made once: SQLAlchemy then finds their compiled form without looking into them.
-_BY_ID = select(*COLUMNS).where(jobs.c.id == bindparam("job_id"))
-_NEXT_TURN = select(func.coalesce(func.max(jobs.c.turn), 0) + 1)
+_MOVING = BY_ID.with_for_update(of=jobs)
+_DUE = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= bindparam("now"))
+_CLAIMING = BY_ID.where(jobs.c.status == JobStatus.QUEUED.value, _DUE).with_for_update(of=jobs, skip_locked=True)
 _INSERT_JOB, _INSERT_KEY = insert(jobs), insert(idempotency)
 _BY_KEY = select(idempotency).where(idempotency.c.owner == bindparam("owner"), idempotency.c.key == bindparam("key"))
 
 Pause = Callable[[int], float]
 """Attempt -> seconds to wait before the next one."""
 
+TOLD = {JobStatus.QUEUED: "waits", JobStatus.RUNNING: "claimed"}
+"""What the other servers hear of a move; of every other one, that the job has ended."""
 
-class JobStore:
+
+class JobStore(JobReading):
     """Jobs, their transitions, their pictures and their callbacks, in one database."""
 
-    def __init__(self, url: str) -> None:
-        database = make_url(url).database
-        self._lock = take_lock(Path(database).absolute()) if database and database != ":memory:" else None
+    def __init__(self, url: str, *, lease_seconds: float = 20.0) -> None:
+        self.database = open_database(url)
+        self.reader = self.database.reader
         try:
-            self._write_engine, self.reader = open_engines(url)
-            self.id = create_tables(self._write_engine)
+            self.id = self.database.create()
         except BaseException:
-            if self._lock is not None:
-                os.close(self._lock)
+            self.database.close()
             raise
-        self.writer = GroupCommit(self._write_engine)
-        self.images = ImageIndex(self.writer, self.reader)
-        self.outbox = Outbox(self.writer, self.reader)
+        self.writer = GroupCommit(self.database)
+        self.leases = Leases(self.writer, self.database, lease_seconds)
+        self.images = ImageIndex(self.writer, self.database)
+        self.outbox = Outbox(self.writer, self.database)
 
     def close(self) -> None:
         """Write what is waiting, close the database and give back its lock."""
         self.writer.close()
-        self._write_engine.dispose()
-        self.reader.dispose()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self.database.close()
 
-    # Reading
+    def now(self) -> float:
+        """The time by which jobs wait and leases end: the database's."""
+        return self.database.clock()
 
-    def get(self, job_id: str) -> Job:
-        """The job as last committed; `UnknownJob` if there is none."""
-        with self.reader.connect() as connection:
-            row = connection.execute(_BY_ID, {"job_id": job_id}).one_or_none()
-        if row is None:
-            raise _unknown()
-        return job_of(row)
-
-    def list_jobs(
-        self,
-        *,
-        owner: str | None = None,
-        status: JobStatus | None = None,
-        capability: str | None = None,
-        limit: int = 50,
-        offset: int = 0,
-    ) -> tuple[list[Job], int]:
-        """Newest first, and how many there are in all."""
-        wanted = {"owner": owner, "status": status and status.value, "capability": capability}
-        conditions = [jobs.c[name] == value for name, value in wanted.items() if value is not None]
-        query = select(*COLUMNS).where(*conditions).order_by(jobs.c.number.desc()).limit(limit).offset(offset)
-        count = select(func.count()).select_from(jobs).where(*conditions)
-        with self.reader.connect() as connection:
-            return [job_of(row) for row in connection.execute(query)], connection.execute(count).scalar_one()
-
-    def waiting(self) -> list[Waiting]:
-        """Every queued job, as the queue needs it."""
-        names = ("id", "priority", "turn", "model", "not_before", "attempt", "owner")
-        query = select(*(jobs.c[name] for name in names), jobs.c.queued.label("since")).where(jobs.c.status == "queued")
-        with self.reader.connect() as connection:
-            return [Waiting(**row._mapping) for row in connection.execute(query)]
-
-    def queued_at(self, job_id: str) -> float:
-        """When the job last began to wait (Unix seconds): at its submit, a retry or the loss of its worker."""
-        waits = transitions.c.after == JobStatus.QUEUED.value
-        query = select(func.max(transitions.c.at)).where(transitions.c.job_id == job_id, waits)
-        with self.reader.connect() as connection:
-            return connection.execute(query).scalar_one()
-
-    def oldest_attempt(self) -> float | None:
-        """When the oldest attempt that still runs began (Unix seconds); None when none runs."""
-        query = select(func.min(jobs.c.started)).where(jobs.c.status == JobStatus.RUNNING.value)
-        with self.reader.connect() as connection:
-            return connection.execute(query).scalar_one()
-
-    def counts(self) -> dict[str, int]:
-        """How many jobs are in each state."""
-        query = select(jobs.c.status, func.count()).group_by(jobs.c.status)
-        with self.reader.connect() as connection:
-            found = {status: count for status, count in connection.execute(query)}
-        return {status.value: found.get(status.value, 0) for status in JobStatus}
-
-    def history(self, job_id: str) -> list[dict[str, Any]]:
-        """The job's transitions in order: `before`, `after`, `attempt`, `at`, `reason`."""
-        query = select(transitions).where(transitions.c.job_id == job_id).order_by(transitions.c.number)
-        with self.reader.connect() as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]
+    def is_sound(self) -> bool:
+        """Whether the database's own check of its pages and indexes passes."""
+        return self.database.is_sound()
 
     def find_idempotent(self, owner: str, key: str, body: str) -> Job | None:
         """The job that this key made; `Conflict` when it was another request's."""
         with self.reader.connect() as connection:
             known = self.find_key(connection, owner, key, body)
-            return None if known is None else self._read(connection, known)
-
-    def is_sound(self) -> bool:
-        """Whether the database's own check of its pages and indexes passes."""
-        with self.reader.connect() as connection:
-            return connection.exec_driver_sql("PRAGMA integrity_check").scalar_one() == "ok"
+            return None if known is None else read_job(connection, known)
 
     # Moving
 
@@ -144,7 +88,7 @@ class JobStore:
         def change(connection: Connection) -> Job:
             known = self.find_key(connection, job.owner, job.idempotency_key, body)
             if known is not None:
-                return self._read(connection, known)
+                return read_job(connection, known)
             self.keep_key(connection, job.owner, job.idempotency_key, body, job.id, job.created)
             return self.insert_within(connection, [job])[0]
 
@@ -155,11 +99,17 @@ class JobStore:
     def insert_within(self, connection: Connection, wanted: Sequence[Job]) -> list[Job]:
         """Accept jobs inside a caller's transaction; answers them with their turns."""
         for job in wanted:
-            require_pictures(connection, job.request)
-        turn = connection.execute(_NEXT_TURN).scalar_one()
-        accepted = [replace(job, turn=turn + index, queued=job.created) for index, job in enumerate(wanted)]
+            require_pictures(connection, self.database, job.request)
+        turns = self.database.turns(connection, len(wanted))
+        # A server's clock may be wrong; what another one will compare is by the database's.
+        shift = self.database.now(connection) - time.time() if self.database.is_shared else 0.0
+        accepted = [
+            replace(job, turn=turn, created=job.created + shift, queued=job.created + shift)
+            for job, turn in zip(wanted, turns, strict=True)
+        ]
         connection.execute(_INSERT_JOB, [values_of(vars(job)) for job in accepted])
         log(connection, accepted, None, "submitted", accepted[0].created)
+        self.database.tell(connection, "waits", [job.id for job in accepted])
         return accepted
 
     def find_key(self, connection: Connection, owner: str, key: str | None, body: str) -> str | None:
@@ -180,18 +130,24 @@ class JobStore:
             connection.execute(_INSERT_KEY, row)
 
     def claim(self, job_id: str, *, device: str, reason: str = "it is next") -> Job | None:
-        """Start an attempt: counts it, and answers the job with the new token; None if it no longer waits."""
-        now = time.time()
+        """Start an attempt: counts it, and answers the job with the new token.
+
+        None if the job does not wait any more, pauses, or is in another server's hand at this moment.
+        """
 
         def change(connection: Connection) -> Job | None:
-            job = self._read(connection, job_id)
-            if job.status is not JobStatus.QUEUED:
+            now = self.database.now(connection)
+            row = connection.execute(_CLAIMING, {"job_id": job_id, "now": now}).one_or_none()
+            if row is None:
                 return None
+            job = job_of(row)
             claimed = self._move(
                 connection,
                 job,
                 JobStatus.RUNNING,
                 reason,
+                at=now,
+                lease=self.leases.of_claim(now),
                 attempt=job.attempt + 1,
                 device=device,
                 started=now,
@@ -239,13 +195,16 @@ class JobStore:
         """
         return self.writer.write(lambda connection: self._lose(connection, job_id, attempt, pause, reason, counts))
 
-    def recover(self, pause: Pause) -> list[Job]:
-        """After a start: what ran when the process before this one ended is treated as lost."""
+    def recover(self, pause: Pause, *, silent: bool = True) -> list[Job]:
+        """What no living server runs any more is treated as lost; answers the jobs as they are now.
+
+        Without `silent` only of servers that are known to be dead, not of those whose leases have ended.
+        """
 
         def change(connection: Connection) -> list[Job]:
-            query = select(jobs.c.id, jobs.c.attempt).where(jobs.c.status == JobStatus.RUNNING.value)
-            running = connection.execute(query).all()
-            moved = [self._lose(connection, *pair, pause, "the service was restarted", True) for pair in running]
+            reason = "the server that ran it is gone" if self.database.is_shared else "the service was restarted"
+            lost = self.leases.ended(connection, silent)
+            moved = [self._lose(connection, *token, pause, reason, True) for token in lost]
             return [job for job in moved if job is not None]
 
         return self.writer.write(change)
@@ -261,6 +220,7 @@ class JobStore:
             return self._finish(connection, job, JobStatus.CANCELLED, "cancelled while it waited")
         if job.status is JobStatus.RUNNING:
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested=True))
+            self.database.tell(connection, "cancel", [job_id])
             return replace(job, cancel_requested=True)
         if job.status is JobStatus.CANCELLED:
             return job
@@ -278,14 +238,14 @@ class JobStore:
         job = self._read(connection, job_id)
         if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
             raise Conflict(f"Only a failed or cancelled job can be tried again; this one is {job.status.value}.")
-        require_pictures(connection, job.request)
+        require_pictures(connection, self.database, job.request)
         return self._move(
             connection,
             job,
             JobStatus.QUEUED,
             "tried again by hand",
-            turn=connection.execute(_NEXT_TURN).scalar_one(),
-            queued=time.time(),
+            turn=self.database.turns(connection, 1)[0],
+            queued=self.database.now(connection),
             max_attempts=job.attempt + attempts,
             cancel_requested=False,
             not_before=None,
@@ -333,13 +293,13 @@ class JobStore:
         if job.cancel_requested:
             return self._finish(connection, job, JobStatus.CANCELLED, f"cancelled; {reason}")
         if job.attempt < job.max_attempts:
-            due = time.time() + pause(job.attempt)
+            due = self.database.now(connection) + pause(job.attempt)
             return self._move(connection, job, JobStatus.QUEUED, reason, not_before=due, step=0)
         return self._finish(connection, job, JobStatus.FAILED, reason, **ending)
 
     def _finish(self, connection: Connection, job: Job, after: JobStatus, reason: str, **values: Any) -> Job:
-        now = time.time()
-        ended = self._move(connection, job, after, reason, finished=now, **values)
+        now = self.database.now(connection)
+        ended = self._move(connection, job, after, reason, at=now, finished=now, **values)
         if after is JobStatus.SUCCEEDED:
             insert_results(connection, ended, ended.result["images"], now)
         if ended.callback_url:
@@ -347,23 +307,38 @@ class JobStore:
             crash_points.reach("webhook_row")
         return ended
 
-    def _move(self, connection: Connection, job: Job, after: JobStatus, reason: str, **values: Any) -> Job:
+    def _move(
+        self,
+        connection: Connection,
+        job: Job,
+        after: JobStatus,
+        reason: str,
+        *,
+        at: float | None = None,
+        lease: dict[str, Any] | None = None,
+        **values: Any,
+    ) -> Job:
         if after not in TRANSITIONS[job.status]:
             raise Conflict(f"A job that is {job.status.value} cannot become {after.value}.")
         moved = replace(job, status=after, **values)
-        columns = {f"new_{name}": value for name, value in values_of({"status": after, **values}).items()}
+        written = {**values_of({"status": after, **values}), **(lease or {})}
+        columns = {f"new_{name}": value for name, value in written.items()}
         fence = {"job_id": job.id, "fence_status": job.status.value, "fence_attempt": job.attempt}
-        if connection.execute(fenced_update(("status", *values)), {**columns, **fence}).rowcount != 1:
+        if connection.execute(fenced_update(tuple(written)), {**columns, **fence}).rowcount != 1:
             raise Conflict("The job was moved by somebody else.")
-        log(connection, [moved], job.status, reason, time.time())
+        log(connection, [moved], job.status, reason, self.database.now(connection) if at is None else at)
+        self.database.tell(connection, TOLD.get(after, "ended"), [job.id])
         return moved
 
     def _read(self, connection: Connection, job_id: str) -> Job:
-        row = connection.execute(_BY_ID, {"job_id": job_id}).one_or_none()
+        """The job, which nobody else moves until the transaction ends."""
+        row = connection.execute(_MOVING, {"job_id": job_id}).one_or_none()
         if row is None:
-            raise _unknown()
+            raise unknown_job()
         return job_of(row)
 
 
-def _unknown() -> UnknownJob:
-    return UnknownJob("There is no such job.")
+def open_database(url: str) -> Database:
+    """The database that a SQLAlchemy URL names."""
+    kind = PostgresDatabase if make_url(url).get_backend_name() == "postgresql" else SqliteDatabase
+    return kind(url)

@@ -1,40 +1,15 @@
-"""The tables of the job store, and how a database is opened so that what is committed survives a power cut.
+"""The tables of the job store, the same for every kind of database.
 
-SQLite runs in WAL mode with synchronous=FULL: a commit returns when its bytes are on the disk. One front process at a
-time: it holds an exclusive lock on `<database>.lock` for as long as it lives, and the kernel gives the lock back when
-the process dies, however it dies.
+Times are Unix seconds by the database's own clock. `server` and `lease_until` say which of several servers runs a job,
+and until when nobody else may take it for lost; `sender` says which one is at work on a callback.
 """
 
-import fcntl
-import os
-import secrets
-import sqlite3
-from pathlib import Path
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text, text
 
-from sqlalchemy import (
-    Boolean,
-    Column,
-    Engine,
-    Float,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    create_engine,
-    event,
-    make_url,
-    text,
-)
+SCHEMA_VERSION = 3
 
-from app.core.job_migrations import migrate
-from app.errors import Conflict, ServiceError
-
-SCHEMA_VERSION = 2
-NETWORK_FILE_SYSTEMS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs"}
-)
+Number = BigInteger().with_variant(Integer, "sqlite")
+"""64 bits; SQLite counts up by itself only what it knows as INTEGER, which has as many."""
 
 metadata = MetaData()
 
@@ -43,9 +18,9 @@ meta = Table("meta", metadata, Column("name", String, primary_key=True), Column(
 jobs = Table(
     "jobs",
     metadata,
-    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("number", Number, primary_key=True, autoincrement=True),
     Column("id", String(26), nullable=False, unique=True),
-    Column("turn", Integer, nullable=False),
+    Column("turn", Number, nullable=False),
     Column("owner", String, nullable=False),
     Column("capability", String, nullable=False),
     Column("request", Text, nullable=False),
@@ -68,6 +43,8 @@ jobs = Table(
     Column("cancel_requested", Boolean, nullable=False),
     Column("batch_id", String(26)),
     Column("queued", Float),
+    Column("server", String(26)),
+    Column("lease_until", Float),
     Index("jobs_by_batch", "batch_id", "number"),
     Index("jobs_by_status", "status", "number"),
     Index("jobs_by_owner", "owner", "number"),
@@ -78,7 +55,7 @@ jobs = Table(
 batches = Table(
     "batches",
     metadata,
-    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("number", Number, primary_key=True, autoincrement=True),
     Column("id", String(26), nullable=False, unique=True),
     Column("owner", String, nullable=False),
     Column("created", Float, nullable=False),
@@ -90,7 +67,7 @@ batches = Table(
 transitions = Table(
     "transitions",
     metadata,
-    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("number", Number, primary_key=True, autoincrement=True),
     Column("job_id", String(26), nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("before", String(16)),
@@ -111,21 +88,21 @@ transitions = Table(
 images = Table(
     "images",
     metadata,
-    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("number", Number, primary_key=True, autoincrement=True),
     Column("id", String(26), nullable=False, unique=True),
     Column("job_id", String(26)),
     Column("owner", String, nullable=False),
     Column("kind", String(8), nullable=False),
     Column("width", Integer, nullable=False),
     Column("height", Integer, nullable=False),
-    Column("bytes", Integer, nullable=False),
+    Column("bytes", Number, nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("media_type", String, nullable=False),
     Column("created", Float, nullable=False),
     Column("capability", String),
     Column("model", String),
     Column("prompt", Text),
-    Column("seed", Integer),
+    Column("seed", Number),
     Column("position", Integer, nullable=False),
     Index("images_by_job", "job_id"),
     Index("images_by_owner", "owner", "number"),
@@ -145,7 +122,7 @@ forgotten_images = Table(
 outbox = Table(
     "outbox",
     metadata,
-    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("number", Number, primary_key=True, autoincrement=True),
     Column("webhook_id", String, nullable=False, unique=True),
     Column("job_id", String(26), nullable=False),
     Column("url", String, nullable=False),
@@ -157,6 +134,7 @@ outbox = Table(
     Column("last_status", Integer),
     Column("last_error", String),
     Column("finished", Float),
+    Column("sender", String(26)),
     Index("outbox_due", "state", "not_before"),
     sqlite_autoincrement=True,
 )
@@ -166,86 +144,19 @@ idempotency = Table(
     metadata,
     Column("owner", String, primary_key=True),
     Column("key", String, primary_key=True),
-    Column("body", String(64), nullable=False),
+    Column("body", String, nullable=False),
     Column("job_id", String(26), nullable=False),
     Column("created", Float, nullable=False),
 )
 """What each key made: a job, or a batch under its own id."""
 
-_APPEND_ONLY = [
-    f"""CREATE TRIGGER IF NOT EXISTS transitions_no_{deed.lower()} BEFORE {deed} ON transitions
-        BEGIN SELECT RAISE(ABORT, 'transitions are append-only'); END"""
-    for deed in ("UPDATE", "DELETE")
-]
-
-
-def take_lock(database: Path) -> int:
-    """Hold the database for this process; answers the open file. `Conflict` when another process holds it."""
-    database.parent.mkdir(parents=True, exist_ok=True)
-    refuse_network_folder(database.parent.resolve())
-    # What people asked for is nobody else's to read: SQLite gives its other files the rights of the first.
-    os.close(os.open(database, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    handle = os.open(f"{database}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise Conflict("Another Edit Image Service runs on this home folder; stop it or set EIS_HOME.") from None
-    return handle
-
-
-def refuse_network_folder(folder: Path) -> None:
-    """`Conflict` on a network file system, where neither the lock nor WAL's shared memory can be relied on."""
-    try:
-        mounts = Path("/proc/self/mounts").read_text().splitlines()
-    except OSError:
-        return
-    within = []
-    for line in mounts:
-        _, place, kind, *_ = line.split(" ")
-        place = place.encode().decode("unicode_escape")
-        if folder.is_relative_to(place):
-            within.append((len(place), kind))
-    if within and max(within)[1] in NETWORK_FILE_SYSTEMS:
-        raise Conflict(f"The job store cannot lie on {max(within)[1]}: set EIS_HOME to a folder on a local disk.")
-
-
-def open_engines(url: str) -> tuple[Engine, Engine]:
-    """(writer, reader) of a SQLite database; the writer's transactions begin as BEGIN IMMEDIATE."""
-    if make_url(url).get_backend_name() != "sqlite":
-        raise ServiceError("The job store needs a sqlite:/// URL.")
-
-    def prepare(connection: sqlite3.Connection, *, writes: bool) -> None:
-        connection.isolation_level = None
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "busy_timeout=30000",
-            "foreign_keys=ON",
-            f"query_only={'OFF' if writes else 'ON'}",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-
-    writer = create_engine(url, pool_size=1, max_overflow=0)
-    event.listen(writer, "connect", lambda connection, _: prepare(connection, writes=True))
-    event.listen(writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    reader = create_engine(url, pool_size=8, max_overflow=56, isolation_level="AUTOCOMMIT")
-    event.listen(reader, "connect", lambda connection, _: prepare(connection, writes=False))
-    return writer, reader
-
-
-def create_tables(writer: Engine) -> str:
-    """Make what is missing and answer the store's own random id; refuse a database of a version that is not known."""
-    with writer.begin() as connection:
-        migrate(connection, SCHEMA_VERSION)
-        metadata.create_all(connection)
-        for trigger in _APPEND_ONLY:
-            connection.exec_driver_sql(trigger)
-        found = connection.execute(meta.select().where(meta.c.name == "schema_version")).first()
-        if found is None:
-            connection.execute(meta.insert().values(name="schema_version", value=str(SCHEMA_VERSION)))
-        known = connection.execute(meta.select().where(meta.c.name == "id")).first()
-        own = known.value if known else secrets.token_hex(16)
-        if known is None:
-            connection.execute(meta.insert().values(name="id", value=own))
-        return own
+servers = Table(
+    "servers",
+    metadata,
+    Column("id", String(26), primary_key=True),
+    Column("place", String, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("began", Number, nullable=False),
+    Column("seen", Float, nullable=False),
+)
+"""The processes that share this store: where each runs, and when it last said that it lives."""

@@ -44,8 +44,8 @@ def overdue_workers(runs: Iterable[Running]) -> list[WorkerHandle]:
     return list(dict.fromkeys(late))
 
 
-def seconds_until(due: float | None, runs: Iterable[Running]) -> float | None:
-    """Seconds until something is due that no notification announces: a pause's end (Unix time) or a kill."""
-    waits = [] if due is None else [due - time.time()]
+def seconds_until(due: float | None, now: float, runs: Iterable[Running]) -> float | None:
+    """Seconds until something is due that no notification announces: a pause's end (by `now`'s clock) or a kill."""
+    waits = [] if due is None else [due - now]
     waits += [run.kill_at - time.monotonic() for run in runs if run.kill_at is not None]
     return max(0.0, min(waits)) if waits else None

@@ -20,6 +20,7 @@ from app.core.fleet import Fleet
 from app.core.job_store import JobStore
 from app.core.jobs import ImageRecord, Job, JobStatus, new_id
 from app.core.memory_report import ANSWER_SECONDS, tell_memory
+from app.core.peers import Ears, Peers
 from app.core.storage import Storage, StoredImage
 from app.core.submission import Submission
 from app.core.sweeping import Sweeper
@@ -58,12 +59,13 @@ class Service(Watching, Batching):
         signer = Signer(secret_of(options.home, options.callback_secret))
         self.devices = Fleet(options, self.models)
         # The store holds the home's lock: nothing that may refuse comes after it.
-        self._store = JobStore(options.store_url)
+        self._store = JobStore(options.store_url, lease_seconds=options.server_lost_seconds)
         self._batches = BatchStore(self._store)
         self._submission = Submission(self.storage, self.models, self._store.images)
         self._watchers = Watchers(lambda job_id, on: self._dispatcher.set_preview(job_id, on))
         self._dispatcher = Dispatcher(self._store, self.storage, self._watchers, options, self.devices, self._ended)
-        self._callbacks = CallbackSender(self._store.outbox, signer, self._client)
+        self._callbacks = CallbackSender(self._store.outbox, signer, self._client, clock=self._store.now)
+        self._peers = self._meet_peers() if self._store.database.is_shared else None
         self._accepting = threading.Lock()
         self._being_accepted = 0
         self._open = False
@@ -82,6 +84,8 @@ class Service(Watching, Batching):
         self._dispatcher.pause(self._batches.paused_since() is not None)
         self._dispatcher.start()
         self._callbacks.start()
+        if self._peers is not None:
+            self._peers.start()
         self._sweeping.start()
         self._open = True
 
@@ -92,6 +96,8 @@ class Service(Watching, Batching):
         if was_open:
             self._dispatcher.stop(drain_seconds)
             self._callbacks.stop()
+            if self._peers is not None:
+                self._peers.stop()
             self._sweeping.join(STOP_SECONDS)
         self._store.close()
 
@@ -336,6 +342,14 @@ class Service(Watching, Batching):
         self._dispatcher.add(*jobs)
         with self._accepting:
             self._submitted += len(jobs)
+
+    def _meet_peers(self) -> Peers:
+        def ended(job: Job) -> None:
+            self._dispatcher.ended[job.status.value] += 1
+            self._ended(job)
+
+        ears = Ears(ended, self._callbacks.wake)
+        return Peers(self._store, self._batches, self._dispatcher, self._watchers, self._dispatcher.pause_after, ears)
 
     def _ended(self, job: Job) -> None:
         self._watchers.publish(end_event(job))

@@ -175,9 +175,14 @@ class Storage:
         for thumbnail in path.parent.glob(f"{reference}-*.webp"):
             thumbnail.unlink(missing_ok=True)
 
+    def clock(self) -> float:
+        """The time by the clock that dates the files (Unix seconds): a shared folder's may be another machine's."""
+        os.utime(self._folder)
+        return self._folder.stat().st_mtime
+
     def sweep(self, older_than_seconds: float) -> int:
         """Remove unfinished files that nobody has touched for this long; answers how many."""
-        limit = time.time() - older_than_seconds
+        limit = self.clock() - older_than_seconds
         removed = 0
         for part in self._folder.glob("*/*.part"):
             with suppress(FileNotFoundError):

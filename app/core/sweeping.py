@@ -1,10 +1,11 @@
 """Picture files that belong to nobody: unfinished ones, finished ones without a row, and what a command left in trust.
 
 What must never happen: a file goes that a row names or will name. It cannot, because only the one store that has ever
-served a home judges its finished files, only those written since it came, and only while no command works there whose
-rows are elsewhere; only files that are older than `orphan_seconds` (an upload gets its row in the request that brings
-it) and older than the oldest attempt that still runs (its pictures get their rows when it ends). The price is that what
-a crash left lies there for that long, and that a home which two stores have served is never cleared.
+served a home judges its finished files (several servers of one store are one store), only those written since it came,
+and only while no command works there whose rows are elsewhere; only files that are older than `orphan_seconds` (an
+upload gets its row in the request that brings it) and older than the oldest attempt that still runs (its pictures get
+their rows when it ends). The price is that what a crash left lies there for that long, and that a home which two stores
+have served is never cleared.
 """
 
 import logging
@@ -19,7 +20,7 @@ from app.core.storage import Storage
 logger = logging.getLogger(__name__)
 
 CLOCK_SECONDS = 1.0
-"""A file system's clock may run this far behind `time.time`."""
+"""What two looks at two clocks may differ by."""
 
 
 class Sweeper:
@@ -57,12 +58,14 @@ class Sweeper:
                 self._next_orphans = time.monotonic() + orphan_seconds
 
     def _remove_orphans(self, orphan_seconds: float) -> None:
-        since, limit = self._storage.claimed_since(self._store.id), time.time() - orphan_seconds
+        since = self._storage.claimed_since(self._store.id)
         if since is None:
             return
-        oldest = self._store.oldest_attempt()
+        # The files are dated by one clock and the attempts by another: an age is the same on both.
+        age, oldest = orphan_seconds, self._store.oldest_attempt()
         if oldest is not None:
-            limit = min(limit, oldest - CLOCK_SECONDS)
+            age = max(age, self._store.now() - oldest + CLOCK_SECONDS)
+        limit = self._storage.clock() - age
         # Rows are asked for after the limit is fixed: what ended before has them, what ends later is younger.
         for reference in self._store.images.without_row(self._storage.finished(since, limit)):
             self._storage.delete(reference)

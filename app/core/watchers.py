@@ -44,6 +44,8 @@ class Watchers:
     """The mailboxes of every watched job. `on_preview` hears when the first asks for previews and the last leaves."""
 
     def __init__(self, on_preview: Callable[[str, bool], None]) -> None:
+        self.forward: Callable[[JobEvent], None] | None = None
+        """Called with what happened here, for those who watch on other servers."""
         self._on_preview = on_preview
         self._lock = threading.Lock()
         self._mailboxes: dict[str, list[Mailbox]] = {}
@@ -73,6 +75,12 @@ class Watchers:
 
     def publish(self, event: JobEvent) -> None:
         """Hand an event to everybody who watches its job."""
+        self.deliver(event)
+        if self.forward is not None:
+            self.forward(event)
+
+    def deliver(self, event: JobEvent) -> None:
+        """Hand an event to those who watch its job on this server."""
         with self._lock:
             boxes = list(self._mailboxes.get(event.job_id, ()))
         for box in boxes:

@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from app.core.engine_options import EngineOptions
 from app.core.job_store import JobStore
+from app.core.job_tables import jobs
 from app.core.jobs import Job, JobStatus, new_id
 from app.core.service import Service
+from tests.postgres import Cluster
 
 CATALOG = "tests.engine.capabilities:CATALOG"
 
@@ -56,12 +59,46 @@ def process_service(make_service: Callable[..., Service]) -> Service:
     return make_service(devices=("cpu",))
 
 
-@pytest.fixture(params=["sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
+DATABASES = ("sqlite", "postgres")
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    url = cluster.url()
+    yield url
+    cluster.drop(url)
+
+
+@pytest.fixture
+def postgres_url(cluster: Cluster) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database."""
+    url = cluster.url()
+    yield url
+    cluster.drop(url)
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[JobStore]:
     """An empty job store of each kind of database."""
-    store = JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    store = JobStore(database_url)
     yield store
     store.close()
+
+
+def end_leases(store: JobStore) -> None:
+    """As if every server that holds a job had been silent for long; nothing where one server has the store."""
+    if store.database.is_shared:
+        store.writer.write(lambda connection: connection.execute(update(jobs).values(lease_until=0.0)))
+
+
+def end_pauses(store: JobStore) -> None:
+    """As if every waiting job had paused long enough."""
+    store.writer.write(lambda connection: connection.execute(update(jobs).values(not_before=0.0)))
 
 
 def new_job(**changes: object) -> Job:

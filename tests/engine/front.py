@@ -18,13 +18,14 @@ from tests.engine.ledger import files_of
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
-def main(home: str, device: str, jobs: int, receiver: str) -> None:
+def main(home: str, device: str, jobs: int, receiver: str, url: str | None) -> None:
     """Run to the end of all work."""
     service = Service(
         EngineOptions(
             home=Path(home),
             catalog="tests.engine.capabilities:CATALOG",
             devices=(device,),
+            database_url=url,
             min_free_bytes=0,
             retry_seconds=0.05,
             sweep_seconds=0.1,
@@ -51,13 +52,15 @@ def main(home: str, device: str, jobs: int, receiver: str) -> None:
     service.stop(5.0)
 
 
-def run_front(home: Path, device: str, jobs: int, receiver: str, crash_at: str | None = None) -> tuple[int, str]:
+def run_front(
+    home: Path, device: str, jobs: int, receiver: str, crash_at: str | None = None, url: str | None = None
+) -> tuple[int, str]:
     """Run `main` in a process of its own; answers its status and what it wrote."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     home.mkdir(exist_ok=True)
     log = home / f"front-{time.monotonic_ns()}.log"
-    process = context.Process(target=_logged, args=(log, crash_at, str(home), device, jobs, receiver))
+    process = context.Process(target=_logged, args=(log, crash_at, str(home), device, jobs, receiver, url))
     process.start()
     process.join(60)
     if process.exitcode is None:

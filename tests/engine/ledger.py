@@ -1,4 +1,4 @@
-"""What must be true of a home after any number of deaths, checked from its files alone."""
+"""What must be true of a home after any number of deaths, checked from its files and its store alone."""
 
 import hashlib
 import json
@@ -34,9 +34,9 @@ def files_of(home: Path) -> set[str]:
     return {path.stem for path in home.glob("images/*/*.png")}
 
 
-def audit(home: Path, accepted: Iterable[str]) -> dict[str, int]:
-    """The figures of a home whose processes have ended; every promise that is broken is an AssertionError."""
-    store = JobStore(f"sqlite:///{home / 'jobs.sqlite'}")
+def audit(home: Path, accepted: Iterable[str], url: str | None = None) -> dict[str, int]:
+    """The figures of a home, and of its store, whose processes have ended; each broken promise is an AssertionError."""
+    store = JobStore(url or f"sqlite:///{home / 'jobs.sqlite'}")
     try:
         return _audit(store, home, set(accepted))
     finally:

@@ -33,11 +33,12 @@ class Server:
     def __init__(self, home: Path, **settings: str | None) -> None:
         self.home = home
         self.port = free_port()
-        self.log = home / "server.log"
+        self.log = home / f"server-{self.port}.log"
         names = {"home": str(home), "port": str(self.port), "ui": "false", "devices": "cpu", "min_free_bytes": "0"}
         # So many kills in a row may strike one job more often than a server's jobs are given up; None: the default.
         wanted = {**names, "max_attempts": "20", **settings}
         given = {f"EIS_{name.upper()}": value for name, value in wanted.items() if value is not None}
+        self.url = settings.get("database_url")
         self.environment = {**os.environ, **given}
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -28,7 +28,7 @@ from app.errors import (
     UnknownJob,
 )
 from app.models.library import ModelLibrary
-from tests.engine.conftest import end_of, new_job, until
+from tests.engine.conftest import end_of, end_pauses, new_job, until
 
 STEPS = {"step": 1, "steps": 4}
 MEMORY = {"code": "out_of_memory", "message": "Make the picture smaller."}
@@ -145,9 +145,9 @@ def test_a_batch_costs_one_commit(make_service: Callable[..., Service], monkeypa
     service = held(make_service)
     commits, commit = [], service._store.writer._commit
 
-    def counted(connection: object, changes: list) -> None:
+    def counted(changes: list) -> None:
         commits.append(len(changes))
-        commit(connection, changes)
+        commit(changes)
 
     monkeypatch.setattr(service._store.writer, "_commit", counted)
     batch, _ = service.submit_batch(wishes(300))
@@ -358,6 +358,7 @@ def test_a_passing_failure_pauses_or_heeds_the_cancel(store: JobStore) -> None:
     assert (again.status, again.attempt, again.error) == (JobStatus.QUEUED, 1, None)
     assert again.not_before >= claimed.started + 100 and pauses == [1]
     assert store.outbox.of_job(job.id) == [], "no callback while it is tried again"
+    end_pauses(store)
     store.claim(job.id, device="cpu")
     assert store.fail(job.id, 1, MEMORY, pause=pause, **STEPS) is None, "an old token changes nothing"
     ended = store.fail(job.id, 2, MEMORY, pause=pause, **STEPS)
@@ -398,8 +399,10 @@ def test_a_store_of_the_first_version_is_brought_to_this_one(tmp_path: Path) -> 
         # What the first version did not have.
         database.execute("DROP INDEX jobs_by_batch")
         database.execute("DROP TABLE batches")
-        for column in ("batch_id", "queued"):
+        for column in ("batch_id", "queued", "server", "lease_until"):
             database.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
+        database.execute("ALTER TABLE outbox DROP COLUMN sender")
+        database.execute("DROP TABLE servers")
         database.execute("UPDATE meta SET value = '1' WHERE name = 'schema_version'")
     store = JobStore(f"sqlite:///{path}")
     try:

@@ -6,6 +6,7 @@ import hmac
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -96,6 +97,19 @@ def test_a_secret_is_made_once_for_its_owner_alone(tmp_path) -> None:
     Signer(made)
 
 
+def test_one_secret_is_made_by_servers_that_start_at_once(tmp_path) -> None:
+    barrier = threading.Barrier(8)
+
+    def make(_: int) -> str:
+        barrier.wait()
+        return secret_of(tmp_path, None)
+
+    with ThreadPoolExecutor(8) as pool:
+        (made,) = set(pool.map(make, range(8)))
+    Signer(made)
+    assert [path.name for path in tmp_path.iterdir()] == ["callback_secret"]
+
+
 def test_every_end_is_told_once_signed(make_service: Callable[..., Service], receiver: Receiver) -> None:
     service = make_service(trusted_hosts=(receiver.address,), callback_secret=SECRET)
     blocker = service.submit("test/paint", {"step_seconds": 0.05}, callback_url=receiver.url)
@@ -142,7 +156,7 @@ def sender(store: JobStore, receiver: Receiver) -> Iterator[tuple[CallbackSender
 
 def end_with_callback(store: JobStore, url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> str:
     """A job that has succeeded at the clock's time."""
-    monkeypatch.setattr("app.core.job_store.time.time", clock)
+    monkeypatch.setattr(store.database, "now", lambda connection: clock())
     job = store.insert(new_job(callback_url=url))
     store.claim(job.id, device="cpu")
     assert store.succeed(job.id, 1, {"images": []}, step=1, steps=1).status is JobStatus.SUCCEEDED
@@ -207,6 +221,16 @@ def test_gone_ends_it_and_so_does_patience(
         clock.now += 2 * 86400
     assert store.outbox.of_job(job_id)[0]["state"] == "failed"
     assert store.outbox.next_due() is None
+
+
+def test_what_is_in_flight_is_not_taken_again(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its attempt may be noted, and the next one due, before the thread that made it is done with it."""
+    clock = Clock()
+    end_with_callback(store, "https://example.org/hook", clock, monkeypatch)
+    (taken,) = store.outbox.due(clock.now, 4)
+    store.outbox.note(taken.number, not_before=clock.now)
+    assert store.outbox.due(clock.now, 4, {taken.number}) == []
+    assert [entry.number for entry in store.outbox.due(clock.now, 4)] == [taken.number]
 
 
 def test_a_dead_or_private_receiver_is_noted_and_tried_again(

@@ -5,20 +5,24 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from app.core.job_store import JobStore
-from app.core.job_tables import refuse_network_folder
 from app.core.jobs import TRANSITIONS, Job, JobStatus, new_id
+from app.core.sqlite_database import refuse_network_folder
 from app.errors import Conflict, UnknownJob
-from tests.engine.conftest import new_job
+from tests.engine.conftest import end_leases, end_pauses, new_job
+from tests.postgres import Cluster
 
 STEPS = {"step": 4, "steps": 4}
 
@@ -109,13 +113,13 @@ def test_a_job_succeeds_at_most_once_even_by_hand(store: JobStore) -> None:
     store.claim(job.id, device="cpu")
     store.succeed(job.id, 1, {"images": []}, **STEPS)
     columns = "job_id, attempt, before, after, at, reason"
-    for text in (
+    for words in (
         f"INSERT INTO transitions ({columns}) VALUES (:id, 1, 'running', 'succeeded', 0, '')",
         "UPDATE transitions SET after = 'failed' WHERE job_id = :id",
         "DELETE FROM transitions WHERE job_id = :id",
     ):
         with pytest.raises(DBAPIError):
-            store.writer.write(lambda connection, text=text: connection.exec_driver_sql(text, {"id": job.id}))
+            store.writer.write(lambda connection, words=words: connection.execute(text(words), {"id": job.id}))
     assert states(store, job) == [(None, "queued"), ("queued", "running"), ("running", "succeeded")]
 
 
@@ -125,6 +129,8 @@ def test_lost_attempts_end_as_worker_lost_and_are_kept(store: JobStore) -> None:
     waits = store.lose(job.id, 1, lambda attempt: 30.0 * attempt, reason="killed")
     assert waits.status is JobStatus.QUEUED
     assert waits.not_before > job.created + 29
+    assert store.claim(job.id, device="cpu") is None, "its pause is not over"
+    end_pauses(store)
     store.claim(job.id, device="cpu")
     lost = store.lose(job.id, 2, no_pause, reason="killed")
     assert (lost.status, lost.error["code"], lost.attempt) == (JobStatus.FAILED, "worker_lost", 2)
@@ -146,6 +152,7 @@ def test_a_restart_queues_what_ran_and_cancels_what_was_to_end(store: JobStore) 
     store.claim(runs.id, device="cpu")
     store.claim(ends.id, device="cpu")
     store.cancel(ends.id)
+    end_leases(store)
     store.recover(no_pause)
     assert [store.get(job.id).status for job in (runs, ends, waits)] == ["queued", "cancelled", "queued"]
     assert [entry.id for entry in sorted(store.waiting(), key=lambda entry: entry.place)] == [runs.id, waits.id]
@@ -166,6 +173,21 @@ def test_cancel_and_retry_by_hand(store: JobStore) -> None:
     store.succeed(job.id, 1, {"images": []}, **STEPS)
     with pytest.raises(Conflict):
         store.cancel(job.id)
+
+
+def test_every_column_holds_the_longest_that_may_come(store: JobStore) -> None:
+    """SQLite takes any length for any column, PostgreSQL what was said."""
+    long = "ü" * 5000
+    job = new_job(owner=long[:64], model=long, capability=long, request={"prompt": long}, idempotency_key="k" * 255)
+    job = store.insert(replace(job, callback_url=f"https://example.org/{long}", batch_id=new_id()), body=long)
+    store.claim(job.id, device=long, reason=long)
+    result = {
+        "images": [{**picture(), "bytes": 2**40, "seed": 2**32 - 1, "media_type": "image/avif"}],
+        "data": {long: 1},
+    }
+    assert store.succeed(job.id, 1, result, **STEPS) == store.get(job.id)
+    assert store.find_idempotent(job.owner, "k" * 255, long).id == job.id
+    assert store.images.search(seed=2**32 - 1)[0][0].bytes == 2**40
 
 
 def test_the_same_key_and_body_is_the_same_job(store: JobStore) -> None:
@@ -239,7 +261,7 @@ def test_one_failing_change_takes_nothing_of_its_group(store: JobStore) -> None:
 def test_waiting_writers_share_a_commit(store: JobStore) -> None:
     gate, commits = threading.Event(), []
     commit = store.writer._commit
-    store.writer._commit = lambda connection, changes: (commits.append(len(changes)), commit(connection, changes))
+    store.writer._commit = lambda changes: (commits.append(len(changes)), commit(changes))
     with ThreadPoolExecutor(20) as pool:
         blocker = pool.submit(store.writer.write, lambda connection: gate.wait(10))
         while not commits:
@@ -253,8 +275,15 @@ def test_waiting_writers_share_a_commit(store: JobStore) -> None:
     assert commits == [1, 19]
 
 
-def test_a_second_process_is_refused(store: JobStore, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+@pytest.fixture
+def sqlite_store(tmp_path: Path) -> Iterator[JobStore]:
+    store = JobStore(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    yield store
+    store.close()
+
+
+def test_a_second_process_is_refused(sqlite_store: JobStore, tmp_path: Path) -> None:
+    store, url = sqlite_store, f"sqlite:///{tmp_path / 'jobs.sqlite'}"
     program = "import sys; from app.core.job_store import JobStore; JobStore(sys.argv[1])"
     second = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True)
     assert second.returncode != 0
@@ -263,8 +292,8 @@ def test_a_second_process_is_refused(store: JobStore, tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", program, url]).returncode == 0
 
 
-def test_only_its_owner_may_read_the_store(store: JobStore, tmp_path: Path) -> None:
-    store.insert(new_job())
+def test_only_its_owner_may_read_the_store(sqlite_store: JobStore, tmp_path: Path) -> None:
+    sqlite_store.insert(new_job())
     kept = sorted(tmp_path.glob("jobs.sqlite*"))
     assert {path.name for path in kept} >= {"jobs.sqlite", "jobs.sqlite-wal", "jobs.sqlite.lock"}
     assert {path.stat().st_mode & 0o077 for path in kept} == {0}
@@ -285,9 +314,12 @@ class Moves(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.store = JobStore(f"sqlite:///{self.folder.name}/jobs.sqlite")
+        self.store = self.open()
         self.ids: list[str] = []
+
+    def open(self) -> JobStore:
+        self.folder = tempfile.TemporaryDirectory()
+        return JobStore(f"sqlite:///{self.folder.name}/jobs.sqlite")
 
     def teardown(self) -> None:
         self.store.close()
@@ -338,6 +370,7 @@ class Moves(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
+        end_leases(self.store)
         self.store.recover(no_pause)
         assert self.store.counts()["running"] == 0
 
@@ -355,5 +388,21 @@ class Moves(RuleBasedStateMachine):
             assert len(self.store.outbox.of_job(job_id)) == ends
 
 
-TestMoves = Moves.TestCase
-TestMoves.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
+MOVES = settings(max_examples=12, stateful_step_count=25, deadline=None)
+
+
+def test_random_moves_on_sqlite() -> None:
+    run_state_machine_as_test(Moves, settings=MOVES)
+
+
+def test_random_moves_on_postgres(cluster: Cluster) -> None:
+    class OnPostgres(Moves):
+        def open(self) -> JobStore:
+            self.url = cluster.url()
+            return JobStore(self.url)
+
+        def teardown(self) -> None:
+            self.store.close()
+            cluster.drop(self.url)
+
+    run_state_machine_as_test(OnPostgres, settings=MOVES)

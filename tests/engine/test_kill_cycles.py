@@ -1,7 +1,7 @@
 """The proof of the queue's promise: kill -9 in the middle of work, again and again, and nothing is lost or done twice.
 
 The server is the real one, driven over REST by clients that only know what they were acknowledged. What holds at the
-end is read from the home's files by `ledger.audit`, not asked of the service.
+end is read from the home's files and the store by `ledger.audit`, not asked of the service.
 """
 
 import os
@@ -21,6 +21,8 @@ from tests.engine.ledger import audit, files_of, processes_of, tell
 from tests.engine.server import Load, Server
 
 CYCLES = int(os.environ.get("EIS_PROVE_CYCLES", "3"))
+SERVER_KILLS, WORKER_KILLS, KILLS_OF_BOTH = (75, 75, 50) if CYCLES >= 30 else (CYCLES, CYCLES, 2)
+"""Two hundred in all for each database where the proofs are run whole."""
 PAINT = {"num_inference_steps": 6, "step_seconds": 0.02}
 POCKET = {"prompt": "a red car, blue background", "num_inference_steps": 6}
 
@@ -36,15 +38,26 @@ def finish(server: Server, load: Load, cycles: int, began: float) -> dict[str, A
     assert server.stop() == 0
     assert processes_of(server.home) == [], "a process outlived the server"
     assert len(accepted) == len(load.accepted), "two keys were given one job"
-    # What killed processes left is swept by whoever serves the home next, once it is old enough.
+    sweep_up(server)
+    return {"cycles": cycles, **audit(server.home, accepted, server.url), "seconds": round(time.monotonic() - began, 1)}
+
+
+def sweep_up(server: Server) -> None:
+    """What killed processes left is swept by whoever serves the home next, once it is old enough."""
     service = Service(
-        EngineOptions(home=server.home, catalog=CATALOG, devices=("inline",), min_free_bytes=0, orphan_seconds=0.05)
+        EngineOptions(
+            home=server.home,
+            catalog=CATALOG,
+            devices=("inline",),
+            database_url=server.url,
+            min_free_bytes=0,
+            orphan_seconds=0.05,
+        )
     )
     service.start()
     until(lambda: not list(server.home.glob("images/*/*.part")))
     until(lambda: len(files_of(server.home)) == service.search_images(kind=None, limit=1)[1])
     service.stop(5.0)
-    return {"cycles": cycles, **audit(server.home, accepted), "seconds": round(time.monotonic() - began, 1)}
 
 
 def remaining(server: Server) -> int:
@@ -81,40 +94,44 @@ def wait_for_another_worker(server: Server, pid: int) -> None:
     server.wait_until(lambda: server.worker()["pid"] not in {None, pid}, "start another worker")
 
 
-def test_killing_the_server_loses_nothing(tmp_path: Path) -> None:
-    began = time.monotonic()
-    server = Server(tmp_path, catalog=CATALOG)
+@pytest.fixture
+def server(tmp_path: Path, database_url: str) -> Server:
+    """A server that runs, over a database of each kind."""
+    server = Server(tmp_path, catalog=CATALOG, database_url=database_url)
     server.start()
+    return server
+
+
+def test_killing_the_server_loses_nothing(server: Server) -> None:
+    began = time.monotonic()
     load = Load(server, "test/paint", PAINT, clients=3, ahead=20)
-    for _ in range(CYCLES):
+    for _ in range(SERVER_KILLS):
         server.wait_until(lambda: server.worker()["state"] == "busy", "get to work")
         time.sleep(random.uniform(0, 0.5))
         kill_server(server)
         server.start()
-    figures = finish(server, load, CYCLES, began)
-    assert figures["accepted"] >= CYCLES
+    figures = finish(server, load, SERVER_KILLS, began)
+    assert figures["accepted"] >= SERVER_KILLS
     tell("server killed", figures)
 
 
-def test_killing_the_worker_loses_nothing(tmp_path: Path) -> None:
+def test_killing_the_worker_loses_nothing(server: Server) -> None:
     began = time.monotonic()
-    server = Server(tmp_path, catalog=CATALOG)
-    server.start()
     load = Load(server, "test/paint", PAINT, clients=2, ahead=20)
-    for _ in range(CYCLES):
+    for _ in range(WORKER_KILLS):
         wait_for_another_worker(server, kill_worker(server))
-    figures = finish(server, load, CYCLES, began)
+    figures = finish(server, load, WORKER_KILLS, began)
     assert figures["run_again"] >= 1
     tell("worker killed", figures)
 
 
-def test_with_the_default_settings_no_job_is_given_up(tmp_path: Path) -> None:
+def test_with_the_default_settings_no_job_is_given_up(tmp_path: Path, database_url: str) -> None:
     """Server and worker are killed in turn; what was struck ends before the next blow, as it would between crashes."""
     began = time.monotonic()
-    server = Server(tmp_path, catalog=CATALOG, max_attempts=None)
+    server = Server(tmp_path, catalog=CATALOG, max_attempts=None, database_url=database_url)
     server.start()
     load = Load(server, "test/paint", PAINT, clients=2, ahead=10)
-    for cycle in range(CYCLES):
+    for cycle in range(KILLS_OF_BOTH):
         struck = server.wait_until(lambda: running_job(server), "keep its worker busy")
         if cycle % 2:
             wait_for_another_worker(server, kill_worker(server))
@@ -122,7 +139,7 @@ def test_with_the_default_settings_no_job_is_given_up(tmp_path: Path) -> None:
             kill_server(server)
             server.start()
         server.wait_until(lambda job=struck: is_done(server, job), "finish what was struck")
-    tell("server and worker killed with the default settings", finish(server, load, CYCLES, began))
+    tell("server and worker killed with the default settings", finish(server, load, KILLS_OF_BOTH, began))
 
 
 def running_job(server: Server) -> str | None:

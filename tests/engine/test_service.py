@@ -373,12 +373,13 @@ def test_who_waits_hears_of_being_passed(service: Service) -> None:
 
 def test_many_waiters_hold_no_thread(service: Service) -> None:
     async def wait_for_all() -> list:
-        blocker = service.submit("test/paint", {"step_seconds": 0.1, "num_inference_steps": 3})
+        blocker = service.submit("test/paint", {"step_seconds": 0.1, "num_inference_steps": 600})
         job = service.submit("test/paint", {})
         waits = [asyncio.create_task(service.wait(job.id, 20)) for _ in range(300)]
         early = await service.wait(blocker.id, 0.05)
         assert early.status is JobStatus.RUNNING
         threads.append(threading.active_count())
+        service.cancel(blocker.id)
         return await asyncio.gather(*waits)
 
     threads: list[int] = []

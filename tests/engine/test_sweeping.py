@@ -88,6 +88,19 @@ def test_pictures_from_before_the_store_and_of_another_store_stay(tmp_path: Path
     assert files_of(tmp_path) == {older.id, theirs.id}
 
 
+def test_a_wrong_clock_makes_no_file_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are as old as the clock that dates them says: on a shared folder it is another machine's."""
+    engine = options(tmp_path, orphan_seconds=60.0)
+    serve(engine)
+    young = orphan(tmp_path)
+    part = Storage(tmp_path).path(young.id).with_name("x.part")
+    part.touch()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 7200)
+    serve(engine)
+    assert young.id in files_of(tmp_path) and part.exists()
+
+
 def serve(engine: EngineOptions) -> None:
     """A service's whole life, long enough for several passes."""
     service = Service(engine)
