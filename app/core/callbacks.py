@@ -17,15 +17,17 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, func, insert, not_, select, update
 
 from app.core import crash_points
 from app.core.group_commit import GroupCommit
@@ -40,7 +42,11 @@ SECRET_PREFIX = "whsec_"
 RETRY_SECONDS = (5, 30, 120, 600, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 """The pauses between attempts: close together at first, about three days in all."""
 LONGEST_RETRY_AFTER_SECONDS = 86400
-DELIVERIES_AT_ONCE = 4
+DELIVERIES_AT_ONCE = 16
+DELIVERIES_TO_ONE_HOST = 8
+"""How many of them one host may hold: one that hangs leaves room for the others."""
+ANSWER_SECONDS = 15.0
+"""How long a receiver may take until its answer is whole."""
 STORE_PAUSE_SECONDS = 1.0
 
 
@@ -72,6 +78,12 @@ class Delivery:
     payload: str
     attempts: int
 
+    @property
+    def host(self) -> str:
+        """Scheme, host and port, as the address spells them."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}"
+
 
 def insert_callback(connection: Connection, job: Job, now: float) -> None:
     """Write the callback of an ended job, inside the transaction that ends it."""
@@ -99,21 +111,23 @@ class Outbox:
         self._writer = writer
         self._reader = reader
 
-    def due(self, now: float, limit: int) -> list[Delivery]:
-        """Pending callbacks whose time has come, oldest first."""
+    def due(
+        self, now: float, limit: int, *, busy: Collection[int] = (), full_hosts: Collection[str] = ()
+    ) -> list[Delivery]:
+        """Pending callbacks whose time has come, oldest first, without those under way and those to full hosts."""
         columns = (outbox.c.number, outbox.c.webhook_id, outbox.c.job_id, outbox.c.url, outbox.c.payload)
         query = (
             select(*columns, outbox.c.attempts)
-            .where(outbox.c.state == "pending", outbox.c.not_before <= now)
+            .where(*_pending(busy, full_hosts), outbox.c.not_before <= now)
             .order_by(outbox.c.not_before, outbox.c.number)
             .limit(limit)
         )
         with self._reader.connect() as connection:
             return [Delivery(*row) for row in connection.execute(query)]
 
-    def next_due(self) -> float | None:
-        """When the earliest pending callback is due."""
-        query = select(func.min(outbox.c.not_before)).where(outbox.c.state == "pending")
+    def next_due(self, *, busy: Collection[int] = (), full_hosts: Collection[str] = ()) -> float | None:
+        """When the earliest of the pending callbacks is due, without those under way and those to full hosts."""
+        query = select(func.min(outbox.c.not_before)).where(*_pending(busy, full_hosts))
         with self._reader.connect() as connection:
             return connection.execute(query).scalar_one()
 
@@ -127,6 +141,12 @@ class Outbox:
         """Write down what became of an attempt."""
         change = update(outbox).where(outbox.c.number == number).values(attempts=outbox.c.attempts + 1, **values)
         self._writer.write(lambda connection: connection.execute(change))
+
+
+def _pending(busy: Collection[int], full_hosts: Collection[str]) -> list[ColumnElement[bool]]:
+    # A host whose name only begins like a full one waits with it, for as long.
+    full = [not_(outbox.c.url.startswith(host, autoescape=True)) for host in full_hosts]
+    return [outbox.c.state == "pending", outbox.c.number.not_in(busy), *full]
 
 
 class Signer:
@@ -167,17 +187,24 @@ def secret_of(home: Path, given: str | None) -> str:
 
 
 class CallbackSender:
-    """A thread that watches the outbox and a few that deliver, so that one slow receiver holds up no other."""
+    """A thread that watches the outbox and some that deliver, so that one slow receiver holds up no other."""
 
     def __init__(
-        self, outbox: Outbox, signer: Signer, client: GuardedClient, *, clock: Callable[[], float] = time.time
+        self,
+        outbox: Outbox,
+        signer: Signer,
+        client: GuardedClient,
+        *,
+        clock: Callable[[], float] = time.time,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         self._outbox = outbox
         self._signer = signer
         self._client = client
         self._clock = clock
+        self._answer_seconds = answer_seconds
         self._changed = threading.Condition()
-        self._in_flight: set[int] = set()
+        self._in_flight: dict[int, str] = {}
         self._woken = False
         self._stopping = False
         self._pool = ThreadPoolExecutor(DELIVERIES_AT_ONCE, thread_name_prefix="callback")
@@ -217,42 +244,61 @@ class CallbackSender:
                 self._woken = False
 
     def _deliver_due(self) -> None:
+        """Hand out what is due while there is room, over all and at its host."""
+        while True:
+            busy, full_hosts = self._under_way()
+            room = DELIVERIES_AT_ONCE - len(busy)
+            due = self._outbox.due(self._clock(), room, busy=busy, full_hosts=full_hosts) if room else []
+            for delivery in due:
+                with self._changed:
+                    free = list(self._in_flight.values()).count(delivery.host) < DELIVERIES_TO_ONE_HOST
+                    if free:
+                        self._in_flight[delivery.number] = delivery.host
+                if free:
+                    self._pool.submit(self._deliver, delivery)
+            if not due:
+                return
+
+    def _under_way(self) -> tuple[list[int], list[str]]:
+        """The callbacks that are being delivered, and the hosts that take no more of them."""
         with self._changed:
-            busy = set(self._in_flight)
-        room = DELIVERIES_AT_ONCE - len(busy)
-        if not room:
-            return
-        due = self._outbox.due(self._clock(), DELIVERIES_AT_ONCE + room)
-        for delivery in [entry for entry in due if entry.number not in busy][:room]:
-            with self._changed:
-                self._in_flight.add(delivery.number)
-            self._pool.submit(self._deliver, delivery)
+            counts = Counter(self._in_flight.values())
+            return list(self._in_flight), [host for host, n in counts.items() if n >= DELIVERIES_TO_ONE_HOST]
 
     def _pause(self) -> float | None:
-        if len(self._in_flight) >= DELIVERIES_AT_ONCE:
+        """Seconds until another one is due; what is under way wakes the loop when it ends."""
+        busy, full_hosts = self._under_way()
+        if len(busy) >= DELIVERIES_AT_ONCE:
             return None
-        due = self._outbox.next_due()
-        if due is None:
-            return None
-        return max(due - self._clock(), 0.05 if self._in_flight else 0.0)
+        due = self._outbox.next_due(busy=busy, full_hosts=full_hosts)
+        return None if due is None else max(due - self._clock(), 0.0)
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
-            self._outbox.note(delivery.number, **self._attempt(delivery))
-        except ServiceError as error:
-            logger.error("the callback of job %s could not be noted: %s", delivery.job_id, error.message)
+            self._note(delivery, self._attempt(delivery))
         finally:
             with self._changed:
-                self._in_flight.discard(delivery.number)
+                self._in_flight.pop(delivery.number, None)
                 self._woken = True
                 self._changed.notify()
+
+    def _note(self, delivery: Delivery, values: dict[str, Any]) -> None:
+        """Write down an attempt until it is written: a full disk must not have the receiver told without end."""
+        while True:
+            try:
+                return self._outbox.note(delivery.number, **values)
+            except ServiceError as error:
+                logger.error("the callback of job %s cannot be noted: %s", delivery.job_id, error.message)
+            if self._stopping:
+                return None
+            time.sleep(STORE_PAUSE_SECONDS)
 
     def _attempt(self, delivery: Delivery) -> dict[str, Any]:
         body = delivery.payload.encode()
         status, retry_after, trouble = None, None, None
         try:
             headers = self._signer.headers(delivery.webhook_id, int(self._clock()), body)
-            answer = self._client.post(delivery.url, content=body, headers=headers)
+            answer = self._client.post(delivery.url, content=body, headers=headers, seconds=self._answer_seconds)
             status, retry_after = answer.status, answer.headers.get("retry-after")
         except ServiceError as error:
             trouble = error.code
