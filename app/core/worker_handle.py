@@ -42,8 +42,8 @@ class WorkerHandle:
     state: starting, idle, busy, broken, stopped; of a device that is not `enabled`, a person reads finishing or
     disabled. One that is `dismissed` was told to end for that reason. `runs_on` is the real device behind a simulated
     one. `held` are the jobs that it was given, by id. `generation` counts the starts, so that a claim made for one
-    process is never sent to the next. `ended_for` names the jobs that did not heed a cancel and for which it is killed:
-    its other jobs are not to blame.
+    process is never sent to the next. `questions` are those whose `answers` somebody waits for. `ended_for` names the
+    jobs that did not heed a cancel and for which it is killed: its other jobs are not to blame.
     """
 
     def __init__(self, name: str, options: EngineOptions, on_message: OnMessage, on_lost: OnLost) -> None:
@@ -54,6 +54,7 @@ class WorkerHandle:
         self.resident: frozenset[str] = frozenset()
         self.memory: dict[str, Any] = {}
         self.trouble: str | None = None
+        self.questions: set[str] = set()
         self.answers: dict[str, Message] = {}
         self.enabled = True
         self.dismissed = False
@@ -79,7 +80,7 @@ class WorkerHandle:
             self.state, self.trouble = "broken", message["message"]
         elif kind in {"ready", "state", "memory"}:
             self.resident, self.memory = frozenset(message["resident"]), message["memory"]
-            if kind == "memory":
+            if kind == "memory" and message["question"] in self.questions:
                 self.answers[message["question"]] = message
             if kind == "ready":
                 self.pid, self.trouble, self.state = message["pid"], None, "idle"
