@@ -213,6 +213,10 @@ def batch_router(service: Service, resolver: PictureResolver, draining: Draining
         "/submit",
         status_code=202,
         summary="Submit one job and do not wait for it",
+        description=(
+            "`handler` names the capability and `request` holds its fields, pictures included. The answer comes as soon "
+            "as the job is on the disk; with `callback_url` its end is told there, signed."
+        ),
         openapi_extra=takes(JobWish),
         responses={202: documented(JobAnswer, "Accepted; `Location` is where to ask."), **REFUSALS},
     )
@@ -253,7 +257,12 @@ def batch_router(service: Service, resolver: PictureResolver, draining: Draining
         page = {"total": total, "limit": query.limit, "offset": query.offset, "queue": service.queue_state()}
         return answer({"batches": [batch_summary(one) for one in found], **page})
 
-    @router.get("/status/{id}", summary="Ask for a job or a batch", responses={200: EITHER, **UNKNOWN})
+    @router.get(
+        "/status/{id}",
+        summary="Ask for a job or a batch",
+        description="Either id is taken. Of a batch's jobs `limit` are shown from `offset` on, in the batch's order.",
+        responses={200: EITHER, 422: documented(ErrorAnswer, "No such page."), **UNKNOWN},
+    )
     def status(request: HttpRequest, id: str, query: Annotated[PageQuery, Query()]) -> Response:
         owner = request.state.owner
         body = view(service.find(id, owner), owner, query.limit, query.offset)
@@ -266,6 +275,7 @@ def batch_router(service: Service, resolver: PictureResolver, draining: Draining
 
     cancelling = {
         "summary": "Cancel a job, or all of a batch that has not ended",
+        "description": "What waits ends at once; what runs ends at its next step. What has ended stays as it is.",
         "responses": {200: EITHER, 409: documented(ErrorAnswer, "It has ended already."), **UNKNOWN},
     }
     router.add_api_route("/cancel/{id}", cancel, methods=["DELETE"], name="cancel_batch", **cancelling)

@@ -15,6 +15,7 @@ def memory_router(service: Service) -> APIRouter:
     @router.get(
         "/status",
         summary="Each worker's memory: used, allocated, free, models placed, parked and borrowed",
+        description="Every worker is asked now; where `is_live` is false it did not answer, and the figures are old.",
         responses={200: documented(MemoryAnswer, "As the workers tell it now.")},
     )
     def status() -> Response:
@@ -23,6 +24,7 @@ def memory_router(service: Service) -> APIRouter:
     @router.post(
         "/cleanup",
         summary="Drop every model that no job uses and give the memory back",
+        description="A model that a job uses stays. The next job of a dropped model loads it anew.",
         responses={200: documented(CleanupAnswer, "What was freed, and how it is now.")},
     )
     def cleanup() -> Response:
