@@ -214,8 +214,8 @@ def batch_router(service: Service, resolver: PictureResolver, draining: Draining
         status_code=202,
         summary="Submit one job and do not wait for it",
         description=(
-            "`handler` names the capability and `request` holds its fields, pictures included. The answer comes as soon "
-            "as the job is on the disk; with `callback_url` its end is told there, signed."
+            "`handler` names the capability and `request` holds its fields, pictures included. The answer comes once "
+            "the job is on the disk; with `callback_url` its end is told there, signed."
         ),
         openapi_extra=takes(JobWish),
         responses={202: documented(JobAnswer, "Accepted; `Location` is where to ask."), **REFUSALS},
