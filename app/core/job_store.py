@@ -21,7 +21,7 @@ from app.core.batch_processing import Waiting
 from app.core.callbacks import Outbox, insert_callback
 from app.core.group_commit import GroupCommit
 from app.core.image_index import ImageIndex, insert_results, require_pictures
-from app.core.job_rows import COLUMNS, fenced_update, job_of, log, values_of
+from app.core.job_rows import COLUMNS, fenced_update, job_of, last_wait, log, values_of
 from app.core.job_tables import create_tables, idempotency, jobs, open_engines, take_lock, transitions
 from app.core.jobs import TRANSITIONS, Job, JobStatus
 from app.errors import Conflict, UnknownJob, WorkerLost
@@ -31,6 +31,8 @@ _BY_ID = select(*COLUMNS).where(jobs.c.id == bindparam("job_id"))
 _NEXT_TURN = select(func.coalesce(func.max(jobs.c.turn), 0) + 1)
 _INSERT_JOB, _INSERT_KEY = insert(jobs), insert(idempotency)
 _BY_KEY = select(idempotency).where(idempotency.c.owner == bindparam("owner"), idempotency.c.key == bindparam("key"))
+
+_MET_TWICE = "It had the device to itself, twice, so it is not started again by itself; when that may help, retry it."
 
 Pause = Callable[[int], float]
 """Attempt -> seconds to wait before the next one."""
@@ -210,18 +212,31 @@ class JobStore:
         return self._end(job_id, attempt, JobStatus.SUCCEEDED, "done", result=result, step=step, steps=steps)
 
     def fail(
-        self, job_id: str, attempt: int, error: dict[str, Any], *, step: int, steps: int, pause: Pause | None = None
+        self,
+        job_id: str,
+        attempt: int,
+        error: dict[str, Any],
+        *,
+        step: int,
+        steps: int,
+        pause: Pause | None = None,
+        at_most_twice: str | None = None,
     ) -> Job | None:
         """End an attempt with an error; None if the token is old.
 
-        With a `pause` the error is one that may pass: the job waits again until its last attempt has met it.
+        With a `pause` the error is one that may pass: the job waits again until its last attempt has met it, or two in
+        a row ended for the reason `at_most_twice`.
         """
         ending = {"error": error, "step": step, "steps": steps}
         if pause is None:
             return self._end(job_id, attempt, JobStatus.FAILED, error["code"], **ending)
 
         def change(connection: Connection) -> Job | None:
-            return self._again(connection, job_id, attempt, pause, error["code"], **ending)
+            twice = at_most_twice is not None and last_wait(connection, job_id) == at_most_twice
+            if twice:
+                ending["error"] = {**error, "message": f"{error['message']} {_MET_TWICE}"}
+            reason = at_most_twice or error["code"]
+            return self._again(connection, job_id, attempt, pause, reason, last=twice, **ending)
 
         moved = self.writer.write(change)
         crash_points.reach("done")
@@ -324,7 +339,15 @@ class JobStore:
         return self._again(connection, job_id, attempt, pause, reason, error=error)
 
     def _again(
-        self, connection: Connection, job_id: str, attempt: int, pause: Pause, reason: str, **ending: Any
+        self,
+        connection: Connection,
+        job_id: str,
+        attempt: int,
+        pause: Pause,
+        reason: str,
+        *,
+        last: bool = False,
+        **ending: Any,
     ) -> Job | None:
         """An attempt ended in a way that may pass: wait for the next one, or end as cancelled or failed."""
         job = self._read(connection, job_id)
@@ -332,7 +355,7 @@ class JobStore:
             return None
         if job.cancel_requested:
             return self._finish(connection, job, JobStatus.CANCELLED, f"cancelled; {reason}")
-        if job.attempt < job.max_attempts:
+        if job.attempt < job.max_attempts and not last:
             due = time.time() + pause(job.attempt)
             return self._move(connection, job, JobStatus.QUEUED, reason, not_before=due, step=0)
         return self._finish(connection, job, JobStatus.FAILED, reason, **ending)

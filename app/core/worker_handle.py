@@ -90,14 +90,18 @@ class WorkerHandle:
 
     def hold(self, entry: Waiting) -> None:
         """It is given this job."""
+        entry.shared = bool(self.held)
+        for neighbour in self.held.values():
+            neighbour.shared = True
         self.held[entry.id] = entry
         self.state = "busy"
 
-    def let_go(self, job_id: str) -> None:
-        """It holds this job no more."""
-        self.held.pop(job_id, None)
+    def let_go(self, job_id: str) -> bool:
+        """It holds this job no more; answers whether the job had it to itself from first to last."""
+        entry = self.held.pop(job_id, None)
         if self.state == "busy" and not self.held:
             self.state = "idle"
+        return entry is not None and not entry.shared
 
     def describe(self) -> dict[str, Any]:
         """Its device, state, process, models and memory, for a person."""
