@@ -27,6 +27,7 @@ from app.api.batch_schemas import (
 from app.api.capabilities import REFUSALS, Submission, SubmitQuery
 from app.api.draining import Draining
 from app.api.errors import Refusal, invalid_request
+from app.api.operators import ADMIN, REFUSED
 from app.api.payload import JSON_TYPE, media_type, read_json
 from app.api.pictures import PictureResolver, Resolved, each, is_new
 from app.api.schemas import PREFIX, ErrorAnswer, JobAnswer, documented, job_view
@@ -308,13 +309,13 @@ def batch_router(service: Service, resolver: PictureResolver, draining: Draining
         found = await run_in_threadpool(service.reprioritise, id, wish.priority, owner)
         return answer(await run_in_threadpool(view, found, owner))
 
-    queue = {200: documented(QueueAnswer, "The queue.")}
+    turning = {"dependencies": ADMIN, "responses": {200: documented(QueueAnswer, "The queue."), **REFUSED}}
 
-    @router.post("/pause", summary="Start nothing new, for any key, until it is resumed", responses=queue)
+    @router.post("/pause", summary="Start nothing new, for any key, until it is resumed", **turning)
     def pause() -> Response:
         return answer(service.pause_queue(True))
 
-    @router.post("/resume", summary="Start waiting jobs again", responses=queue)
+    @router.post("/resume", summary="Start waiting jobs again", **turning)
     def resume() -> Response:
         return answer(service.pause_queue(False))
 

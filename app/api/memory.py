@@ -4,6 +4,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from app.api.answers import answer
+from app.api.operators import ADMIN, REFUSED
 from app.api.schemas import PREFIX, CleanupAnswer, MemoryAnswer, documented
 from app.core.service import Service
 
@@ -25,7 +26,8 @@ def memory_router(service: Service) -> APIRouter:
         "/cleanup",
         summary="Drop every model that no job uses and give the memory back",
         description="A model that a job uses stays. The next job of a dropped model loads it anew.",
-        responses={200: documented(CleanupAnswer, "What was freed, and how it is now.")},
+        dependencies=ADMIN,
+        responses={200: documented(CleanupAnswer, "What was freed, and how it is now."), **REFUSED},
     )
     def cleanup() -> Response:
         return answer(service.memory_status(cleanup=True))
