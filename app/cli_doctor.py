@@ -53,6 +53,7 @@ def findings() -> Iterator[Finding]:
         fresh = numbers(installed) >= numbers(floor)
         yield ("ok" if fresh else "wrong"), name, installed + ("" if fresh else f"; at least {floor} is needed")
     settings = read_settings()
+    yield keys(len(settings.api_keys), len(settings.admin_keys))
     yield from disk(settings.home, settings.min_free_bytes)
     yield devices()
     library = ModelLibrary(settings.home)
@@ -60,6 +61,14 @@ def findings() -> Iterator[Finding]:
     yield ("ok" if installed_models else "wrong"), "models", ", ".join(installed_models) or "none is installed"
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     yield ("ok" if browser else "note"), "browser for tests", browser or "none; only the page's own tests need one"
+
+
+def keys(known: int, admins: int) -> Finding:
+    """Who may use the service, and who may change how it runs."""
+    if not known:
+        return "ok", "keys", "none: whoever reaches the address may do everything"
+    may = f"{admins} may" if admins else "each may"
+    return "ok", "keys", f"{known}; {may} pause the queue and change devices, memory and models (EIS_ADMIN_KEYS)"
 
 
 def disk(home: os.PathLike[str], reserved: int) -> Iterator[Finding]:

@@ -5,6 +5,7 @@
     ├── NotFound                    UnknownCapability  UnknownJob  UnknownBatch  UnknownImage
     │                               UnknownModel
     ├── Conflict                    the state of the thing does not allow it
+    ├── NotPermitted                the key may not do this
     ├── WeightsMissing              names the `eis models pull` line
     ├── Unavailable                 QueueFull  DependencyMissing  NoDevice  StorageFull  TransferFailed
     ├── OutOfMemory                 says what was tried and what to lower
@@ -108,6 +109,12 @@ class Conflict(ServiceError):
     """The state of the thing does not allow the wish (a finished job cannot be cancelled)."""
 
     code = "conflict"
+
+
+class NotPermitted(ServiceError):
+    """The key is known, and may not change how the whole service runs (EIS_ADMIN_KEYS)."""
+
+    code = "not_permitted"
 
 
 class WeightsMissing(ServiceError):

@@ -163,6 +163,7 @@ def build(settings: Settings, **changes: Any) -> Application:
     options = ApiOptions(
         host=settings.host,
         api_keys=tuple(key.get_secret_value() for key in settings.api_keys),
+        admin_keys=tuple(key.get_secret_value() for key in settings.admin_keys),
         allowed_hosts=settings.allowed_hosts,
         max_body_bytes=settings.max_body_bytes,
         max_model_bytes=settings.max_model_bytes,

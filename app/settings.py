@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -25,6 +25,11 @@ class Settings(BaseSettings):
     port: int = Field(7860, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Keys of which every request must carry one, as `Authorization: Bearer KEY` or `X-API-Key`."
+    )
+    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="Those of EIS_API_KEYS that may pause the queue, configure devices and memory, free memory, and "
+        "pull, add or remove models; empty: every key may.",
     )
     allow_open_network: bool = Field(False, description="Listen on a non-loopback address although no API key is set.")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -114,12 +119,22 @@ class Settings(BaseSettings):
     ui: bool = Field(True, description="Serve the browser page.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
 
-    @field_validator("api_keys", "allowed_hosts", "trusted_hosts", "devices", "fake_devices", mode="before")
+    @field_validator(
+        "api_keys", "admin_keys", "allowed_hosts", "trusted_hosts", "devices", "fake_devices", mode="before"
+    )
     @classmethod
     def split_commas(cls, value: object) -> object:
         """`a, b` becomes ("a", "b"); a sequence stays as it is."""
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("admin_keys", mode="after")
+    @classmethod
+    def known_keys(cls, value: tuple[SecretStr, ...], info: ValidationInfo) -> tuple[SecretStr, ...]:
+        """A key that opens nothing would be an operator's in vain."""
+        if not set(value) <= set(info.data.get("api_keys", ())):
+            raise ValueError("each must also be one of EIS_API_KEYS")
         return value
 
     @field_validator("home", mode="after")

@@ -67,8 +67,14 @@ def run(node: str, cycles: str, here: str) -> dict:
     }
 
 
-def write_page(outcomes: list[dict]) -> None:
-    """docs/proofs.md, from the outcomes."""
+def known_rows() -> dict[str, str]:
+    """The rows that the page holds, by the proof's name."""
+    lines = PAGE.read_text().splitlines() if PAGE.exists() else []
+    return {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+
+
+def write_page(outcomes: list[dict], nodes: list[str]) -> None:
+    """docs/proofs.md, from the outcomes; a proof that has none here keeps the row of the run that wrote it."""
     lines = [
         "# Proofs\n",
         "`make prove` runs these; `make test` holds a part of each.\n",
@@ -76,14 +82,16 @@ def write_page(outcomes: list[dict]) -> None:
         "| proof | cycles | outcome | figures | seconds | commit | date |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
+    rows = known_rows()
     for outcome in outcomes:
         figures = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in outcome["figures"].items())
         name = outcome["node"].split("::", 1)[1]
         word = "passed" if outcome["passed"] else "**failed**"
-        lines.append(
+        rows[name] = (
             f"| `{name}` | {outcome['cycles']} | {word} | {figures} | {outcome['seconds']} "
             f"| {outcome['commit']} | {outcome['date']} |"
         )
+    lines += [rows[name] for node in nodes if (name := node.split("::", 1)[1]) in rows]
     PAGE.write_text("\n".join(lines) + "\n")
 
 
@@ -96,8 +104,8 @@ def main() -> int:
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     here = commit()
-    outcomes = []
-    for node in collect():
+    outcomes, nodes = [], collect()
+    for node in nodes:
         saved = RESULTS / (re.sub(r"[^\w.-]+", "_", node) + ".json")
         known = json.loads(saved.read_text()) if saved.exists() else None
         fresh = known and known["passed"] and known["commit"] == here and known["cycles"] == arguments.cycles
@@ -107,8 +115,8 @@ def main() -> int:
         outcome = run(node, arguments.cycles, here)
         saved.write_text(json.dumps(outcome))
         outcomes.append(outcome)
-        write_page(outcomes)
-    write_page(outcomes)
+        write_page(outcomes, nodes)
+    write_page(outcomes, nodes)
     failed = [outcome["node"] for outcome in outcomes if not outcome["passed"]]
     print(f"{len(outcomes) - len(failed)} passed, {len(failed)} failed")
     return 1 if failed else 0

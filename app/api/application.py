@@ -44,6 +44,7 @@ class ApiOptions:
 
     host: str
     api_keys: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: int = 64 * 2**20
     max_model_bytes: int = 32 * 2**30
@@ -87,7 +88,7 @@ def create_api(
         redirect_slashes=False,
     )
     errors.install(api)
-    keys = Keys(options.api_keys)
+    keys = Keys(options.api_keys, options.admin_keys)
     registry = CollectorRegistry()
     registry.register(ServiceFigures(service))
     observe_runs(service, registry)

@@ -27,6 +27,7 @@ from app.api.batch_schemas import (
 from app.api.capabilities import REFUSALS, Submission, SubmitQuery
 from app.api.draining import Draining
 from app.api.errors import Refusal, invalid_request
+from app.api.operators import ADMIN, REFUSED
 from app.api.payload import JSON_TYPE, media_type, read_json
 from app.api.pictures import PictureResolver, Resolved, each, is_new
 from app.api.schemas import PREFIX, ErrorAnswer, JobAnswer, documented, job_view
@@ -213,6 +214,10 @@ def batch_router(service: Service, resolver: PictureResolver, draining: Draining
         "/submit",
         status_code=202,
         summary="Submit one job and do not wait for it",
+        description=(
+            "`handler` names the capability and `request` holds its fields, pictures included. The answer comes once "
+            "the job is on the disk; with `callback_url` its end is told there, signed."
+        ),
         openapi_extra=takes(JobWish),
         responses={202: documented(JobAnswer, "Accepted; `Location` is where to ask."), **REFUSALS},
     )
@@ -253,7 +258,12 @@ def batch_router(service: Service, resolver: PictureResolver, draining: Draining
         page = {"total": total, "limit": query.limit, "offset": query.offset, "queue": service.queue_state()}
         return answer({"batches": [batch_summary(one) for one in found], **page})
 
-    @router.get("/status/{id}", summary="Ask for a job or a batch", responses={200: EITHER, **UNKNOWN})
+    @router.get(
+        "/status/{id}",
+        summary="Ask for a job or a batch",
+        description="Either id is taken. Of a batch's jobs `limit` are shown from `offset` on, in the batch's order.",
+        responses={200: EITHER, 422: documented(ErrorAnswer, "No such page."), **UNKNOWN},
+    )
     def status(request: HttpRequest, id: str, query: Annotated[PageQuery, Query()]) -> Response:
         owner = request.state.owner
         body = view(service.find(id, owner), owner, query.limit, query.offset)
@@ -266,6 +276,7 @@ def batch_router(service: Service, resolver: PictureResolver, draining: Draining
 
     cancelling = {
         "summary": "Cancel a job, or all of a batch that has not ended",
+        "description": "What waits ends at once; what runs ends at its next step. What has ended stays as it is.",
         "responses": {200: EITHER, 409: documented(ErrorAnswer, "It has ended already."), **UNKNOWN},
     }
     router.add_api_route("/cancel/{id}", cancel, methods=["DELETE"], name="cancel_batch", **cancelling)
@@ -298,13 +309,13 @@ def batch_router(service: Service, resolver: PictureResolver, draining: Draining
         found = await run_in_threadpool(service.reprioritise, id, wish.priority, owner)
         return answer(await run_in_threadpool(view, found, owner))
 
-    queue = {200: documented(QueueAnswer, "The queue.")}
+    turning = {"dependencies": ADMIN, "responses": {200: documented(QueueAnswer, "The queue."), **REFUSED}}
 
-    @router.post("/pause", summary="Start nothing new, for any key, until it is resumed", responses=queue)
+    @router.post("/pause", summary="Start nothing new, for any key, until it is resumed", **turning)
     def pause() -> Response:
         return answer(service.pause_queue(True))
 
-    @router.post("/resume", summary="Start waiting jobs again", responses=queue)
+    @router.post("/resume", summary="Start waiting jobs again", **turning)
     def resume() -> Response:
         return answer(service.pause_queue(False))
 

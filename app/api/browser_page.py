@@ -8,11 +8,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse
 from starlette.routing import Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.errors import error_answer
+from app.api.errors import HTTP_EXCEPTIONS, error_answer
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,8 @@ min-height:90vh;margin:0;background:Canvas;color:CanvasText;color-scheme:light d
 <main><h1>Edit Image Service</h1><p>{text} The API is described at <a href="/docs">/docs</a>.</p></main></html>"""
 STARTING = "The page is starting and will appear here in a moment."
 FAILED = "The page could not start; the server's log says why."
+OWN = "/gradio_api/"
+"""Below it the page's script speaks to its library; those two understand each other's errors."""
 
 
 class BrowserPage:
@@ -39,7 +42,7 @@ class BrowserPage:
         if scope["type"] != "http" or scope["path"].startswith("/api/"):
             await self.not_found(scope, receive, send)
         elif self.page is not None:
-            await self.page(scope, receive, send)
+            await self.page(scope, receive, send if scope["path"].startswith(OWN) else unified(scope, receive, send))
         elif scope["path"] == "/" and scope["method"] in {"GET", "HEAD"}:
             text, seconds, status = (FAILED, 60, 503) if self.failed else (STARTING, 1, 200)
             headers = {"Cache-Control": "no-store"}
@@ -49,7 +52,7 @@ class BrowserPage:
 
     async def not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What every other address without a route answers."""
-        await error_answer(404, "not_found", "There is nothing at this address.")(scope, receive, send)
+        await error_answer(404, *HTTP_EXCEPTIONS[404])(scope, receive, send)
 
     async def start(self) -> None:
         """Begin to build the page beside the event loop."""
@@ -77,3 +80,20 @@ class BrowserPage:
         else:
             self.page = page
             await self._stop.wait()
+
+
+def unified(scope: Scope, receive: Receive, send: Send) -> Send:
+    """Tell that there is no such address or method as every other answer does, not as the page's library would."""
+    replaced = False
+
+    async def told(message: Message) -> None:
+        nonlocal replaced
+        if message["type"] == "http.response.start" and message["status"] in {404, 405}:
+            replaced = True
+            status, given = message["status"], Headers(raw=message["headers"])
+            allowed = {"Allow": given["allow"]} if "allow" in given else {}
+            await error_answer(status, *HTTP_EXCEPTIONS[status], headers=allowed)(scope, receive, send)
+        elif not replaced:
+            await send(message)
+
+    return told

@@ -25,6 +25,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.TooLarge: 413,
     errors.NotFound: 404,
     errors.Conflict: 409,
+    errors.NotPermitted: 403,
     errors.WeightsMissing: 409,
     errors.Unavailable: 503,
     errors.OutOfMemory: 507,

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from app.api.answers import answer
 from app.api.errors import Refusal
+from app.api.operators import ADMIN, REFUSED
 from app.api.payload import JSON_TYPE, media_type, read_json
 from app.api.schemas import PREFIX, DevicesAnswer, ErrorAnswer, documented
 from app.core.device_configuration import DeviceConfiguration
@@ -33,6 +34,7 @@ def gpu_router(service: Service) -> APIRouter:
     @router.get(
         "/status",
         summary="Every device: memory, load, its worker, what it holds and what it did",
+        description="A figure that the machine does not tell is null. Other keys' jobs are shown without their id.",
         responses={200: documented(DevicesAnswer, "As of the last two seconds.")},
     )
     def status(request: HttpRequest) -> Response:
@@ -41,10 +43,18 @@ def gpu_router(service: Service) -> APIRouter:
     @router.post(
         "/configure",
         summary="Choose the strategy, enable devices, set memory limits and jobs at once; at once and for later starts",
+        description=(
+            "What is not named stays as it is; null goes back to the setting. A device that is disabled ends what it "
+            "holds and is given nothing more. One device must stay enabled."
+        ),
+        dependencies=ADMIN,
         openapi_extra={"requestBody": CHANGE},
         responses={
             200: documented(DevicesAnswer, "As it is now."),
+            400: documented(ErrorAnswer, "The body cannot be read."),
+            415: documented(ErrorAnswer, "The body is no JSON."),
             422: documented(ErrorAnswer, "No such device or value, or no device would stay enabled."),
+            **REFUSED,
         },
     )
     async def configure(request: HttpRequest) -> Response:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from app.api.answers import answer
 from app.api.errors import Refusal, invalid_request
+from app.api.operators import ADMIN, REFUSED
 from app.api.payload import JSON_TYPE, media_type, read_json
 from app.api.schemas import PREFIX, CleanupAnswer, ErrorAnswer, MemoryAnswer, documented
 from app.core.model_offload import PRECISIONS, STRATEGIES
@@ -70,6 +71,7 @@ def memory_router(service: Service) -> APIRouter:
     @router.get(
         "/status",
         summary="Each worker's memory: reserved, allocated, free, models placed, parked and borrowed",
+        description="Every worker is asked now; where `is_live` is false it did not answer, and the figures are old.",
         responses={200: documented(MemoryAnswer, "As the workers tell it now.")},
     )
     def status() -> Response:
@@ -80,8 +82,10 @@ def memory_router(service: Service) -> APIRouter:
         summary="Choose offload strategy, precision and bytes for models; at once and for later starts",
         description="It holds for every model that is borrowed from then on; one that a job uses stays as it is until "
         "the job ends. Models that were opened under another strategy or precision are dropped.",
+        dependencies=ADMIN,
         openapi_extra={"requestBody": CHANGE},
         responses={
+            **REFUSED,
             200: documented(MemoryAnswer, "As it is now."),
             422: documented(ErrorAnswer, "No such device or value, or the device cannot serve it."),
             503: documented(ErrorAnswer, "The package for this precision is not installed."),
@@ -97,7 +101,9 @@ def memory_router(service: Service) -> APIRouter:
     @router.post(
         "/cleanup",
         summary="Drop every model that no job uses and give the memory back",
-        responses={200: documented(CleanupAnswer, "What was freed, and how it is now.")},
+        description="A model that a job uses stays. The next job of a dropped model loads it anew.",
+        dependencies=ADMIN,
+        responses={200: documented(CleanupAnswer, "What was freed, and how it is now."), **REFUSED},
     )
     def cleanup() -> Response:
         return answer(service.memory_status(cleanup=True), headers=FRESH)

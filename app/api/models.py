@@ -15,6 +15,7 @@ from app.api.answers import answer
 from app.api.errors import Refusal
 from app.api.model_upload import UPLOAD_BODY, add_upload
 from app.api.multipart import FORM_TYPE
+from app.api.operators import ADMIN, REFUSED
 from app.api.payload import media_type
 from app.api.schemas import PREFIX, ErrorAnswer, documented
 from app.core.service import Service
@@ -149,9 +150,11 @@ def model_router(service: Service, pulls: Pulls) -> APIRouter:
     def view(row: Any) -> dict[str, Any]:
         return model_view(row, pulls.state(row.spec.id), service.devices.demand(row.spec.id))
 
-    @router.get("", summary="Every known model")
+    @router.get("", summary="Every known model, and whether this key may pull, add and remove")
     def list_models(
-        installed: bool | None = None, kind: Annotated[str | None, Query(max_length=40)] = None
+        request: HttpRequest,
+        installed: bool | None = None,
+        kind: Annotated[str | None, Query(max_length=40)] = None,
     ) -> Response:
         rows = service.models.rows()
         found = [
@@ -159,7 +162,7 @@ def model_router(service: Service, pulls: Pulls) -> APIRouter:
             for row in rows
             if (installed is None or row.installed == installed) and (kind is None or row.spec.kind == kind)
         ]
-        return answer({"models": found, "total": len(found)})
+        return answer({"models": found, "total": len(found), "may_change": request.state.admin})
 
     @router.get("/{id}", summary="A model, and where its pull stands", responses=UNKNOWN)
     def get_model(id: str) -> Response:
@@ -169,8 +172,10 @@ def model_router(service: Service, pulls: Pulls) -> APIRouter:
         "/{id}/pull",
         status_code=202,
         summary="Fetch a model from its hub in the background",
+        dependencies=ADMIN,
         responses={
             **UNKNOWN,
+            **REFUSED,
             409: documented(ErrorAnswer, "Being pulled, or its licence must be accepted."),
         },
     )
@@ -182,14 +187,20 @@ def model_router(service: Service, pulls: Pulls) -> APIRouter:
         "/{id}/pull",
         status_code=202,
         summary="Stop a pull; what has arrived is kept for the next one",
-        responses={**UNKNOWN, 409: documented(ErrorAnswer, "It is not being pulled.")},
+        dependencies=ADMIN,
+        responses={**UNKNOWN, **REFUSED, 409: documented(ErrorAnswer, "It is not being pulled.")},
     )
     def cancel_pull(id: str) -> Response:
         pulls.cancel(id)
         return answer(view(service.models.get(id)), 202, {"Location": f"{PREFIX}/models/{id}"})
 
     @router.post(
-        "", status_code=201, summary="Add an uploaded .safetensors file", openapi_extra={"requestBody": UPLOAD_BODY}
+        "",
+        status_code=201,
+        summary="Add an uploaded .safetensors file",
+        dependencies=ADMIN,
+        openapi_extra={"requestBody": UPLOAD_BODY},
+        responses=REFUSED,
     )
     async def add_model(request: HttpRequest) -> Response:
         if media_type(request) != FORM_TYPE:
@@ -198,7 +209,12 @@ def model_router(service: Service, pulls: Pulls) -> APIRouter:
         return answer(view(row), 201, {"Location": f"{PREFIX}/models/{row.spec.id}"})
 
     @router.delete(
-        "/{id}", status_code=204, summary="Remove a model's files", responses=UNKNOWN, response_class=Response
+        "/{id}",
+        status_code=204,
+        summary="Remove a model's files",
+        dependencies=ADMIN,
+        responses={**UNKNOWN, **REFUSED},
+        response_class=Response,
     )
     def remove_model(id: str) -> Response:
         service.models.remove(id)

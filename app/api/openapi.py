@@ -9,12 +9,14 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from app.api.batch_schemas import BATCH_ANSWERS, WISHES
-from app.api.schemas import ANSWERS, PREFIX, ErrorAnswer
+from app.api.schemas import ANSWERS, PREFIX, ErrorAnswer, documented
 from app.core.capability import Capability, image_fields
 from app.core.device_configuration import DeviceConfiguration
 
 PICTURE_TEXT = "A stored picture's reference, a data URI, base64, or an https URL."
 COMPONENTS = "#/components/schemas/"
+EVERYWHERE = {"401": "A key is needed.", "403": "Host or Origin is refused."}
+"""What may turn a request away before any route of the API is asked."""
 
 
 def complete(document: dict[str, Any], catalog: Iterable[Capability]) -> dict[str, Any]:
@@ -26,8 +28,11 @@ def complete(document: dict[str, Any], catalog: Iterable[Capability]) -> dict[st
     wishes = [(wish, "validation") for wish in (*WISHES, DeviceConfiguration)]
     _, definitions = models_json_schema([*answers, *wishes], ref_template=f"{COMPONENTS}{{model}}")
     schemas.update(definitions["$defs"])
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
         for operation in operations.values():
+            if path.startswith(PREFIX):
+                for status, meaning in EVERYWHERE.items():
+                    operation["responses"].setdefault(status, documented(ErrorAnswer, meaning))
             refusal = operation["responses"].get("422")
             if refusal is not None:
                 refusal["content"] = {"application/json": {"schema": {"$ref": f"{COMPONENTS}{ErrorAnswer.__name__}"}}}

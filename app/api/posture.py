@@ -53,9 +53,14 @@ def session_of(key: str) -> str:
 
 @dataclass(frozen=True)
 class Keys:
-    """The operator's keys and the two things derived from each."""
+    """The keys that open the service, the two things derived from each, and those among them that are an operator's."""
 
     keys: tuple[str, ...]
+    admins: tuple[str, ...] = ()
+
+    def administers(self, owner: str) -> bool:
+        """Whether this owner may change how the whole service runs; everybody may where no operator is named."""
+        return not self.admins or owner in {owner_of(key) for key in self.admins}
 
     def owner(self, given: str, *, session: bool = False) -> str | None:
         """The owner behind a key or a session cookie; every comparison takes the same time."""
@@ -127,7 +132,7 @@ class Hosts:
 
 
 class Posture:
-    """ASGI middleware: checks, then the owner in `scope["state"]["owner"]`, then headers on the answer."""
+    """ASGI middleware: checks, then `owner` and `admin` in `scope["state"]`, then headers on the answer."""
 
     def __init__(self, app: ASGIApp, *, hosts: Hosts, keys: Keys) -> None:
         self.app = app
@@ -173,7 +178,7 @@ class Posture:
             if found is None and not self.is_open(scope):
                 return self.unauthorised(headers)
             owner = found or ""
-        scope.setdefault("state", {})["owner"] = owner
+        scope.setdefault("state", {}).update(owner=owner, admin=self.keys.administers(owner))
         return None
 
     def is_open(self, scope: Scope) -> bool:

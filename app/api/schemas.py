@@ -78,8 +78,13 @@ class JobAnswer(BaseModel):
     created: float = Field(description="Unix seconds.")
     started: float | None
     finished: float | None
-    attempt: int = Field(description="Attempts begun so far.")
-    max_attempts: int
+    attempt: int = Field(description="Starts so far, those among them that an orderly stop of the service ended.")
+    max_attempts: int = Field(
+        description="The number that `attempt` may reach; a start that an orderly stop ended raises it by one."
+    )
+    starts_left: int = Field(
+        description="How often it may still be started by itself, when its worker dies under it or memory runs out."
+    )
     not_before: float | None = Field(description="When a job that pauses after a lost attempt waits again.")
     batch: str | None = Field(description="The batch that it came with.")
     step: int
@@ -287,6 +292,7 @@ def job_view(job: Job, position: int | None) -> dict[str, Any]:
         "finished": job.finished,
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
+        "starts_left": job.starts_left,
         "not_before": job.not_before,
         "batch": job.batch_id,
         "step": job.step,

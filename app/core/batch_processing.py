@@ -29,7 +29,8 @@ class Waiting:
 
     `priority` is the one that counts now; the queue raises it by one for each ageing step since `since`.
     `passed_over` counts the jobs let through before it. One that an earlier attempt left behind (`attempt` > 0) shares
-    its worker with nobody: if it is what ends workers, it ends no neighbour's again.
+    its worker with nobody: if it is what ends workers, it ends no neighbour's again. `shared` says that its worker had
+    another job beside it.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Waiting:
     owner: str = ""
     since: float | None = None
     raised: int = field(default=0, compare=False)
+    shared: bool = field(default=False, compare=False)
 
     @property
     def place(self) -> Place:

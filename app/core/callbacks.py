@@ -17,7 +17,8 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, not_, select, update
 
 from app.core import crash_points
 from app.core.database import Database
@@ -42,7 +44,11 @@ SECRET_PREFIX = "whsec_"
 RETRY_SECONDS = (5, 30, 120, 600, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 """The pauses between attempts: close together at first, about three days in all."""
 LONGEST_RETRY_AFTER_SECONDS = 86400
-DELIVERIES_AT_ONCE = 4
+DELIVERIES_AT_ONCE = 16
+DELIVERIES_TO_ONE_HOST = 8
+"""How many of them one host may hold: one that hangs leaves room for the others."""
+ANSWER_SECONDS = 15.0
+"""How long a receiver may take until its answer is whole."""
 SENDING_SECONDS = 120.0
 """For so long a callback is one server's to deliver; longer than the guarded client waits for an answer."""
 STORE_PAUSE_SECONDS = 1.0
@@ -76,6 +82,12 @@ class Delivery:
     payload: str
     attempts: int
 
+    @property
+    def host(self) -> str:
+        """Scheme, host and port, as the address spells them."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}"
+
 
 _DELIVERY = tuple(outbox.c[name] for name in ("number", "webhook_id", "job_id", "url", "payload", "attempts"))
 
@@ -107,26 +119,29 @@ class Outbox:
         self._database = database
         self._reader = database.reader
 
-    def due(self, now: float, limit: int, in_flight: Collection[int] = ()) -> list[Delivery]:
-        """Pending callbacks whose time has come, oldest first, without those that this process is at work on.
+    def due(self, now: float, limit: int, under_way: Mapping[int, str] | None = None) -> list[Delivery]:
+        """Pending callbacks whose time has come, oldest first, as many as their hosts have room for.
 
-        Where several servers share the outbox, those that are answered are this server's for `SENDING_SECONDS`.
+        `under_way` are those that this process is at work on, with their hosts. Where several servers share the outbox,
+        those that are answered are this server's for `SENDING_SECONDS`.
         """
+        under_way = under_way or {}
         query = (
             select(*_DELIVERY)
-            .where(outbox.c.state == "pending", outbox.c.not_before <= now, outbox.c.number.not_in(in_flight))
+            .where(*_pending(under_way), outbox.c.not_before <= now)
             .order_by(outbox.c.not_before, outbox.c.number)
             .limit(limit)
         )
         if not self._database.is_shared:
             with self._reader.connect() as connection:
-                return [Delivery(*row) for row in connection.execute(query)]
+                return _with_room((Delivery(*row) for row in connection.execute(query)), under_way)
         with self._reader.connect() as connection:
             if connection.execute(query.limit(1)).first() is None:
                 return []
 
         def take(connection: Connection) -> list[Delivery]:
-            taken = [Delivery(*row) for row in connection.execute(query.with_for_update(skip_locked=True))]
+            rows = connection.execute(query.with_for_update(skip_locked=True))
+            taken = _with_room((Delivery(*row) for row in rows), under_way)
             own = outbox.c.number.in_([delivery.number for delivery in taken])
             lease = {"sender": self._database.server, "not_before": now + SENDING_SECONDS}
             connection.execute(update(outbox).where(own).values(lease))
@@ -134,9 +149,9 @@ class Outbox:
 
         return self._writer.write(take)
 
-    def next_due(self) -> float | None:
-        """When the earliest pending callback is due."""
-        query = select(func.min(outbox.c.not_before)).where(outbox.c.state == "pending")
+    def next_due(self, under_way: Mapping[int, str] | None = None) -> float | None:
+        """When the earliest of the pending callbacks is due, without those under way and those to full hosts."""
+        query = select(func.min(outbox.c.not_before)).where(*_pending(under_way or {}))
         with self._reader.connect() as connection:
             return connection.execute(query).scalar_one()
 
@@ -152,6 +167,24 @@ class Outbox:
         # Another server may have delivered it meanwhile, where this one took longer than it may.
         change = update(outbox).where(outbox.c.number == number, outbox.c.state == "pending").values(seen)
         self._writer.write(lambda connection: connection.execute(change))
+
+
+def _with_room(deliveries: Iterable[Delivery], under_way: Mapping[int, str]) -> list[Delivery]:
+    """Those for which their hosts have room, beside what is under way."""
+    counts = Counter(under_way.values())
+    kept = []
+    for delivery in deliveries:
+        if counts[delivery.host] < DELIVERIES_TO_ONE_HOST:
+            counts[delivery.host] += 1
+            kept.append(delivery)
+    return kept
+
+
+def _pending(under_way: Mapping[int, str]) -> list[ColumnElement[bool]]:
+    full_hosts = [host for host, n in Counter(under_way.values()).items() if n >= DELIVERIES_TO_ONE_HOST]
+    # A host whose name only begins like a full one waits with it, for as long.
+    full = [not_(outbox.c.url.startswith(host, autoescape=True)) for host in full_hosts]
+    return [outbox.c.state == "pending", outbox.c.number.not_in(under_way), *full]
 
 
 class Signer:
@@ -194,17 +227,24 @@ def secret_of(home: Path, given: str | None) -> str:
 
 
 class CallbackSender:
-    """A thread that watches the outbox and a few that deliver, so that one slow receiver holds up no other."""
+    """A thread that watches the outbox and some that deliver, so that one slow receiver holds up no other."""
 
     def __init__(
-        self, outbox: Outbox, signer: Signer, client: GuardedClient, *, clock: Callable[[], float] = time.time
+        self,
+        outbox: Outbox,
+        signer: Signer,
+        client: GuardedClient,
+        *,
+        clock: Callable[[], float] = time.time,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         self._outbox = outbox
         self._signer = signer
         self._client = client
         self._clock = clock
+        self._answer_seconds = answer_seconds
         self._changed = threading.Condition()
-        self._in_flight: set[int] = set()
+        self._in_flight: dict[int, str] = {}
         self._woken = False
         self._stopping = False
         self._pool = ThreadPoolExecutor(DELIVERIES_AT_ONCE, thread_name_prefix="callback")
@@ -247,41 +287,57 @@ class CallbackSender:
                 self._woken = False
 
     def _deliver_due(self) -> None:
+        """Hand out what is due while there is room, over all and at its host."""
+        while True:
+            under_way = self._under_way()
+            room = DELIVERIES_AT_ONCE - len(under_way)
+            due = self._outbox.due(self._clock(), room, under_way) if room else []
+            for delivery in due:
+                with self._changed:
+                    self._in_flight[delivery.number] = delivery.host
+                self._pool.submit(self._deliver, delivery)
+            if not due:
+                return
+
+    def _under_way(self) -> dict[int, str]:
+        """The callbacks that are being delivered, with their hosts."""
         with self._changed:
-            busy = set(self._in_flight)
-        room = DELIVERIES_AT_ONCE - len(busy)
-        if not room:
-            return
-        for delivery in self._outbox.due(self._clock(), room, busy):
-            with self._changed:
-                self._in_flight.add(delivery.number)
-            self._pool.submit(self._deliver, delivery)
+            return dict(self._in_flight)
 
     def _pause(self) -> float | None:
-        if len(self._in_flight) >= DELIVERIES_AT_ONCE:
+        """Seconds until another one is due; what is under way wakes the loop when it ends."""
+        under_way = self._under_way()
+        if len(under_way) >= DELIVERIES_AT_ONCE:
             return None
-        due = self._outbox.next_due()
-        if due is None:
-            return None
-        return max(due - self._clock(), 0.05 if self._in_flight else 0.0)
+        due = self._outbox.next_due(under_way)
+        return None if due is None else max(due - self._clock(), 0.0)
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
-            self._outbox.note(delivery.number, **self._attempt(delivery))
-        except ServiceError as error:
-            logger.error("the callback of job %s could not be noted: %s", delivery.job_id, error.message)
+            self._note(delivery, self._attempt(delivery))
         finally:
             with self._changed:
-                self._in_flight.discard(delivery.number)
+                self._in_flight.pop(delivery.number, None)
                 self._woken = True
                 self._changed.notify()
+
+    def _note(self, delivery: Delivery, values: dict[str, Any]) -> None:
+        """Write down an attempt until it is written: a full disk must not have the receiver told without end."""
+        while True:
+            try:
+                return self._outbox.note(delivery.number, **values)
+            except ServiceError as error:
+                logger.error("the callback of job %s cannot be noted: %s", delivery.job_id, error.message)
+            if self._stopping:
+                return None
+            time.sleep(STORE_PAUSE_SECONDS)
 
     def _attempt(self, delivery: Delivery) -> dict[str, Any]:
         body = delivery.payload.encode()
         status, retry_after, trouble = None, None, None
         try:
             headers = self._signer.headers(delivery.webhook_id, int(self._clock()), body)
-            answer = self._client.post(delivery.url, content=body, headers=headers)
+            answer = self._client.post(delivery.url, content=body, headers=headers, seconds=self._answer_seconds)
             status, retry_after = answer.status, answer.headers.get("retry-after")
         except ServiceError as error:
             trouble = error.code

@@ -253,9 +253,9 @@ class Dispatcher(QueueView):
         with self._changed:
             run.ending = True
             run.worker.resident, run.worker.memory = frozenset(message["resident"]), message["memory"]
-            run.worker.let_go(run.job.id)
+            alone = run.worker.let_go(run.job.id)
             self._changed.notify_all()
-        ended = self._endings.write(run.job, kind, message)
+        ended = self._endings.write(run.job, kind, message, alone=alone)
         if ended is not None and ended.status is JobStatus.QUEUED:
             self._wait_again(ended)
         else:

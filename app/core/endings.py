@@ -27,10 +27,11 @@ class Endings:
         self._pause = pause
         self._is_stopped = is_stopped
 
-    def write(self, job: Job, kind: str, message: Message) -> Job | None:
+    def write(self, job: Job, kind: str, message: Message, *, alone: bool) -> Job | None:
         """What a worker said of an attempt's end: done, failed or cancelled; None if the attempt was given up on.
 
-        The job is queued again where it failed of what may pass and has attempts left.
+        The job is queued again where it failed of what may pass and has attempts left. Memory that ran out although the
+        job was `alone` and no other model stood on the device is met once more and not a third time.
         """
         names = (job.id, job.attempt)
         steps = {"step": message["step"], "steps": message["steps"]}
@@ -38,15 +39,19 @@ class Endings:
             ended = self._persist(lambda: self._store.succeed(*names, message["result"], **steps))
             return ended or self._written_after_all(job, message["result"])
         if kind == "failed":
-            pause = self._pause if message["error"]["code"] in PASSING else None
-            return self._persist(lambda: self._store.fail(*names, message["error"], pause=pause, **steps))
+            error = message["error"]
+            pause = self._pause if error["code"] in PASSING else None
+            at_most_twice = None
+            if error["code"] == OutOfMemory.code and alone and set(message["resident"]) <= {job.model}:
+                at_most_twice = f"{error['code']}, with {job.device} to itself"
+            return self._persist(
+                lambda: self._store.fail(*names, error, pause=pause, at_most_twice=at_most_twice, **steps)
+            )
         return self._persist(lambda: self._store.cancelled(*names, **steps))
 
     def lose(self, job: Job, reason: str, *, counts: bool) -> Job | None:
         """The job's worker is gone: it waits again or has ended."""
-        return self._persist(
-            lambda: self._store.lose(job.id, job.attempt, self._pause, reason=reason, counts=counts)
-        )
+        return self._persist(lambda: self._store.lose(job.id, job.attempt, self._pause, reason=reason, counts=counts))
 
     def _persist(self, write: Callable[[], Job | None]) -> Job | None:
         """Write an end until it is written: a full disk must not make a finished job run again."""

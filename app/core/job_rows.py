@@ -41,6 +41,13 @@ def log(connection: Connection, moved: Iterable[Job], before: JobStatus | None, 
     connection.execute(_INSERT_TRANSITION, rows)
 
 
+def last_wait(connection: Connection, job_id: str) -> str | None:
+    """Why the job began to wait the last time."""
+    waits = transitions.c.after == JobStatus.QUEUED.value
+    query = select(transitions.c.reason).where(transitions.c.job_id == job_id, waits)
+    return connection.execute(query.order_by(transitions.c.number.desc()).limit(1)).scalar_one_or_none()
+
+
 @functools.cache
 def fenced_update(names: tuple[str, ...]) -> Update:
     """The update of these columns of one job, if its state and attempt are still what they were."""

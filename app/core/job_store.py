@@ -20,7 +20,7 @@ from app.core.database import Database
 from app.core.group_commit import GroupCommit
 from app.core.image_index import ImageIndex, insert_results, require_pictures
 from app.core.job_reading import BY_ID, JobReading, read_job, unknown_job
-from app.core.job_rows import fenced_update, job_of, log, values_of
+from app.core.job_rows import fenced_update, job_of, last_wait, log, values_of
 from app.core.job_tables import idempotency, jobs
 from app.core.jobs import TRANSITIONS, Job, JobStatus
 from app.core.leases import Leases
@@ -34,6 +34,8 @@ _DUE = or_(jobs.c.not_before.is_(None), jobs.c.not_before <= bindparam("now"))
 _CLAIMING = BY_ID.where(jobs.c.status == JobStatus.QUEUED.value, _DUE).with_for_update(of=jobs, skip_locked=True)
 _INSERT_JOB, _INSERT_KEY = insert(jobs), insert(idempotency)
 _BY_KEY = select(idempotency).where(idempotency.c.owner == bindparam("owner"), idempotency.c.key == bindparam("key"))
+
+_MET_TWICE = "It had the device to itself, twice, so it is not started again by itself; when that may help, retry it."
 
 Pause = Callable[[int], float]
 """Attempt -> seconds to wait before the next one."""
@@ -166,18 +168,31 @@ class JobStore(JobReading):
         return self._end(job_id, attempt, JobStatus.SUCCEEDED, "done", result=result, step=step, steps=steps)
 
     def fail(
-        self, job_id: str, attempt: int, error: dict[str, Any], *, step: int, steps: int, pause: Pause | None = None
+        self,
+        job_id: str,
+        attempt: int,
+        error: dict[str, Any],
+        *,
+        step: int,
+        steps: int,
+        pause: Pause | None = None,
+        at_most_twice: str | None = None,
     ) -> Job | None:
         """End an attempt with an error; None if the token is old.
 
-        With a `pause` the error is one that may pass: the job waits again until its last attempt has met it.
+        With a `pause` the error is one that may pass: the job waits again until its last attempt has met it, or two in
+        a row ended for the reason `at_most_twice`.
         """
         ending = {"error": error, "step": step, "steps": steps}
         if pause is None:
             return self._end(job_id, attempt, JobStatus.FAILED, error["code"], **ending)
 
         def change(connection: Connection) -> Job | None:
-            return self._again(connection, job_id, attempt, pause, error["code"], **ending)
+            twice = at_most_twice is not None and last_wait(connection, job_id) == at_most_twice
+            if twice:
+                ending["error"] = {**error, "message": f"{error['message']} {_MET_TWICE}"}
+            reason = at_most_twice or error["code"]
+            return self._again(connection, job_id, attempt, pause, reason, last=twice, **ending)
 
         moved = self.writer.write(change)
         crash_points.reach("done")
@@ -284,7 +299,15 @@ class JobStore(JobReading):
         return self._again(connection, job_id, attempt, pause, reason, error=error)
 
     def _again(
-        self, connection: Connection, job_id: str, attempt: int, pause: Pause, reason: str, **ending: Any
+        self,
+        connection: Connection,
+        job_id: str,
+        attempt: int,
+        pause: Pause,
+        reason: str,
+        *,
+        last: bool = False,
+        **ending: Any,
     ) -> Job | None:
         """An attempt ended in a way that may pass: wait for the next one, or end as cancelled or failed."""
         job = self._read(connection, job_id)
@@ -292,7 +315,7 @@ class JobStore(JobReading):
             return None
         if job.cancel_requested:
             return self._finish(connection, job, JobStatus.CANCELLED, f"cancelled; {reason}")
-        if job.attempt < job.max_attempts:
+        if job.attempt < job.max_attempts and not last:
             due = self.database.now(connection) + pause(job.attempt)
             return self._move(connection, job, JobStatus.QUEUED, reason, not_before=due, step=0)
         return self._finish(connection, job, JobStatus.FAILED, reason, **ending)

@@ -84,6 +84,11 @@ class Job:
     batch_id: str | None = None
     queued: float | None = None
 
+    @property
+    def starts_left(self) -> int:
+        """How often it may still be started by itself; what stopped it on purpose, or for another's sake, took none."""
+        return 0 if self.status.is_terminal else max(0, self.max_attempts - self.attempt)
+
 
 @dataclass(frozen=True)
 class Batch:

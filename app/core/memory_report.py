@@ -22,10 +22,15 @@ def tell_memory(fleet: Fleet, *, cleanup: bool = False, seconds: float = ANSWER_
     question = new_id()
     with fleet.changed:
         asked = [worker for worker in fleet.workers.values() if worker.is_up]
+        for worker in asked:
+            worker.questions.add(question)
     for worker in asked:
         worker.send({"type": "memory", "question": question, "cleanup": cleanup})
     with fleet.changed:
         fleet.changed.wait_for(lambda: all(question in worker.answers or not worker.is_up for worker in asked), seconds)
+        for worker in asked:
+            # An answer that comes after this is nobody's, and must not be kept.
+            worker.questions.discard(question)
         told = [
             _told(worker, question, cleanup, fleet.memory_settings(worker.name)) for worker in fleet.workers.values()
         ]

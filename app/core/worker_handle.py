@@ -42,8 +42,8 @@ class WorkerHandle:
     state: starting, idle, busy, broken, stopped; of a device that is not `enabled`, a person reads finishing or
     disabled. One that is `dismissed` was told to end for that reason. `runs_on` is the real device behind a simulated
     one. `held` are the jobs that it was given, by id. `generation` counts the starts, so that a claim made for one
-    process is never sent to the next. `ended_for` names the jobs that did not heed a cancel and for which it is killed:
-    its other jobs are not to blame.
+    process is never sent to the next. `questions` are those whose `answers` somebody waits for. `ended_for` names the
+    jobs that did not heed a cancel and for which it is killed: its other jobs are not to blame.
     """
 
     def __init__(self, name: str, options: EngineOptions, on_message: OnMessage, on_lost: OnLost) -> None:
@@ -54,6 +54,7 @@ class WorkerHandle:
         self.resident: frozenset[str] = frozenset()
         self.memory: dict[str, Any] = {}
         self.trouble: str | None = None
+        self.questions: set[str] = set()
         self.answers: dict[str, Message] = {}
         self.enabled = True
         self.dismissed = False
@@ -80,7 +81,7 @@ class WorkerHandle:
         elif kind in {"ready", "state", "memory"}:
             self.resident, self.memory = frozenset(message["resident"]), message["memory"]
             self.trouble = message.get("trouble", self.trouble)
-            if kind == "memory":
+            if kind == "memory" and message["question"] in self.questions:
                 self.answers[message["question"]] = message
             if kind == "ready":
                 self.pid, self.trouble, self.state = message["pid"], None, "idle"
@@ -90,14 +91,18 @@ class WorkerHandle:
 
     def hold(self, entry: Waiting) -> None:
         """It is given this job."""
+        entry.shared = bool(self.held)
+        for neighbour in self.held.values():
+            neighbour.shared = True
         self.held[entry.id] = entry
         self.state = "busy"
 
-    def let_go(self, job_id: str) -> None:
-        """It holds this job no more."""
-        self.held.pop(job_id, None)
+    def let_go(self, job_id: str) -> bool:
+        """It holds this job no more; answers whether the job had it to itself from first to last."""
+        entry = self.held.pop(job_id, None)
         if self.state == "busy" and not self.held:
             self.state = "idle"
+        return entry is not None and not entry.shared
 
     def describe(self) -> dict[str, Any]:
         """Its device, state, process, models and memory, for a person."""

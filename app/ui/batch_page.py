@@ -20,7 +20,7 @@ from app.ui.batch_words import prompts_of, read_lists, read_values
 from app.ui.panel import QUIET
 from app.ui.parts import part, picture_picker
 from app.ui.queue_page import job_row
-from app.ui.session import owner_of, warn
+from app.ui.session import may_administer, owner_of, require_admin, warn
 from app.ui.stage import state_badge
 from app.ui.wording import button, empty, label, moment, picture_url, thumbnail_url
 
@@ -156,7 +156,7 @@ class BatchPage:
         *pickers: Any,
     ) -> tuple[Any, ...]:
         """Submit the batch. A refusal is told and leaves the form as it is."""
-        owner = owner_of(request)
+        owner, admin = owner_of(request), may_administer(request)
 
         def submit() -> Any:
             fixed = read_values(same)
@@ -177,36 +177,36 @@ class BatchPage:
             return (opened, refusal, *[gr.skip() for _ in self.parts])
         count = f"{batch.size} job{'' if batch.size == 1 else 's'}"
         said = f'<p class="eis-hint" role="status">Added {count} to the queue.</p>'
-        return (batch.id, said, *await asyncio.to_thread(self.drawn, batch.id, owner))
+        return (batch.id, said, *await asyncio.to_thread(self.drawn, batch.id, owner, admin))
 
     # ---- the queue ---------------------------------------------------------------------------------------------
 
     async def look(self, opened: str, request: gr.Request) -> tuple[str, ...]:
         """The parts as they stand."""
-        return await asyncio.to_thread(self.drawn, opened, owner_of(request))
+        return await asyncio.to_thread(self.drawn, opened, owner_of(request), may_administer(request))
 
-    def drawn(self, opened: str, owner: str) -> tuple[str, ...]:
+    def drawn(self, opened: str, owner: str, admin: bool) -> tuple[str, ...]:
         """Blocking: the queue's head, what runs, what waits, and the batches."""
         running = self.service.list_jobs(owner=owner, status=JobStatus.RUNNING)[0]
         waiting = self.service.next_jobs(owner, SHOWN_WAITING)
         batches, total = self.service.list_batches(owner=owner, limit=SHOWN_BATCHES)
         return (
-            self.head_view(),
+            self.head_view(admin),
             listed("Running", [self.row(job, None) for job in running]),
             listed("Waiting", [self.row(job, position) for job, position in waiting], self.unseen(owner)),
             self.batch_list(batches, total, opened, owner),
         )
 
-    def head_view(self) -> str:
-        """Whether the queue moves, and the button that stops or starts it."""
+    def head_view(self, admin: bool) -> str:
+        """Whether the queue moves, and for an operator the button that stops or starts it."""
         state = self.service.queue_state()
         told = f"{state['running']} running, {state['queued']} waiting"
         if state["paused"]:
             since = moment(state["paused_since"])
             word, act = "Paused", button("Resume", "resume", style="eis-strong")
             hint = f"Nothing new starts, for any key, since {since}. {told}."
-            return queue_bar("eis-paused", word, hint, act)
-        return queue_bar("", "Queue", told[0].upper() + told[1:] + ".", button("Pause", "pause"))
+            return queue_bar("eis-paused", word, hint, act if admin else "")
+        return queue_bar("", "Queue", told[0].upper() + told[1:] + ".", button("Pause", "pause") if admin else "")
 
     def unseen(self, owner: str) -> int:
         """How many of the owner's waiting jobs are not listed."""
@@ -280,12 +280,14 @@ class BatchPage:
             "priority": lambda: self.service.reprioritise(id, int(data["value"]), owner),
         }
         try:
+            if action in {"pause", "resume"}:
+                require_admin(request)
             if action in deeds:
                 await asyncio.to_thread(deeds[action])
         except ServiceError as error:
             warn(error.message)
         shown = {"open": id, "close": ""}.get(str(action), opened)
-        return (shown, *await asyncio.to_thread(self.drawn, shown, owner))
+        return (shown, *await asyncio.to_thread(self.drawn, shown, owner, may_administer(request)))
 
     def by_kind(self, id: str, owner: str, job: Callable[..., Any], batch: Callable[..., Any]) -> Any:
         """Call what fits: a job's way or a batch's."""

@@ -16,7 +16,7 @@ from app.errors import ServiceError
 from app.ui.memory_section import MemorySection, gib
 from app.ui.panel import QUIET
 from app.ui.parts import part
-from app.ui.session import owner_of, warn
+from app.ui.session import may_administer, owner_of, require_admin, warn
 from app.ui.wording import badge, button, chooser, duration, moment
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -48,6 +48,7 @@ OUTCOMES = {
     "cancelled": ("Cancelled", ""),
     "lost": ("Lost", "eis-bad"),
 }
+NOT_YOURS = '<p class="eis-hint">Only a key that EIS_ADMIN_KEYS names may change how devices are used.</p>'
 SEATS = (1, 2, 4, 8, 16, 32)
 SHARES = (75, 50, 25)
 
@@ -97,7 +98,8 @@ class DevicesPage:
 
     async def open_devices(self, request: gr.Request) -> list[Any]:
         """All of the section."""
-        return self.draw(await asyncio.to_thread(self.service.device_status, owner_of(request)))
+        status = await asyncio.to_thread(self.service.device_status, owner_of(request))
+        return self.draw(status, may_administer(request))
 
     async def choose_strategy(self, strategy: str, request: gr.Request) -> list[Any]:
         """Another way to choose the device, at once."""
@@ -120,14 +122,16 @@ class DevicesPage:
     async def configure(self, change: Mapping[str, Any], request: gr.Request) -> list[Any]:
         """Change it, or say why not; all of the section as it is then."""
         try:
+            require_admin(request)
             await asyncio.to_thread(self.service.devices.configure, change)
         except ServiceError as error:
             warn(error.message)
         return await self.open_devices(request)
 
-    def draw(self, status: Mapping[str, Any]) -> list[Any]:
-        """Updates of the strategy, the cards and the choices."""
-        return [gr.update(value=status["strategy"]), self.draw_cards(status), draw_choices(status)]
+    def draw(self, status: Mapping[str, Any], admin: bool) -> list[Any]:
+        """Updates of the strategy, the cards and the choices, which are an operator's."""
+        strategy = gr.update(value=status["strategy"], interactive=admin)
+        return [strategy, self.draw_cards(status), draw_choices(status) if admin else NOT_YOURS]
 
     def draw_cards(self, status: Mapping[str, Any]) -> str:
         """What the strategy does, and a card for each device."""

@@ -29,12 +29,15 @@
     const list = make("div", { className: "eis-model-list" });
     const message = make("p", { className: "eis-error-line", hidden: true });
     message.setAttribute("role", "alert");
-    root.append(addCard(), message, list);
+    const adding = addCard();
+    const foreign = make("p", { className: "eis-hint", hidden: true, textContent: "Only a key that EIS_ADMIN_KEYS names may pull, add and remove models." });
+    adding.hidden = true;
+    root.append(adding, foreign, message, list);
     const asking = new Set();
     const errors = new Map();
     const armed = new Map();
     const cards = new Map();
-    let models = [], timer = null, signature = "";
+    let models = [], mayChange = false, timer = null, signature = "";
 
     const say = (text) => { message.textContent = text; message.hidden = !text; };
     const visible = () => root.isConnected && root.offsetParent !== null;
@@ -42,7 +45,11 @@
     async function look() {
       clearTimeout(timer);
       try {
-        models = (await call(ROUTE)).models;
+        const told = await call(ROUTE);
+        models = told.models;
+        mayChange = told.may_change;
+        adding.hidden = !mayChange;
+        foreign.hidden = mayChange;
         say("");
       } catch (error) {
         say(`The list could not be read: ${error.message}`);
@@ -87,7 +94,7 @@
         pieces.push(make("h2", { className: "eis-heading", textContent: title }));
         own.sort((a, b) => Number(b.installed) - Number(a.installed));
         for (const model of own) {
-          const state = JSON.stringify([model, asking.has(model.id), errors.get(model.id), armed.has(model.id)]);
+          const state = JSON.stringify([model, mayChange, asking.has(model.id), errors.get(model.id), armed.has(model.id)]);
           if (cards.get(model.id)?.state !== state) cards.set(model.id, { state, box: card(model) });
           pieces.push(cards.get(model.id).box);
         }
@@ -123,7 +130,9 @@
         text.append(bar, make("p", { className: "eis-hint", textContent: state_ === "waiting" ? "Waiting for another pull" : `${size(model.pull.bytes_done)} of ${size(model.pull.bytes_total)}` }));
         const stop = button("Stop", () => act(model, `${under(model)}/pull`, { method: "DELETE" }));
         stop.disabled = state_ === "cancelling";
-        actions.append(stop);
+        if (mayChange) actions.append(stop);
+      } else if (!mayChange) {
+        // What this key may not do is not offered.
       } else if (!model.installed && model.repo) {
         actions.append(button("Pull", () => (model.licence.ask ? (asking.add(model.id), draw()) : pull(model, false)), "eis-strong"));
       } else if (model.installed && !model.embedded) {

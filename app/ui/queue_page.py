@@ -92,6 +92,14 @@ class QueuePage:
         return await asyncio.to_thread(self.listed, status, shown, owner), shown
 
 
+def starts(job: Job) -> str:
+    """How often a job was started, and may still be: of how many would mislead, because an orderly stop takes none."""
+    told = f"started {job.attempt} times"
+    if job.status.is_terminal:
+        return told
+    return f"{told}, at most {job.starts_left} more" if job.starts_left else f"{told}, not again by itself"
+
+
 def job_row(job: Job, title: str, position: int | None, act: str) -> str:
     """One job as a line: its picture, state, words and progress, and the buttons `act`."""
     images = (job.result or {}).get("images", [])
@@ -109,7 +117,7 @@ def job_row(job: Job, title: str, position: int | None, act: str) -> str:
     elif job.started and job.finished:
         detail = duration(job.finished - job.started)
     if job.attempt > 1:
-        detail += f" · attempt {job.attempt} of {job.max_attempts}"
+        detail += f" · {starts(job)}"
     seed = job.request.get("seed")
     where = f'<span title="{escape(job.device_reason or "")}">{escape(job.device)}</span>' if job.device else ""
     facts = (escape(job.model or ""), where, "" if seed is None else f"seed {seed}", detail)

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.errors import UnknownImage
+from app.errors import NotPermitted, UnknownImage
 
 
 @dataclass
@@ -46,6 +46,17 @@ class Session:
 def owner_of(request: gr.Request) -> str:
     """The owner that the checks before every route found behind the request's key or cookie."""
     return getattr(request.request.state, "owner", "") or ""
+
+
+def may_administer(request: gr.Request) -> bool:
+    """Whether the key behind the request may change how the whole service runs."""
+    return bool(getattr(request.request.state, "admin", False))
+
+
+def require_admin(request: gr.Request) -> None:
+    """`NotPermitted` unless it may: what the page does not show can still be asked of it."""
+    if not may_administer(request):
+        raise NotPermitted("Only a key that EIS_ADMIN_KEYS names may do this.")
 
 
 def require_own(service: Any, reference: str, owner: str) -> None:

@@ -119,3 +119,27 @@ def test_a_page_that_cannot_start_says_so_and_the_api_lives(server: Running, pag
     assert shown(server, "could not start")
     assert server.client.get("/").status_code == 503 and "library" not in server.client.get("/").text
     assert server.client.post(PAINT, json={}).status_code == 200
+
+
+def test_the_real_page_s_unknown_addresses_answer_in_the_documented_shape(tmp_path: Path) -> None:
+    """With the page's library behind the routes; what its script asks below /gradio_api/ is its own."""
+    with serving(tmp_path, ui=True, catalog="tests.engine.capabilities:CATALOG") as server:
+        deadline = time.monotonic() + 60
+        while "gradio" not in server.client.get("/").text:
+            assert time.monotonic() < deadline, "the page never stood"
+            time.sleep(0.1)
+        unknown = ("/nope", "/nope/deeper", "/api", "/api/", "/api/nope", "/api/v1", "/api/v1/nope")
+        for method in ("GET", "POST", "DELETE"):
+            for path in unknown:
+                answer = server.client.request(method, path)
+                assert answer.status_code == 404, (method, path)
+                told = {"code": "not_found", "message": "There is nothing at this address.", "details": {}}
+                assert answer.json() == {"error": told}, (method, path)
+        assert server.client.get("/assets/nope.js").json() == {"error": told}
+        wrong = server.client.put("/")
+        assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+        assert "GET" in wrong.headers["allow"]
+        head = server.client.head("/nope")
+        assert (head.status_code, head.content) == (404, b"")
+        assert server.client.get("/theme.css").status_code == 200
+        assert server.client.get("/gradio_api/nope").json() == {"detail": "Not Found"}

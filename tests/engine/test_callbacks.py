@@ -13,11 +13,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from app.core import callbacks
-from app.core.callbacks import CallbackSender, Signer, secret_of
+from app.core.callbacks import (
+    DELIVERIES_AT_ONCE,
+    DELIVERIES_TO_ONE_HOST,
+    CallbackSender,
+    Outbox,
+    Signer,
+    secret_of,
+)
 from app.core.job_store import JobStore
-from app.core.jobs import JobStatus
+from app.core.jobs import JobStatus, new_id
 from app.core.service import Service
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, StorageFull
 from app.guarded_http import GuardedClient
 from tests.engine.conftest import end_of, new_job, until
 
@@ -33,7 +40,20 @@ class Receiver(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.seen: list[tuple[dict, bytes]] = []
         self.answers: list[tuple[int, dict[str, str]]] = []
+        self.open = threading.Event()
+        self.open.set()
+        self.inside = self.most_inside = 0
+        self._counting = threading.Lock()
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def hold(self) -> None:
+        """Count a request that is inside, and keep it there while the receiver is not open."""
+        with self._counting:
+            self.inside += 1
+            self.most_inside = max(self.most_inside, self.inside)
+        self.open.wait(30)
+        with self._counting:
+            self.inside -= 1
 
     @property
     def address(self) -> str:
@@ -50,6 +70,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.hold()
         self.server.seen.append(({**headers, "path": self.path}, body))
         status, answer = self.server.answers.pop(0) if self.server.answers else (204, {})
         self.send_response(status)
@@ -229,7 +250,7 @@ def test_what_is_in_flight_is_not_taken_again(store: JobStore, monkeypatch: pyte
     end_with_callback(store, "https://example.org/hook", clock, monkeypatch)
     (taken,) = store.outbox.due(clock.now, 4)
     store.outbox.note(taken.number, not_before=clock.now)
-    assert store.outbox.due(clock.now, 4, {taken.number}) == []
+    assert store.outbox.due(clock.now, 4, {taken.number: taken.host}) == []
     assert [entry.number for entry in store.outbox.due(clock.now, 4)] == [taken.number]
 
 
@@ -244,3 +265,52 @@ def test_a_dead_or_private_receiver_is_noted_and_tried_again(
     row = store.outbox.of_job(private)[0]
     assert (row["state"], row["last_status"], row["last_error"]) == ("pending", None, "url_not_allowed")
     assert receiver.seen == []
+
+
+def test_a_host_that_hangs_leaves_room_for_another(make_service: Callable[..., Service], receiver: Receiver) -> None:
+    """So many deliveries run at once and no more, of them so many to one host; the other host waits for none."""
+    other = Receiver()
+    try:
+        service = make_service(trusted_hosts=(receiver.address, other.address), callback_secret=SECRET)
+        receiver.open.clear()
+        for _ in range(DELIVERIES_AT_ONCE + 2):
+            service.submit("test/paint", {}, callback_url=f"{receiver.url}/{new_id()}")
+        until(lambda: receiver.inside == DELIVERIES_TO_ONE_HOST)
+        last = service.submit("test/paint", {}, callback_url=other.url)
+        end_of(service, last.id)
+        until(lambda: service.callbacks_of(last.id)[0]["state"] == "delivered")
+        assert len(other.seen) == 1 and receiver.seen == []
+        receiver.open.set()
+        until(lambda: len(receiver.seen) == DELIVERIES_AT_ONCE + 2)
+        assert receiver.most_inside == DELIVERIES_TO_ONE_HOST
+    finally:
+        receiver.open.set()
+        other.shutdown()
+        other.server_close()
+
+
+class FullDisk(Outbox):
+    """An outbox whose first notes meet a full disk."""
+
+    troubles = 3
+
+    def note(self, number: int, **values: object) -> None:
+        if self.troubles:
+            self.troubles -= 1
+            raise StorageFull("The disk that holds the job store is full.")
+        super().note(number, **values)
+
+
+def test_what_cannot_be_noted_is_not_sent_again(
+    store: JobStore, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full for a while delays the note of an attempt, and makes no second one."""
+    monkeypatch.setattr(callbacks, "STORE_PAUSE_SECONDS", 0.02)
+    clock, full = Clock(), FullDisk(store.writer, store.reader)
+    job_id = end_with_callback(store, receiver.url, clock, monkeypatch)
+    sender = CallbackSender(full, Signer(SECRET), GuardedClient((receiver.address,)), clock=clock)
+    sender.start()
+    until(lambda: store.outbox.of_job(job_id)[0]["state"] == "delivered")
+    sender.stop()
+    assert full.troubles == 0
+    assert len(receiver.seen) == 1

@@ -108,7 +108,7 @@ def test_a_job_that_is_older_than_the_catalog_fails_clearly(
 
 def test_the_runtime_says_what_an_error_means(drawing: Service) -> None:
     failed: Job = end_of(drawing, drawing.submit("test/draw", {"prompt": "too large"}).id)
-    assert failed.error == {"code": "out_of_memory", "message": "Make the picture smaller."}
+    assert failed.error["code"] == "out_of_memory" and failed.error["message"].startswith("Make the picture smaller. ")
     began = time.monotonic()
     assert end_of(drawing, drawing.submit("test/draw", {"prompt": "x"}).id).status is JobStatus.SUCCEEDED
     assert time.monotonic() - began < 5

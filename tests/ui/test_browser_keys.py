@@ -51,3 +51,49 @@ def test_a_key_opens_the_page_and_keeps_others_out(keyed_server, open_page):
     status = other.evaluate("path => fetch(path).then(answer => answer.status)", f"/{picture}")
     assert status == 404
     open_page.complaints[:] = [text for text in open_page.complaints if "404" not in text]
+
+
+@pytest.fixture(scope="module")
+def operated_server(tmp_path_factory):
+    settings = {"catalog": "tests.ui.capabilities:CATALOG", "devices": "cpu"}
+    keys = {"api_keys": "first-key,second-key", "admin_keys": "first-key"}
+    with server(tmp_path_factory.mktemp("operated"), **settings, **keys) as address:
+        yield address
+
+
+def test_only_an_operator_s_key_is_offered_the_whole_service_s_controls(operated_server, open_page):
+    operator = open_page(operated_server, wait=False)
+    log_in(operator, "first-key")
+    operator.wait_for_selector(".eis-header")
+    operator.get_by_role("tab", name="Batch", exact=True).click()
+    operator.locator("#batch-head").get_by_role("button", name="Pause").click()
+    operator.locator("#batch-head").get_by_role("button", name="Resume").click()
+    operator.locator("#batch-head").get_by_role("button", name="Pause").wait_for()
+    operator.get_by_role("tab", name="GPU & Memory", exact=True).click()
+    operator.wait_for_selector("#device-choices .eis-choice")
+    operator.get_by_role("tab", name="Models", exact=True).click()
+    operator.get_by_role("button", name="Add a file").wait_for()
+
+    user = open_page(operated_server, wait=False)
+    log_in(user, "second-key")
+    user.wait_for_selector(".eis-header")
+    user.get_by_role("tab", name="Models", exact=True).click()
+    user.wait_for_selector("#model-list >> text=Only a key that EIS_ADMIN_KEYS names")
+    user.wait_for_selector(".eis-model")
+    assert not user.locator("#model-list button:visible").count()
+    user.get_by_role("tab", name="GPU & Memory", exact=True).click()
+    user.wait_for_selector("#device-choices >> text=Only a key that EIS_ADMIN_KEYS names")
+    user.wait_for_selector("#device-strategy input:disabled")
+    assert not user.locator("#device-choices .eis-choice").count()
+    user.get_by_role("tab", name="Batch", exact=True).click()
+    user.wait_for_selector("#batch-head .eis-queue-bar")
+    assert not user.locator("#batch-head button").count()
+
+    # What is not offered is refused as well.
+    user.locator("#batch-head .eis-queue-bar").evaluate(
+        "bar => { bar.insertAdjacentHTML('beforeend', '<button data-action=pause></button>');"
+        " bar.lastElementChild.click(); }"
+    )
+    user.wait_for_selector("text=may do this")
+    told = user.evaluate("fetch('api/v1/batch').then(answer => answer.json())")
+    assert not told["queue"]["paused"]
