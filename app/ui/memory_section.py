@@ -15,7 +15,7 @@ from app.core.model_offload import PRECISIONS, STRATEGIES
 from app.errors import ServiceError
 from app.ui.panel import QUIET
 from app.ui.parts import part
-from app.ui.session import warn
+from app.ui.session import may_administer, require_admin, warn
 from app.ui.wording import badge, button, chooser
 
 GIB = 2**30
@@ -61,43 +61,45 @@ class MemorySection:
         """What the workers tell in time."""
         return await asyncio.to_thread(self.service.memory_status, seconds=ANSWER_SECONDS)
 
-    async def look(self) -> str:
+    async def look(self, request: gr.Request) -> str:
         """The cards as they stand."""
-        return draw_cards(await self.ask())
+        return draw_cards(await self.ask(), admin=may_administer(request))
 
-    async def open(self) -> list[str]:
-        """All of the section."""
-        status = await self.ask()
-        return [draw_cards(status), draw_choices(status)]
+    async def open(self, request: gr.Request) -> list[str]:
+        """All of the section; the choices are an operator's."""
+        status, admin = await self.ask(), may_administer(request)
+        return [draw_cards(status, admin=admin), draw_choices(status) if admin else ""]
 
-    async def clean(self) -> str:
+    async def clean(self, request: gr.Request) -> str:
         """Drop what no job uses, and say what that freed."""
         try:
+            require_admin(request)
             return draw_cards(await asyncio.to_thread(self.service.memory_status, cleanup=True), cleaned=True)
         except ServiceError as error:
             warn(error.message)
-            return await self.look()
+            return await self.look(request)
 
-    async def change(self, event: gr.EventData) -> list[str]:
+    async def change(self, event: gr.EventData, request: gr.Request) -> list[str]:
         """Another strategy or format for one device, at once."""
         data: Mapping[str, Any] = event._data or {}
         action, value = data.get("action"), str(data.get("value", ""))
         if action in {"offload", "precision"}:
             change = {str(data.get("device")): {action: None if value == DEFAULT else value}}
             try:
+                require_admin(request)
                 await asyncio.to_thread(self.service.devices.configure, {"devices": change})
             except ServiceError as error:
                 warn(error.message)
-        return await self.open()
+        return await self.open(request)
 
 
-def draw_cards(status: Mapping[str, Any], *, cleaned: bool = False) -> str:
-    """A card for each worker, and the button that frees what no job uses."""
+def draw_cards(status: Mapping[str, Any], *, admin: bool = True, cleaned: bool = False) -> str:
+    """A card for each worker, and for an operator the button that frees what no job uses."""
     cards = "".join(draw_card(device, cleaned) for device in status["devices"])
     front = f"The page and the API use {gib(status['process']['rss_bytes'])} of RAM besides."
+    act = button("Free what no job uses", "clean") if admin else ""
     return (
-        f'<div class="eis-memory-bar"><p class="eis-hint">{front}</p>'
-        f"{button('Free what no job uses', 'clean')}</div>"
+        f'<div class="eis-memory-bar"><p class="eis-hint">{front}</p>{act}</div>'
         f'<div class="eis-devices" role="list">{cards}</div>'
     )
 

@@ -13,7 +13,6 @@ from PIL import Image
 from tests.engine.server import PATIENCE_SECONDS, Server
 
 BATCH, GPU, MEMORY = "/api/v1/batch", "/api/v1/gpu", "/api/v1/memory"
-CONFIGURE_MEMORY = ("post", f"{MEMORY}/configure")
 NINE = (
     ("post", f"{BATCH}/submit"),
     ("post", f"{BATCH}/submit-batch"),
@@ -22,13 +21,11 @@ NINE = (
     ("get", f"{GPU}/status"),
     ("post", f"{GPU}/configure"),
     ("get", f"{MEMORY}/status"),
-    CONFIGURE_MEMORY,
+    ("post", f"{MEMORY}/configure"),
     ("post", f"{MEMORY}/cleanup"),
 )
 BODIES = {f"{BATCH}/submit", f"{BATCH}/submit-batch", f"{GPU}/configure", f"{MEMORY}/configure"}
 """Those that take a body; the others take none."""
-not_built = pytest.mark.xfail(reason="POST /api/v1/memory/configure is not served yet", strict=True)
-"""For what waits for that route alone: take it away, here and below, when the route is there."""
 
 WISH = {"prompt": "a red car, blue background", "model": "pocket", "num_inference_steps": 2, "seed": 1}
 JOB = {"handler": "text-to-image", "request": WISH}
@@ -163,7 +160,6 @@ def in_force(device: dict[str, Any]) -> tuple[str, str]:
     return device["settings"]["offload"], device["settings"]["precision"]
 
 
-@not_built
 def test_memory_configure(client: httpx.Client) -> None:
     """What is asked is in force, is told for each device, and a picture is drawn under it."""
     change = {"device": "cpu", "strategy": "attention", "precision": "float32"}
@@ -180,10 +176,7 @@ def test_memory_configure(client: httpx.Client) -> None:
         refused(client.post(f"{MEMORY}/configure", json=wrong), 422, "invalid_request")
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [pytest.param(*one, marks=not_built if one == CONFIGURE_MEMORY else (), id=" ".join(one)) for one in NINE],
-)
+@pytest.mark.parametrize(("method", "path"), NINE, ids=" ".join)
 def test_it_is_described(client: httpx.Client, method: str, path: str) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"][path][method]

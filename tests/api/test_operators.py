@@ -19,6 +19,7 @@ GUARDED = {
     ("POST", "/api/v1/batch/resume"),
     ("POST", "/api/v1/gpu/configure"),
     ("POST", "/api/v1/memory/cleanup"),
+    ("POST", "/api/v1/memory/configure"),
     ("POST", "/api/v1/models"),
     ("DELETE", "/api/v1/models/{id}"),
     ("POST", "/api/v1/models/{id}/pull"),

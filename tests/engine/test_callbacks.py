@@ -306,7 +306,7 @@ def test_what_cannot_be_noted_is_not_sent_again(
 ) -> None:
     """A disk that is full for a while delays the note of an attempt, and makes no second one."""
     monkeypatch.setattr(callbacks, "STORE_PAUSE_SECONDS", 0.02)
-    clock, full = Clock(), FullDisk(store.writer, store.reader)
+    clock, full = Clock(), FullDisk(store.writer, store.database)
     job_id = end_with_callback(store, receiver.url, clock, monkeypatch)
     sender = CallbackSender(full, Signer(SECRET), GuardedClient((receiver.address,)), clock=clock)
     sender.start()
