@@ -20,6 +20,7 @@ from app.core.fleet import Fleet
 from app.core.job_store import JobStore
 from app.core.jobs import ImageRecord, Job, JobStatus, new_id
 from app.core.memory_report import tell_memory
+from app.core.picture_store import open_picture_store
 from app.core.storage import Storage, StoredImage
 from app.core.submission import Submission
 from app.core.sweeping import Sweeper
@@ -46,7 +47,10 @@ class Service(Watching, Batching):
             decode_seconds=options.image_decode_seconds,
             min_free_bytes=options.min_free_bytes,
             checkpoint=crash_points.reach,
+            shared=open_picture_store(options.pictures_url, cache_bytes=options.picture_cache_bytes),
         )
+        if self.storage.shared is not None:
+            self.storage.shared.check()
         self.models = ModelLibrary(
             options.home,
             hub_url=options.hub_url,
@@ -59,6 +63,8 @@ class Service(Watching, Batching):
         self.devices = Fleet(options, self.models)
         # The store holds the home's lock: nothing that may refuse comes after it.
         self._store = JobStore(options.store_url)
+        if self.storage.shared is not None:
+            self.storage.shared.claim(self._store.id)
         self._batches = BatchStore(self._store)
         self._submission = Submission(self.storage, self.models, self._store.images)
         self._watchers = Watchers(lambda job_id, on: self._dispatcher.set_preview(job_id, on))

@@ -31,6 +31,7 @@ from app.core.context import RunContext
 from app.core.device_inventory import INLINE, resolve_devices
 from app.core.engine_options import EngineOptions, load_by_name
 from app.core.multi_gpu import MOST_SEATS, URGENT_SEATS
+from app.core.picture_store import open_picture_store
 from app.core.results import save_pictures
 from app.core.storage import Storage
 from app.errors import InvalidRequest, JobCancelled, OutOfMemory, ServiceError, UnknownCapability
@@ -71,6 +72,7 @@ class Worker:
             decode_seconds=options.image_decode_seconds,
             min_free_bytes=options.min_free_bytes,
             checkpoint=crash_points.reach,
+            shared=open_picture_store(options.pictures_url, cache_bytes=options.picture_cache_bytes),
         )
         self._models = ModelLibrary(options.home)
         self._client = GuardedClient(options.trusted_hosts)
