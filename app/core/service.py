@@ -32,6 +32,8 @@ from app.models.library import ModelLibrary
 
 KEY_LIMIT = 255
 STOP_SECONDS = 5.0
+ABLE = frozenset({"idle", "busy", "elsewhere"})
+"""States of workers that jobs can count on: one that another server of this job store has serves its jobs there."""
 
 
 class Service(Watching, Batching):
@@ -99,6 +101,7 @@ class Service(Watching, Batching):
             self._dispatcher.stop(drain_seconds)
             self._callbacks.stop()
             self._sweeping.join(STOP_SECONDS)
+        self.devices.close()
         self._store.close()
 
     def hurry(self) -> None:
@@ -284,7 +287,7 @@ class Service(Watching, Batching):
         """Whether a job would be served now, and who would serve it."""
         workers = self._dispatcher.workers()
         return {
-            "ready": self._open and any(worker["state"] in {"idle", "busy"} for worker in workers),
+            "ready": self._open and any(worker["state"] in ABLE for worker in workers),
             "workers": workers,
             "queued": self._dispatcher.waiting_count(),
             "running": self._dispatcher.running_count(),

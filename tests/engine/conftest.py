@@ -1,5 +1,6 @@
 """Services over the test catalog: inline, and with real worker processes."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from app.core.engine_options import EngineOptions
 from app.core.job_store import JobStore
 from app.core.jobs import Job, JobStatus, new_id
 from app.core.service import Service
+
+# Ray reads this when it is imported, and never again; every process that a test starts has it too.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 64, RAY_USAGE_STATS_ENABLED="0")
 
 CATALOG = "tests.engine.capabilities:CATALOG"
 
