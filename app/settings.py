@@ -50,8 +50,8 @@ class Settings(BaseSettings):
     )
     ray_address: str = Field(
         "local",
-        description="With EIS_EXECUTOR=ray: the cluster's head as host:6379 (a node must run on this machine), or local "
-        "for a cluster of this machine that the service starts and ends itself.",
+        description="With EIS_EXECUTOR=ray: the cluster's head as host:6379 (a node must run on this machine), or "
+        "local for a cluster of this machine that the service starts and ends itself.",
     )
     queue_limit: int = Field(10_000, ge=1, description="Jobs that may wait; one more is refused with 503.")
     batch_limit: int = Field(1_000, ge=1, description="Jobs that one batch may hold.")

@@ -253,12 +253,15 @@ class RayWorker(ReplacedWorker):
                 self._on_message(self, message)
 
     def _ending(self, device: RayDevice, error: RayError, was_heard: bool) -> str:
-        found = self._find(self.name)
-        if found is None or found.node_id != device.node_id:
+        if "its node has died" in str(error) or not _is_alive(device.node_id):
             return "the worker's node left the cluster"
         if isinstance(error, ActorUnavailableError):
             return "the worker's node cannot be reached"
         return "the worker's process ended" if was_heard else "the worker could not be started on its node"
+
+
+def _is_alive(node_id: str) -> bool:
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
 def _kill(actor: Any) -> None:
