@@ -81,8 +81,12 @@ def open_executor(options: EngineOptions) -> Executor:
 
 
 def _prepare_ray(options: EngineOptions) -> None:
-    """Set what Ray reads from the environment when it is imported: no usage figures, and a token where we start it."""
+    """Set what Ray reads from the environment when it is imported: no usage figures, and a token where we start it.
+
+    Nor may a call that comes after the end of the service start a cluster of its own.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     if options.ray_address != "local":
         return
     os.environ.setdefault("RAY_AUTH_MODE", "token")

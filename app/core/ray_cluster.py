@@ -66,6 +66,7 @@ class RayExecutor:
         self._devices: dict[str, RayDevice] = {}
         self._workers: dict[str, RayWorker] = {}
         self._stopping = threading.Event()
+        self._is_closed = False
         self._changed: Follow | None = None
         self._thread = threading.Thread(target=self._look_again, name="cluster", daemon=True)
         self._look()
@@ -107,6 +108,9 @@ class RayExecutor:
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(SECONDS_BETWEEN_LOOKS)

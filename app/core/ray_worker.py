@@ -189,6 +189,16 @@ class RayWorker(ReplacedWorker):
 
     def _live_once(self) -> tuple[bool, str]:
         """Start an actor and hear it until it ends; answers whether it ever was ready, and how it ended."""
+        try:
+            return self._live()
+        except (Exception, SystemExit):
+            # Ray has many errors without a common base, and ends the threads that wait for it when it is shut down. A
+            # device that lost its thread would serve nobody again.
+            if not self._stopping.is_set():
+                logger.exception("the worker for %s could not be followed", self.name)
+            return False, "the worker could not be followed"
+
+    def _live(self) -> tuple[bool, str]:
         device, actor = self._find(self.name), None
         while device is not None and (actor := self._create(device)) is None:
             if self.state != "elsewhere":

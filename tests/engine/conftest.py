@@ -13,7 +13,8 @@ from app.core.jobs import Job, JobStatus, new_id
 from app.core.service import Service
 
 # Ray reads this when it is imported, and never again; every process that a test starts has it too.
-os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 64, RAY_USAGE_STATS_ENABLED="0")
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 64)
+os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_AUTO_CONNECT="0")
 
 CATALOG = "tests.engine.capabilities:CATALOG"
 

@@ -21,7 +21,7 @@ from tests.engine.test_worker_process import is_alive
 from tests.shared_stores import environment, make_bucket, s3_server
 
 PATIENCE = 90.0
-LONG = {"num_inference_steps": 60, "step_seconds": 0.05}
+LONG = {"num_inference_steps": 30, "step_seconds": 0.05}
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +32,40 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         yield started
 
 
+def service_on(nodes: Nodes, home: Path, **changes: object) -> Service:
+    values = {
+        "devices": ("auto",),
+        "executor": "ray",
+        "ray_address": nodes.address,
+        "pictures_url": f"s3://pictures/{uuid.uuid4().hex}",
+    }
+    service = Service(options(home, **{**values, **changes}))
+    service.start()
+    return service
+
+
+@pytest.fixture(scope="module")
+def service(nodes: Nodes) -> Iterator[Service]:
+    """One that several tests use, the tests that ask for `start` after them."""
+    service = service_on(nodes, nodes.folder / "server")
+    wait_until_up(service, "a", "b", "c")
+    yield service
+    service.stop(0.0)
+
+
 @pytest.fixture
-def start(nodes: Nodes, tmp_path: Path) -> Iterator[Callable[..., Service]]:
+def start(service: Service, nodes: Nodes, tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Services of one test. A process is a driver of one cluster at a time, so the shared one stops first."""
+    service.stop(0.0)
     started: list[Service] = []
 
     def make(**changes: object) -> Service:
-        values = {
-            "devices": ("auto",),
-            "executor": "ray",
-            "ray_address": nodes.address,
-            "pictures_url": f"s3://pictures/{uuid.uuid4().hex}",
-        }
-        service = Service(options(tmp_path / "server", **{**values, **changes}))
-        service.start()
-        started.append(service)
-        return service
+        started.append(service_on(nodes, tmp_path / "server", **changes))
+        return started[-1]
 
     yield make
-    for service in started:
-        service.stop(0.0)
+    for one in started:
+        one.stop(0.0)
 
 
 def workers(service: Service) -> dict[str, dict]:
@@ -71,10 +86,13 @@ def check(service: Service, jobs: list[Job]) -> list[Job]:
     ends = [end_of(service, job.id, PATIENCE) for job in jobs]
     for seed, job in enumerate(ends):
         assert job.status is JobStatus.SUCCEEDED, job.error
+        assert job.request["seed"] == seed
         (image,) = job.result["images"]
         assert service.storage.open(image["id"]).tobytes() == squares(seed).tobytes()
         assert [entry["after"] for entry in service.history(job.id)].count("succeeded") == 1
-    assert service.search_images(limit=100)[1] == len(jobs)
+        assert service.storage.shared is not None and service.storage.shared.holds(image["id"])
+    made = [entry for entry in service.search_images(limit=1000)[0] if entry.job_id in {job.id for job in jobs}]
+    assert len(made) == len(jobs)
     return ends
 
 
@@ -82,9 +100,7 @@ def reasons(service: Service, job: Job) -> set[str | None]:
     return {entry["reason"] for entry in service.history(job.id)}
 
 
-def test_jobs_run_on_all_nodes_and_their_pictures_arrive(start: Callable[..., Service], nodes: Nodes) -> None:
-    service = start()
-    wait_until_up(service, "a", "b", "c")
+def test_jobs_run_on_all_nodes_and_their_pictures_arrive(service: Service, nodes: Nodes) -> None:
     assert set(workers(service)) == {"ray:a/cpu", "ray:b/cpu", "ray:c/cpu"}, "the head offers nothing"
     ends = check(service, submit(service, 9, step_seconds=0.05))
     assert {job.device for job in ends} == set(workers(service))
@@ -95,11 +111,57 @@ def test_jobs_run_on_all_nodes_and_their_pictures_arrive(start: Callable[..., Se
     assert told["ray:a/cpu"]["last_operations"]
 
 
-def test_a_picture_that_was_uploaded_here_is_read_on_a_node(start: Callable[..., Service]) -> None:
-    service = start()
+def test_a_picture_of_one_node_is_read_on_others(service: Service) -> None:
     made = end_of(service, submit(service, 1)[0].id, PATIENCE).result["images"][0]["id"]
-    again = end_of(service, service.submit("test/copy", {"image": made}).id, PATIENCE)
-    assert service.storage.open(again.result["images"][0]["id"]).tobytes() == squares(0).tobytes()
+    copies = [service.submit("test/copy", {"image": made}) for _ in range(6)]
+    for again in [end_of(service, job.id, PATIENCE) for job in copies]:
+        assert service.storage.open(again.result["images"][0]["id"]).tobytes() == squares(0).tobytes()
+
+
+def test_a_killed_actor_costs_an_attempt_and_no_job(service: Service) -> None:
+    wait_until_up(service, "a", "b", "c")
+    jobs = submit(service, 3, **LONG)
+    until(lambda: all(service.get(job.id).step for job in jobs), PATIENCE)
+    victim = service.get(jobs[1].id)
+    pid = workers(service)[victim.device]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    ends = check(service, jobs)
+    assert [job.attempt for job in ends] == [1, 2, 1]
+    assert "the worker's process ended" in reasons(service, victim)
+    wait_until_up(service, "a", "b", "c")
+    assert workers(service)[victim.device]["pid"] != pid
+
+
+def test_a_job_that_kills_its_worker_fails_after_its_attempts(service: Service) -> None:
+    lost = end_of(service, service.submit("test/kill", {}).id, PATIENCE)
+    assert (lost.status, lost.attempt, lost.error["code"]) == (JobStatus.FAILED, 3, "worker_lost")
+
+
+def test_cancel_ends_a_job_within_a_step_and_a_stubborn_one_with_its_actor(service: Service) -> None:
+    wait_until_up(service, "a", "b", "c")
+    before = {name: worker["pid"] for name, worker in workers(service).items()}
+    willing = service.submit("test/paint", {"num_inference_steps": 1000, "step_seconds": 0.05})
+    stubborn = service.submit("test/stubborn", {"seconds": 60})
+    until(lambda: service.get(willing.id).step and service.get(stubborn.id).step, PATIENCE)
+    asked = time.monotonic()
+    service.cancel(willing.id)
+    service.cancel(stubborn.id)
+    ends = [end_of(service, job.id, PATIENCE) for job in (willing, stubborn)]
+    assert [job.status for job in ends] == [JobStatus.CANCELLED] * 2
+    assert time.monotonic() - asked < 30.0
+    until(lambda: not is_alive(before[ends[1].device]), PATIENCE)
+    assert is_alive(before[ends[0].device]), "the willing one's worker lives on"
+
+
+# Services of one test
+
+
+def test_cancel_right_after_the_claim_is_not_overtaken_by_it(start: Callable[..., Service]) -> None:
+    service = start(cancel_grace_seconds=60.0)
+    wait_until_up(service, "a", "b", "c")
+    for job in submit(service, 12, num_inference_steps=1000, step_seconds=0.05):
+        service.cancel(job.id)
+        assert end_of(service, job.id, 30.0).status is JobStatus.CANCELLED
 
 
 @pytest.mark.parametrize("suddenly", [False, True])
@@ -118,47 +180,15 @@ def test_the_jobs_of_a_node_that_leaves_run_again_elsewhere(
     assert reasons(service, victim) & {"the worker's node left the cluster", "the worker's node cannot be reached"}
     until(lambda: "ray:b/cpu" not in workers(service), PATIENCE)
     assert "ray:b/cpu" not in {device["device"] for device in service.device_status()["devices"]}
+    # One that joins is given jobs, while those that are disabled are not.
+    service.devices.configure({"devices": {"ray:a/cpu": {"enabled": False}}})
     nodes.add("b")
     wait_until_up(service, "b")
-
-
-def test_a_node_that_joins_is_given_jobs_and_one_that_was_disabled_is_not(
-    start: Callable[..., Service], nodes: Nodes
-) -> None:
-    service = start()
-    wait_until_up(service, "a", "b", "c")
-    service.devices.configure({"devices": {"ray:a/cpu": {"enabled": False}, "ray:b/cpu": {"enabled": False}}})
-    nodes.add("d")
-    wait_until_up(service, "d")
-    ends = check(service, submit(service, 6, step_seconds=0.05))
-    assert {job.device for job in ends} == {"ray:c/cpu", "ray:d/cpu"}
-    nodes.remove("d")
-    until(lambda: "ray:d/cpu" not in workers(service), PATIENCE)
-
-
-def test_a_killed_actor_costs_an_attempt_and_no_job(start: Callable[..., Service]) -> None:
-    service = start()
-    wait_until_up(service, "a", "b", "c")
-    jobs = submit(service, 3, **LONG)
-    until(lambda: all(service.get(job.id).step for job in jobs), PATIENCE)
-    victim = service.get(jobs[1].id)
-    pid = workers(service)[victim.device]["pid"]
-    os.kill(pid, signal.SIGKILL)
-    ends = check(service, jobs)
-    assert [job.attempt for job in ends] == [1, 2, 1]
-    assert "the worker's process ended" in reasons(service, victim)
-    wait_until_up(service, "a", "b", "c")
-    assert workers(service)[victim.device]["pid"] != pid
-
-
-def test_a_job_that_kills_its_worker_fails_after_its_attempts(start: Callable[..., Service]) -> None:
-    service = start(max_attempts=2)
-    lost = end_of(service, service.submit("test/kill", {}).id, PATIENCE)
-    assert (lost.status, lost.attempt, lost.error["code"]) == (JobStatus.FAILED, 2, "worker_lost")
+    assert {job.device for job in check(service, submit(service, 6, step_seconds=0.05))} == {"ray:b/cpu", "ray:c/cpu"}
 
 
 def test_a_silent_actor_is_ended_and_its_job_runs_again(start: Callable[..., Service]) -> None:
-    service = start(worker_lost_seconds=3.0)
+    service = start(worker_lost_seconds=5.0)
     (job,) = submit(service, 1, **LONG)
     until(lambda: service.get(job.id).step, PATIENCE)
     pid = workers(service)[service.get(job.id).device]["pid"]
@@ -173,31 +203,6 @@ def test_a_silent_actor_is_ended_and_its_job_runs_again(start: Callable[..., Ser
             os.kill(pid, signal.SIGKILL)
 
 
-def test_cancel_ends_a_job_within_a_step_and_a_stubborn_one_with_its_actor(start: Callable[..., Service]) -> None:
-    service = start()
-    wait_until_up(service, "a", "b", "c")
-    before = {name: worker["pid"] for name, worker in workers(service).items()}
-    willing = service.submit("test/paint", {"num_inference_steps": 1000, "step_seconds": 0.05})
-    stubborn = service.submit("test/stubborn", {"seconds": 60})
-    until(lambda: service.get(willing.id).step and service.get(stubborn.id).step, PATIENCE)
-    asked = time.monotonic()
-    service.cancel(willing.id)
-    service.cancel(stubborn.id)
-    ends = [end_of(service, job.id, PATIENCE) for job in (willing, stubborn)]
-    assert [job.status for job in ends] == [JobStatus.CANCELLED] * 2
-    assert time.monotonic() - asked < 30.0
-    until(lambda: not is_alive(before[ends[1].device]), PATIENCE)
-    assert is_alive(before[ends[0].device]), "the willing one's worker lives on"
-
-
-def test_cancel_right_after_the_claim_is_not_overtaken_by_it(start: Callable[..., Service]) -> None:
-    service = start(cancel_grace_seconds=60.0)
-    wait_until_up(service, "a", "b", "c")
-    for job in submit(service, 12, num_inference_steps=1000, step_seconds=0.05):
-        service.cancel(job.id)
-        assert end_of(service, job.id, 30.0).status is JobStatus.CANCELLED
-
-
 def test_a_service_that_stops_takes_its_actors_along(start: Callable[..., Service]) -> None:
     service = start()
     wait_until_up(service, "a", "b", "c")
@@ -205,7 +210,7 @@ def test_a_service_that_stops_takes_its_actors_along(start: Callable[..., Servic
     (job,) = submit(service, 1, **LONG)
     until(lambda: service.get(job.id).step, PATIENCE)
     service.stop(60.0)
-    assert not any(is_alive(pid) for pid in pids)
+    until(lambda: not any(is_alive(pid) for pid in pids), PATIENCE)
     second = start(pictures_url=service.options.pictures_url)
     assert (second.get(job.id).status, second.get(job.id).attempt) == (JobStatus.SUCCEEDED, 1)
 
