@@ -38,7 +38,9 @@ class Inline:
         self.settings = read_settings()
         self.folder = tempfile.TemporaryDirectory(prefix="eis-")
         url = f"sqlite:///{Path(self.folder.name) / 'jobs.sqlite'}"
-        self.service = build_service(self.settings, devices=("inline",), database_url=url, orphan_seconds=None)
+        # What a command makes stays under the home; a server that serves it brings uploads to the shared store.
+        here = {"devices": ("inline",), "executor": "local", "pictures_url": None}
+        self.service = build_service(self.settings, **here, database_url=url, orphan_seconds=None)
         self.client = GuardedClient(self.settings.trusted_hosts)
         self._stored: dict[str, tuple[StoredImage, str]] = {}
         self._in_recipes: set[str] = set()

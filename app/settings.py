@@ -54,6 +54,14 @@ class Settings(BaseSettings):
         description="Devices that are only described, for demonstrations: cuda:0=RTX 4090:24,cuda:1=RTX 3060:12 "
         "(:LOAD:CELSIUS may follow). They stand in the place of the machine's GPUs; their jobs run on the CPU.",
     )
+    executor: Literal["local", "ray"] = Field(
+        "local", description="Where workers run: as processes of this machine, or on the nodes of a Ray cluster."
+    )
+    ray_address: str = Field(
+        "local",
+        description="With EIS_EXECUTOR=ray: the cluster's head as host:6379 (a node must run on this machine), or "
+        "local for a cluster of this machine that the service starts and ends itself.",
+    )
     queue_limit: int = Field(10_000, ge=1, description="Jobs that may wait; one more is refused with 503.")
     batch_limit: int = Field(1_000, ge=1, description="Jobs that one batch may hold.")
     ageing_seconds: float = Field(
@@ -90,6 +98,16 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(32_000_000, ge=4096, description="Largest picture that is decoded, in pixels.")
     image_decode_seconds: float = Field(15.0, gt=0, description="Longest time that decoding one picture may take.")
     min_free_bytes: int = Field(512 * 2**20, ge=0, description="Room on the disk below which no job is accepted.")
+    pictures_url: str | None = Field(
+        None,
+        description="Store of pictures that several machines share: file:///a/shared/folder or s3://bucket/prefix; "
+        "null: they stay under EIS_HOME.",
+    )
+    picture_cache_bytes: int = Field(
+        10 * 2**30,
+        ge=0,
+        description="With EIS_PICTURES_URL: bytes of copies kept under EIS_HOME; the longest unused go first.",
+    )
     model_memory_bytes: int | None = Field(
         None, ge=1, description="Bytes of models kept on a device; null: what the device reports as free."
     )

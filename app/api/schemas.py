@@ -153,7 +153,7 @@ class DeviceAnswer(BaseModel):
     total_bytes: int | None
     free_bytes: int | None
     enabled: bool
-    state: Literal["starting", "idle", "busy", "broken", "stopped", "finishing", "disabled", "unused"]
+    state: Literal["starting", "idle", "busy", "elsewhere", "broken", "stopped", "finishing", "disabled", "unused"]
     runs_on: str | None = Field(None, description="The device that its worker really uses.")
     trouble: str | None = None
     memory_limit_bytes: int | None = None

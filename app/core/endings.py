@@ -9,13 +9,13 @@ from app.core.channel import Message
 from app.core.job_store import JobStore, Pause
 from app.core.jobs import Job
 from app.core.storage import Storage
-from app.errors import OutOfMemory, TransferFailed, Unavailable, UnknownImage
+from app.errors import OutOfMemory, StorageFull, TransferFailed, Unavailable, UnknownImage
 
 logger = logging.getLogger(__name__)
 
 STORE_PAUSE_SECONDS = 1.0
-PASSING = frozenset({OutOfMemory.code, TransferFailed.code})
-"""Codes of errors that another attempt may not meet: who shared the memory is gone, the hub answers again."""
+PASSING = frozenset({OutOfMemory.code, StorageFull.code, TransferFailed.code})
+"""Codes of errors that another attempt may not meet: memory or a disk has room again, the hub or the store answers."""
 
 
 class Endings:
@@ -77,9 +77,11 @@ class Endings:
         return None
 
     def forget(self, pictures: list[dict[str, Any]]) -> None:
-        """Remove the files of pictures that belong to no job."""
+        """Remove the files of pictures that belong to no job; what a silent store keeps, the sweeping removes."""
         for picture in pictures:
             try:
                 self._storage.delete(picture["id"])
             except UnknownImage:
                 continue
+            except Unavailable as error:
+                logger.warning("picture %s of no job could not be removed: %s", picture["id"], error.message)

@@ -26,6 +26,8 @@ class EngineOptions:
     catalog: str = "app.core.catalog:CATALOG"
     devices: tuple[str, ...] = ("auto",)
     fake_devices: tuple[str, ...] = ()
+    executor: str = "local"
+    ray_address: str = "local"
     database_url: str | None = None
     queue_limit: int = 10_000
     batch_limit: int = 1_000
@@ -42,6 +44,8 @@ class EngineOptions:
     max_image_pixels: int = 32_000_000
     image_decode_seconds: float = 15.0
     min_free_bytes: int = 512 * 2**20
+    pictures_url: str | None = None
+    picture_cache_bytes: int = 10 * 2**30
     trusted_hosts: tuple[str, ...] = ()
     hub_url: str = "https://huggingface.co"
     hub_token: str | None = None
@@ -56,6 +60,17 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.worker_lost_seconds <= self.heartbeat_seconds:
             raise InvalidRequest("A worker must have longer to be silent (worker_lost_seconds) than between two beats.")
+        if self.executor == "ray":
+            self._check_ray()
+
+    def _check_ray(self) -> None:
+        if self.fake_devices:
+            raise InvalidRequest("EIS_FAKE_DEVICES: described devices are for EIS_EXECUTOR=local.")
+        if self.pictures_url is None and self.ray_address != "local":
+            raise InvalidRequest(
+                "EIS_PICTURES_URL: the workers of a Ray cluster are on other machines; name a store that all of them "
+                "reach, as file:///a/shared/folder or s3://bucket/prefix."
+            )
 
     def memory_settings(self) -> dict[str, Any]:
         """How models may use the device's memory: what a worker is opened with, and what may change while it works."""

@@ -2,14 +2,14 @@
 
 `changed` is the engine's one lock: it guards the workers' states here and the queue in the dispatcher. A device that is
 disabled is given nothing more; once its last job has ended its worker ends too, and the memory is free. Enabled again,
-it gets a fresh worker.
+it gets a fresh worker. In a cluster devices come and go with their nodes, and so do their workers.
 """
 
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,13 +18,13 @@ from app.core import device_configuration
 from app.core.batch_processing import Waiting
 from app.core.channel import Message
 from app.core.device_configuration import DeviceChoice
-from app.core.device_inventory import Inventory, Reading, resolve_devices
+from app.core.device_inventory import Reading
 from app.core.engine_options import EngineOptions
+from app.core.executors import open_executor
 from app.core.jobs import Job, new_id
 from app.core.model_offload import check_strategy
 from app.core.multi_gpu import OpenWorker, Strategy, choose, seats_on
-from app.core.simulated_devices import read_devices
-from app.core.worker_handle import WorkerHandle, make_worker
+from app.core.worker_handle import WorkerHandle
 from app.errors import InvalidRequest, NoDevice, UnknownModel
 from app.models.library import ModelLibrary
 from app.models.machine import FULL_SIZE, check_package, cpu_has_bfloat16
@@ -53,9 +53,9 @@ class Fleet:
     """Every device of the service."""
 
     def __init__(self, options: EngineOptions, library: ModelLibrary) -> None:
-        simulated = read_devices(options.fake_devices)
-        self.names = resolve_devices(options.devices, simulated)
-        self.inventory = Inventory(self.names, [device for device in simulated if device.device in self.names])
+        self._executor = open_executor(options)
+        self.names = self._executor.names
+        self.inventory = self._executor.inventory
         self.changed = threading.Condition()
         self.workers: dict[str, WorkerHandle] = {}
         self._options = options
@@ -81,10 +81,11 @@ class Fleet:
     def start(self) -> None:
         """Start the workers of the enabled devices."""
         self.inventory.readings()
-        self.inventory.start()
         for worker in self.workers.values():
             if worker.enabled:
                 worker.start()
+        self._executor.follow(self._follow)
+        self.inventory.start()
         if not any(worker.enabled for worker in self.workers.values()):
             logger.warning("no device is enabled: every job waits until one is (POST /api/v1/gpu/configure)")
 
@@ -92,6 +93,28 @@ class Fleet:
         """Take no more samples; answers the workers that live, those of disabled devices among them."""
         self.inventory.stop()
         return [worker for worker in (*self.workers.values(), *self._leaving) if worker.is_alive()]
+
+    def close(self) -> None:
+        """Let go of what the workers ran on, after they have ended."""
+        self._executor.close()
+
+    def _follow(self, names: Collection[str]) -> None:
+        """The devices are these from now on: those that came get a worker, the workers of those that left end."""
+        with self._configuring, self.changed:
+            self.names = tuple(names)
+            gone = [self.workers.pop(name) for name in self.workers.keys() - set(names)]
+            for worker in gone:
+                worker.enabled, worker.dismissed = False, True
+            self._leaving += gone
+            for name in self.names:
+                if name not in self.workers:
+                    worker = self.workers[name] = self._make(name)
+                    if worker.enabled:
+                        worker.start()
+            self.changed.notify_all()
+        for worker in gone:
+            worker.stop()
+            worker.kill()
 
     def settle(self) -> None:
         """Let workers of disabled devices go that hold nothing any more. Under `changed`."""
@@ -104,7 +127,7 @@ class Fleet:
     def _make(self, name: str) -> WorkerHandle:
         choice = self._configuration.of(name)
         options = replace(self._options, **self.memory_settings(name))
-        worker = make_worker(name, options, self._on_message, self._on_lost)
+        worker = self._executor.make(name, options, self._on_message, self._on_lost)
         worker.seats = self._seats(name)
         # One that was never started needs no dismissal, and is replaced when its device is enabled.
         worker.enabled = choice.enabled
@@ -128,7 +151,7 @@ class Fleet:
         return [
             self._open(worker, readings[name])
             for name, worker in self.workers.items()
-            if worker.enabled and worker.state != "broken"
+            if worker.enabled and worker.state != "broken" and name in readings
         ]
 
     def _open(self, worker: WorkerHandle, reading: Reading) -> OpenWorker:

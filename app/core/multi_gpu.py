@@ -97,7 +97,8 @@ def seats_on(device: str, wished: int | None) -> int:
     """How many jobs a worker of this device may hold: as set, else 8 on a GPU and 1 where sharing gains nothing."""
     if wished is not None:
         return wished
-    return SEATS_ON_A_GPU if device.startswith("cuda") else 1
+    # A device of a cluster bears its node's name before its own.
+    return SEATS_ON_A_GPU if device.rpartition("/")[2].startswith("cuda") else 1
 
 
 class _Placing:

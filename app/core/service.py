@@ -21,6 +21,7 @@ from app.core.job_store import JobStore
 from app.core.jobs import ImageRecord, Job, JobStatus, new_id
 from app.core.memory_report import ANSWER_SECONDS, tell_memory
 from app.core.peers import Ears, Peers
+from app.core.picture_store import open_picture_store
 from app.core.storage import Storage, StoredImage
 from app.core.submission import Submission
 from app.core.sweeping import Sweeper
@@ -32,6 +33,8 @@ from app.models.library import ModelLibrary
 
 KEY_LIMIT = 255
 STOP_SECONDS = 5.0
+ABLE = frozenset({"idle", "busy", "elsewhere"})
+"""States of workers that jobs can count on: one that another server of this job store has serves its jobs there."""
 
 
 class Service(Watching, Batching):
@@ -47,7 +50,10 @@ class Service(Watching, Batching):
             decode_seconds=options.image_decode_seconds,
             min_free_bytes=options.min_free_bytes,
             checkpoint=crash_points.reach,
+            shared=open_picture_store(options.pictures_url, cache_bytes=options.picture_cache_bytes),
         )
+        if self.storage.shared is not None:
+            self.storage.shared.check()
         self.models = ModelLibrary(
             options.home,
             hub_url=options.hub_url,
@@ -60,6 +66,8 @@ class Service(Watching, Batching):
         self.devices = Fleet(options, self.models)
         # The store holds the home's lock: nothing that may refuse comes after it.
         self._store = JobStore(options.store_url, lease_seconds=options.server_lost_seconds)
+        if self.storage.shared is not None:
+            self.storage.shared.claim(self._store.id)
         self._batches = BatchStore(self._store)
         self._submission = Submission(self.storage, self.models, self._store.images)
         self._watchers = Watchers(lambda job_id, on: self._dispatcher.set_preview(job_id, on))
@@ -99,6 +107,7 @@ class Service(Watching, Batching):
             if self._peers is not None:
                 self._peers.stop()
             self._sweeping.join(STOP_SECONDS)
+        self.devices.close()
         self._store.close()
 
     def hurry(self) -> None:
@@ -284,7 +293,7 @@ class Service(Watching, Batching):
         """Whether a job would be served now, and who would serve it."""
         workers = self._dispatcher.workers()
         return {
-            "ready": self._open and any(worker["state"] in {"idle", "busy"} for worker in workers),
+            "ready": self._open and any(worker["state"] in ABLE for worker in workers),
             "workers": workers,
             "queued": self._dispatcher.waiting_count(),
             "running": self._dispatcher.running_count(),

@@ -4,7 +4,8 @@ Invariant: a file at its final path is whole. It is written as `.part`, synced, 
 that a kill at any moment leaves either the whole picture or a `.part` that `sweep` removes; readers never see less.
 The price is two syncs for each picture. Several processes may use one home at once: ids are random, files are never
 changed after the rename. Which of them belong to nobody is `app.core.sweeping`'s to say; a process whose pictures have
-no row in the home's store says so with `working_unrecorded`.
+no row in the home's store says so with `working_unrecorded`. With a shared store (`app.core.picture_store`) a file has
+its final name only after the store has it, and one that is not here is fetched.
 """
 
 import errno
@@ -27,6 +28,7 @@ from typing import IO, Any, Literal
 
 from PIL import Image
 
+from app.core.picture_store import PictureStore
 from app.errors import InvalidRequest, StorageFull, Unavailable, UnknownImage
 from app.imaging.decode import decode_to_png
 from app.imaging.metadata import MEDIA_TYPES, Origin, encode, read_origin
@@ -55,7 +57,7 @@ class Storage:
 
     `max_pixels` and `decode_seconds` bound what is taken from strangers; with less than `min_free_bytes` on the disk
     nothing is stored. `checkpoint(name)` is called after `temp_write`, `fsync` and `rename` of a result, so that a
-    proof can end the process there.
+    proof can end the process there. `shared` is the store that other machines read and write too.
     """
 
     def __init__(
@@ -66,7 +68,9 @@ class Storage:
         decode_seconds: float = 15.0,
         min_free_bytes: int = 0,
         checkpoint: Callable[[str], None] | None = None,
+        shared: PictureStore | None = None,
     ) -> None:
+        self.shared = shared
         self._folder = Path(home) / "images"
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._max_pixels = max_pixels
@@ -86,8 +90,11 @@ class Storage:
             raise InvalidRequest("The picture is empty: it has no bytes.")
         self.check_room()
         reference = new_reference()
-        with self._decoding_slot(), self._new_file(reference) as file:
-            decoded = decode_to_png(data, file, kind=kind, max_pixels=self._max_pixels, seconds=self._decode_seconds)
+        with self._new_file(reference) as file:
+            with self._decoding_slot():
+                decoded = decode_to_png(
+                    data, file, kind=kind, max_pixels=self._max_pixels, seconds=self._decode_seconds
+                )
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
@@ -103,8 +110,10 @@ class Storage:
         return StoredImage(reference, image.width, image.height, len(data), digest, "image/png", time.time())
 
     def path(self, reference: str) -> Path:
-        """The picture's PNG file; `UnknownImage` if there is none."""
+        """The picture's PNG file; `UnknownImage` if there is none, `TransferFailed` if the shared store is silent."""
         path = self._place(reference)
+        if self.shared is not None:
+            return self.shared.bring(reference, path)
         if not path.is_file():
             raise UnknownImage("There is no picture with this id.")
         return path
@@ -154,7 +163,8 @@ class Storage:
         """A small WebP that fits into size x size (the next of THUMBNAIL_SIZES), made once and kept."""
         size = next((known for known in THUMBNAIL_SIZES if known >= size), THUMBNAIL_SIZES[-1])
         cached = self._place(reference).with_name(f"{reference}-{size}.webp")
-        self.path(reference)
+        if self.shared is None:
+            self.path(reference)
         with suppress(FileNotFoundError):
             return cached.read_bytes()
         with self._reading(reference) as image:
@@ -168,8 +178,18 @@ class Storage:
         return data
 
     def delete(self, reference: str) -> None:
-        """Remove a picture and its thumbnails; `UnknownImage` if there is none."""
-        path = self.path(reference)
+        """Remove a picture and its thumbnails; `UnknownImage` if there is none, `TransferFailed` as `path`."""
+        path = self._place(reference)
+        is_shared = self.shared is not None and self.shared.holds(reference)
+        if not is_shared and not path.is_file():
+            raise UnknownImage("There is no picture with this id.")
+        if is_shared:
+            self.shared.drop(reference)
+        self.remove_copy(reference)
+
+    def remove_copy(self, reference: str) -> None:
+        """Remove what lies here of a picture, and nothing from the shared store."""
+        path = self._place(reference)
         path.unlink(missing_ok=True)
         self.end_trust(reference)
         for thumbnail in path.parent.glob(f"{reference}-*.webp"):
@@ -179,6 +199,11 @@ class Storage:
         """The time by the clock that dates the files (Unix seconds): a shared folder's may be another machine's."""
         os.utime(self._folder)
         return self._folder.stat().st_mtime
+
+    def share(self, reference: str) -> None:
+        """Put a picture that lies only here into the shared store, where there is one."""
+        if self.shared is not None and not self.shared.holds(reference):
+            self.shared.keep(reference, self._place(reference))
 
     def sweep(self, older_than_seconds: float) -> int:
         """Remove unfinished files that nobody has touched for this long; answers how many."""
@@ -304,12 +329,23 @@ class Storage:
                     checkpoint("temp_write")
                     os.fsync(file.fileno())
                 checkpoint("fsync")
-                part.rename(final)
+                if self.shared is not None:
+                    self._keep_and_rename(self.shared, reference, part, final)
+                else:
+                    part.rename(final)
                 checkpoint("rename")
                 _sync_folder(final.parent)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
+
+    def _keep_and_rename(self, shared: PictureStore, reference: str, part: Path, final: Path) -> None:
+        """The shared store has it first; then the copy here may even have been swept, if the store took very long."""
+        size = part.stat().st_size
+        shared.keep(reference, part)
+        shared.note_copy(self._folder, size)
+        with suppress(FileNotFoundError):
+            part.rename(final)
 
 
 def new_reference() -> str:

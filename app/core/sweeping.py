@@ -6,6 +6,10 @@ and only while no command works there whose rows are elsewhere; only files that 
 upload gets its row in the request that brings it) and older than the oldest attempt that still runs (its pictures get
 their rows when it ends). The price is that what a crash left lies there for that long, and that a home which two stores
 have served is never cleared.
+
+Under a home that has a shared store lie copies: one without a row goes from here alone. In the shared store itself only
+the one job store that has ever served it judges, whichever of its servers looks, by the same rules; its pictures bear
+another machine's clock, so they are left a while longer.
 """
 
 import logging
@@ -21,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 CLOCK_SECONDS = 1.0
 """What two looks at two clocks may differ by."""
+SHARED_CLOCK_SECONDS = 300.0
+"""The clocks of a shared store, of the workers and of this machine may be this far apart."""
 
 
 class Sweeper:
@@ -51,10 +57,12 @@ class Sweeper:
             if not undisturbed:
                 return
             for stored, kind in self._storage.in_trust():
+                self._storage.share(stored.id)
                 self._store.images.add(ImageRecord(kind=kind, **vars(stored)))
                 self._storage.end_trust(stored.id)
             if time.monotonic() >= self._next_orphans:
                 self._remove_orphans(orphan_seconds)
+                self._look_over_shared(orphan_seconds)
                 self._next_orphans = time.monotonic() + orphan_seconds
 
     def _remove_orphans(self, orphan_seconds: float) -> None:
@@ -68,5 +76,25 @@ class Sweeper:
         limit = self._storage.clock() - age
         # Rows are asked for after the limit is fixed: what ended before has them, what ends later is younger.
         for reference in self._store.images.without_row(self._storage.finished(since, limit)):
-            self._storage.delete(reference)
+            self._storage.remove_copy(reference)
             logger.warning("picture %s had no row and was removed", reference)
+
+    def _look_over_shared(self, orphan_seconds: float) -> None:
+        """Remove pictures without a row from the shared store; bring there what lies only here and has one."""
+        shared = self._storage.shared
+        if shared is None:
+            return
+        now, since = time.time(), shared.claimed_since(self._store.id)
+        age, oldest = orphan_seconds, self._store.oldest_attempt()
+        if oldest is not None:
+            age = max(age, self._store.now() - oldest)
+        limit = now - age - SHARED_CLOCK_SECONDS
+        only_here = set(self._storage.finished(0.0, now))
+        for written in shared.pictures():
+            only_here -= written.keys()
+            judged = [] if since is None else [name for name, at in written.items() if since <= at <= limit]
+            for reference in self._store.images.without_row(judged):
+                shared.drop(reference)
+                logger.warning("picture %s in the shared store had no row and was removed", reference)
+        for reference in sorted(only_here - set(self._store.images.without_row(sorted(only_here)))):
+            self._storage.share(reference)

@@ -31,6 +31,7 @@ from app.core.context import RunContext
 from app.core.device_inventory import INLINE, resolve_devices
 from app.core.engine_options import EngineOptions, load_by_name
 from app.core.multi_gpu import MOST_SEATS, URGENT_SEATS
+from app.core.picture_store import open_picture_store
 from app.core.results import save_pictures
 from app.core.storage import Storage
 from app.errors import InvalidRequest, JobCancelled, OutOfMemory, ServiceError, UnknownCapability
@@ -70,6 +71,7 @@ class Worker:
             decode_seconds=options.image_decode_seconds,
             min_free_bytes=options.min_free_bytes,
             checkpoint=crash_points.reach,
+            shared=open_picture_store(options.pictures_url, cache_bytes=options.picture_cache_bytes),
         )
         self._models = ModelLibrary(options.home)
         self._client = GuardedClient(options.trusted_hosts)
@@ -252,8 +254,22 @@ def runs_on(device: str, options: EngineOptions) -> str:
 
 def configuration(device: str, options: EngineOptions) -> Message:
     """The first message to a worker process: everything that it must know and no secret that it need not."""
-    values = {**asdict(options), "home": str(options.home), "hub_token": None, "callback_secret": None}
+    values = {**asdict(options), "home": str(options.home)}
+    values.update(database_url=None, hub_token=None, callback_secret=None)
     return {"type": "configure", "device": runs_on(device, options), "options": values}
+
+
+def options_of(told: Message) -> EngineOptions:
+    """The options of a `configure` message."""
+    values = dict(told)
+    values.update(home=Path(values["home"]), trusted_hosts=tuple(values["trusted_hosts"]))
+    values.update(devices=tuple(values["devices"]), fake_devices=tuple(values["fake_devices"]))
+    return EngineOptions(**values)
+
+
+def what_broke(error: Exception) -> str:
+    """What a person is told of a worker that cannot be opened."""
+    return error.message if isinstance(error, ServiceError) else "The worker could not be opened; see the log."
 
 
 def _die_with_parent() -> None:
@@ -289,10 +305,7 @@ def main(descriptor: int) -> None:
     if first is None:
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s worker %(name)s: %(message)s")
-    values = dict(first["options"])
-    values.update(home=Path(values["home"]), trusted_hosts=tuple(values["trusted_hosts"]))
-    values.update(devices=tuple(values["devices"]), fake_devices=tuple(values["fake_devices"]))
-    options = EngineOptions(**values)
+    options = options_of(first["options"])
     worker = Worker(first["device"], options, channel.send)
     threading.Thread(target=_beat, args=(channel, options.heartbeat_seconds), name="heartbeat", daemon=True).start()
     threading.Thread(target=_listen, args=(channel, worker), name="messages", daemon=True).start()
@@ -300,8 +313,7 @@ def main(descriptor: int) -> None:
         worker.serve()
     except Exception as error:
         logger.exception("the worker for %s cannot work", first["device"])
-        message = error.message if isinstance(error, ServiceError) else "The worker could not be opened; see the log."
-        channel.send({"type": "broken", "message": message})
+        channel.send({"type": "broken", "message": what_broke(error)})
         os._exit(1)
     # Libraries that hold threads or device handles take their time to end; there is nothing left to lose.
     os._exit(0)

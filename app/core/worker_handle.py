@@ -1,5 +1,7 @@
 """The front's side of a worker: start it, hear it, end it, start a fresh one; as a child process or in a thread.
 
+Workers on other machines are `app.core.ray_worker`'s.
+
 A worker process that is silent for too long is killed; one that ends, for whatever reason, is reported as lost exactly
 once and replaced. A worker that cannot even be opened is tried again with growing pauses, so that a broken driver does
 not spin.
@@ -39,11 +41,12 @@ OnLost = Callable[["WorkerHandle", str], None]
 class WorkerHandle:
     """What the dispatcher sees of a worker; its `state` and `resident` are guarded by the dispatcher's lock.
 
-    state: starting, idle, busy, broken, stopped; of a device that is not `enabled`, a person reads finishing or
-    disabled. One that is `dismissed` was told to end for that reason. `runs_on` is the real device behind a simulated
-    one. `held` are the jobs that it was given, by id. `generation` counts the starts, so that a claim made for one
-    process is never sent to the next. `questions` are those whose `answers` somebody waits for. `ended_for` names the
-    jobs that did not heed a cancel and for which it is killed: its other jobs are not to blame.
+    state: starting, idle, busy, broken, stopped, or elsewhere when another server has the device; of one that is not
+    `enabled`, a person reads finishing or disabled. One that is `dismissed` was told to end for that reason. `runs_on`
+    is the real device behind a simulated one. `held` are the jobs that it was given, by id. `generation` counts the
+    starts, so that a claim made for one process is never sent to the next. `questions` are those whose `answers`
+    somebody waits for. `ended_for` names the jobs that did not heed a cancel and for which it is killed: its other jobs
+    are not to blame.
     """
 
     def __init__(self, name: str, options: EngineOptions, on_message: OnMessage, on_lost: OnLost) -> None:
@@ -78,6 +81,8 @@ class WorkerHandle:
         kind = message["type"]
         if kind == "broken":
             self.state, self.trouble = "broken", message["message"]
+        elif kind == "elsewhere":
+            self.state, self.trouble = "elsewhere", message["message"]
         elif kind in {"ready", "state", "memory"}:
             self.resident, self.memory = frozenset(message["resident"]), message["memory"]
             self.trouble = message.get("trouble", self.trouble)
@@ -178,7 +183,24 @@ class InlineWorker(WorkerHandle):
         return False
 
 
-class ProcessWorker(WorkerHandle):
+class ReplacedWorker(WorkerHandle):
+    """One that is started again whenever it has ended; after one that never was ready, with growing pauses."""
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE_SECONDS
+        while not self._stopping.is_set():
+            was_ready, reason = self._live_once()
+            self._on_lost(self, reason)
+            pause = FIRST_PAUSE_SECONDS if was_ready else min(2 * pause, LONGEST_PAUSE_SECONDS)
+            if not was_ready:
+                self._stopping.wait(pause)
+
+    def _live_once(self) -> tuple[bool, str]:
+        """Start it and hear it until it ends; answers whether it ever was ready, and how it ended."""
+        raise NotImplementedError
+
+
+class ProcessWorker(ReplacedWorker):
     """The Worker in a child process of its own.
 
     The thread that starts the child lives as long as the child does, because the kernel kills the child when that
@@ -212,15 +234,6 @@ class ProcessWorker(WorkerHandle):
         if process is not None:
             process.kill()
         return True
-
-    def _run(self) -> None:
-        pause = FIRST_PAUSE_SECONDS
-        while not self._stopping.is_set():
-            was_ready, reason = self._live_once()
-            self._on_lost(self, reason)
-            pause = FIRST_PAUSE_SECONDS if was_ready else min(2 * pause, LONGEST_PAUSE_SECONDS)
-            if not was_ready:
-                self._stopping.wait(pause)
 
     def _live_once(self) -> tuple[bool, str]:
         """Start a process and hear it until it ends; answers whether it ever was ready, and how it ended."""

@@ -36,6 +36,7 @@ STATES = {
     "starting": ("Starting", ""),
     "idle": ("Idle", "eis-good"),
     "busy": ("Working", "eis-go"),
+    "elsewhere": ("Another server's", ""),
     "broken": ("Broken", "eis-bad"),
     "stopped": ("Stopped", ""),
     "finishing": ("Finishing", "eis-go"),

@@ -1,5 +1,6 @@
 """Services over the test catalog: inline, and with real worker processes."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ from app.core.job_tables import jobs
 from app.core.jobs import Job, JobStatus, new_id
 from app.core.service import Service
 from tests.postgres import Cluster
+
+# Ray reads this when it is imported, and never again; every process that a test starts has it too.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 64)
+os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_AUTO_CONNECT="0")
 
 CATALOG = "tests.engine.capabilities:CATALOG"
 
