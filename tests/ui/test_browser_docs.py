@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.test_nine_endpoints import CONFIGURE_MEMORY, NINE
+from tests.api.test_nine_endpoints import NINE
 from tests.ui.conftest import PATIENCE
 
 pytestmark = pytest.mark.browser
@@ -19,8 +19,6 @@ def test_the_nine_endpoints_are_shown_and_one_is_tried(chromium: Any, squares_se
     page.goto(f"{squares_server}/docs")
     page.wait_for_selector(".opblock-summary-path")
     for method, path in NINE:
-        if (method, path) == CONFIGURE_MEMORY:
-            continue
         row = page.locator(f'.opblock-{method}:has(.opblock-summary-path[data-path="{path}"])')
         assert row.count() == 1, (method, path)
         assert row.locator(".opblock-summary-description").inner_text()
