@@ -7,6 +7,7 @@ The engine:        service (the one door), submission, watchers, jobs;
                    leases, server_identity, peers (how several servers share it);
                    dispatcher, queue_view, batch_processing, multi_gpu, running (what waits and where it goes);
                    worker, worker_handle, channel, context, results, crash_points (where it runs);
+                   executors, ray_cluster, ray_worker, picture_store (how other machines take part);
                    model_offload, storage, engine_options.
 The capabilities:  text_to_image, image_to_image, inpaint, outpaint; side by side, never importing each other.
 """
