@@ -8,13 +8,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.api.answers import answer
-from app.api.errors import Refusal
 from app.api.operators import ADMIN, REFUSED
-from app.api.payload import JSON_TYPE, media_type, read_json
+from app.api.payload import JSON_TYPE, read_object
 from app.api.schemas import PREFIX, DevicesAnswer, ErrorAnswer, documented
 from app.core.device_configuration import DeviceConfiguration
 from app.core.service import Service
-from app.errors import InvalidRequest
 
 CHANGE: dict[str, Any] = {
     "required": True,
@@ -58,12 +56,7 @@ def gpu_router(service: Service) -> APIRouter:
         },
     )
     async def configure(request: HttpRequest) -> Response:
-        if media_type(request) != JSON_TYPE:
-            raise Refusal("unsupported_media_type", f"Send {JSON_TYPE}.")
-        change = await read_json(request)
-        if not isinstance(change, dict):
-            raise InvalidRequest("The body must be a JSON object.")
-        await run_in_threadpool(service.devices.configure, change)
+        await run_in_threadpool(service.devices.configure, await read_object(request))
         return answer(await run_in_threadpool(service.device_status, request.state.owner))
 
     return router

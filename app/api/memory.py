@@ -9,9 +9,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.api.answers import answer
-from app.api.errors import Refusal, invalid_request
+from app.api.errors import invalid_request
 from app.api.operators import ADMIN, REFUSED
-from app.api.payload import JSON_TYPE, media_type, read_json
+from app.api.payload import JSON_TYPE, read_object
 from app.api.schemas import PREFIX, CleanupAnswer, ErrorAnswer, MemoryAnswer, documented
 from app.core.model_offload import PRECISIONS, STRATEGIES
 from app.core.service import Service
@@ -50,11 +50,7 @@ CHANGE: dict[str, Any] = {
 
 async def read_change(request: HttpRequest) -> MemoryChange:
     """The change as it was sent; `InvalidRequest` names the first field that is wrong."""
-    if media_type(request) != JSON_TYPE:
-        raise Refusal("unsupported_media_type", f"Send {JSON_TYPE}.")
-    body = await read_json(request)
-    if not isinstance(body, dict):
-        raise InvalidRequest("The body must be a JSON object.")
+    body = await read_object(request)
     try:
         change = MemoryChange.model_validate(body)
     except ValidationError as error:

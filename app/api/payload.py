@@ -44,6 +44,16 @@ async def read_json(request: Request) -> Any:
     return strict_json.loads(body)
 
 
+async def read_object(request: Request) -> dict[str, Any]:
+    """The body of a change: a JSON object, sent as one."""
+    if media_type(request) != JSON_TYPE:
+        raise Refusal("unsupported_media_type", f"Send {JSON_TYPE}.")
+    value = await read_json(request)
+    if not isinstance(value, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    return value
+
+
 async def read_payload(request: Request, wish: type[BaseModel]) -> dict[str, Any]:
     """The fields of the body; picture fields hold `bytes` where a file came and a text otherwise."""
     kind = media_type(request)

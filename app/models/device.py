@@ -14,12 +14,11 @@ import torch
 from app.core.model_offload import AUTO, Offload, check_strategy
 from app.errors import InvalidRequest
 from app.models.machine import FULL_SIZE, cpu_has_bfloat16, ram_free, ram_limit
+from app.models.tiers import SHARE_FOR_WORK
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RAM_FOR_WORK = 1 * 2**30
 """Bytes of a CPU's memory that models leave to the work itself (activations, pictures, the rest of the process)."""
-DEVICE_MEMORY_FOR_WORK = 0.15
-"""Share of a GPU's memory that models leave to activations."""
 
 
 class TorchDevice:
@@ -78,7 +77,7 @@ class TorchDevice:
             free, total = torch.cuda.mem_get_info(self.torch_device)
             reserved = torch.cuda.memory_reserved(self.torch_device)
             unused = reserved - torch.cuda.memory_allocated(self.torch_device)
-            return max(0, free + unused - int(total * DEVICE_MEMORY_FOR_WORK))
+            return max(0, free + unused - int(total * SHARE_FOR_WORK))
         return max(0, ram_free() - RAM_FOR_WORK)
 
     def used_bytes(self) -> int:
