@@ -175,11 +175,6 @@ class RayWorker(ReplacedWorker):
                 return False
         return True
 
-    def stop(self) -> None:
-        """Let it finish what it has and end; it is not replaced."""
-        self._stopping.set()
-        self.send({"type": "stop"})
-
     def kill(self) -> bool:
         """End it at once."""
         actor = self._actor

@@ -186,6 +186,11 @@ class InlineWorker(WorkerHandle):
 class ReplacedWorker(WorkerHandle):
     """One that is started again whenever it has ended; after one that never was ready, with growing pauses."""
 
+    def stop(self) -> None:
+        """Let it finish what it has and end; it is not replaced."""
+        self._stopping.set()
+        self.send({"type": "stop"})
+
     def _run(self) -> None:
         pause = FIRST_PAUSE_SECONDS
         while not self._stopping.is_set():
@@ -222,11 +227,6 @@ class ProcessWorker(ReplacedWorker):
         except OSError:
             return False
         return True
-
-    def stop(self) -> None:
-        """Let it finish what it has and end; it is not replaced."""
-        self._stopping.set()
-        self.send({"type": "stop"})
 
     def kill(self) -> bool:
         """End it at once."""
