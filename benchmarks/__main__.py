@@ -3,17 +3,17 @@
 import argparse
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import app.models  # noqa: F401  (the worker's own settings of torch's threads, before torch is imported)
-from benchmarks import cpu_profile, service, sharing
+from benchmarks import cpu_profile, memory, service, sharing
 from benchmarks.rows import Row
 from tests.prove import commit, machine
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 
-PARTS: dict[str, tuple[str, tuple[Callable[[int], list[Row]], ...]]] = {
+PARTS: dict[str, tuple[str, tuple[Callable[[int], Iterable[Row]], ...]]] = {
     "service": (
         "The service",
         (
@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[str, tuple[Callable[[int], list[Row]], ...]]] = {
     ),
     "cpu": ("The CPU profile", (cpu_profile.unet_step,)),
     "sharing": ("Shared forwards and priorities", (sharing.shared_forwards, sharing.urgent, sharing.full_size)),
+    "memory": ("Memory", (memory.on_the_cpu, memory.on_a_gpu)),
 }
 
 

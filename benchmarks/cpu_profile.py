@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from benchmarks.rows import Row
+from benchmarks.rows import Row, left_out
 
 
 def unet_step(rounds: int) -> list[Row]:
@@ -22,7 +22,7 @@ def unet_step(rounds: int) -> list[Row]:
     from app.models.single_files import LAYOUTS
 
     if not cpu_has_bfloat16():
-        return [("SD 1.5 UNet step at 512x512", "left out", "this processor has no bfloat16 instructions")]
+        return [left_out("SD 1.5 UNet step at 512x512", "this processor has no bfloat16 instructions")]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet_class = diffusers.UNet2DConditionModel
@@ -49,7 +49,7 @@ def unet_step(rounds: int) -> list[Row]:
                 times[name].append(time.perf_counter() - begun)
     median = {name: statistics.median(taken[1:]) for name, taken in times.items()}
     what = f"SD 1.5 UNet step at 512x512, {torch.get_num_threads()} threads"
-    by_compiler: Row = (f"{what}, EIS_COMPILE", "left out", "no C++ compiler is installed")
+    by_compiler = left_out(f"{what}, EIS_COMPILE", "no C++ compiler is installed")
     if has_compiler:
         by_compiler = (
             f"{what}, EIS_COMPILE",

@@ -6,6 +6,7 @@ for each task over the same weights, in the same number format, one call after t
 
 import itertools
 import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -22,6 +23,7 @@ from app.models import schedulers
 from app.models.library import ModelLibrary
 from app.models.runtime import open_runtime
 from app.models.single_files import LAYOUTS, tokenizers
+from app.models.tiers import PARAMETERS
 from benchmarks.rows import Row
 from tests.models.mixed_jobs import Wish, mixed_wishes
 
@@ -30,11 +32,17 @@ TASKS = {
     "image-to-image": diffusers.AutoPipelineForImage2Image,
     "inpaint": diffusers.AutoPipelineForInpainting,
 }
+DISK_RESERVE = 2 * 10**9
+"""Bytes of the disk that a benchmark leaves alone."""
 
 
-def make_full_size(folder: Path, family: str, dtype: torch.dtype) -> Path:
+Make = Callable[[Path, str, torch.dtype], Path]
+"""Writes a checkpoint of a family in a number format into a folder, and answers the folder."""
+
+
+def make_full_size(folder: Path, family: str, dtype: torch.dtype, *, layouts: Path = LAYOUTS) -> Path:
     """Write a checkpoint of the published configuration with random weights; answers the folder."""
-    layout = LAYOUTS / family
+    layout = layouts / family
     index = json.loads((layout / "model_index.json").read_text())
     parts: dict[str, Any] = dict(tokenizers(layout))
     for name, (library, class_name) in ((key, value) for key, value in index.items() if isinstance(value, list)):
@@ -55,6 +63,22 @@ def make_full_size(folder: Path, family: str, dtype: torch.dtype) -> Path:
     return folder
 
 
+def full_size_bytes(family: str) -> int:
+    """Of a checkpoint that `make_full_size` writes in a format of two bytes."""
+    return int(2 * PARAMETERS[family])
+
+
+def disk_lacks(needed: int) -> str:
+    """What the disk of temporary files lacks for checkpoints of so many bytes, in words; empty where they fit."""
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if needed + DISK_RESERVE <= free:
+        return ""
+    return (
+        f"it takes {(needed + DISK_RESERVE) / 1e9:.0f} GB of free disk for temporary files; {free / 1e9:.0f} are there"
+    )
+
+
 def many(side: int, count: int) -> list[Wish]:
     """So many jobs, no two alike."""
     wishes = []
@@ -67,7 +91,7 @@ def many(side: int, count: int) -> list[Wish]:
 
 def plain(folder: Path, device: str, dtype: torch.dtype) -> Callable[[Wish], Any]:
     """Stock diffusers: draws one wish."""
-    first = TASKS["text-to-image"].from_pretrained(folder, torch_dtype=dtype).to(device)
+    first = TASKS["text-to-image"].from_pretrained(folder, dtype=dtype).to(device)
     pipelines = {task: kind.from_pipe(first) for task, kind in TASKS.items()}
     config = {**first.scheduler.config, "_class_name": type(first.scheduler).__name__}
     for pipeline in pipelines.values():
@@ -89,7 +113,7 @@ def mixed_jobs(
     rounds: int,
     *,
     device: str = "cuda:0",
-    make: Callable[[Path, str, torch.dtype], Path] = make_full_size,
+    make: Make = make_full_size,
 ) -> Row:
     """So many mixed jobs through the runtime, eight at a time, against one by one in diffusers."""
     dtype = getattr(torch, precision)

@@ -8,11 +8,11 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import Row
+from benchmarks.rows import Row, left_out
 from tests.models.mixed_jobs import Wish, at_once, draw, mixed_wishes
 
 POCKET = "pocket"
@@ -124,16 +124,15 @@ def urgent(rounds: int) -> list[Row]:
     ]
 
 
-def full_size(rounds: int) -> list[Row]:
+def full_size(rounds: int) -> Iterator[Row]:
     """Mixed jobs of full-size random models on a GPU against the same through plain diffusers, one by one."""
     import torch
 
-    cases = (("sd15", 512, 32, "bfloat16"), ("sdxl", 1024, 16, "bfloat16"))
-    if not torch.cuda.is_available():
-        return [
-            (f"{count} mixed {family} jobs at {side}x{side}", "left out", "no NVIDIA GPU")
-            for family, side, count, _ in cases
-        ]
-    from benchmarks.full_size import mixed_jobs
+    from benchmarks.full_size import disk_lacks, full_size_bytes, mixed_jobs
 
-    return [mixed_jobs(family, side, count, precision, rounds) for family, side, count, precision in cases]
+    for family, side, count, precision in (("sd15", 512, 32, "bfloat16"), ("sdxl", 1024, 16, "bfloat16")):
+        lack = disk_lacks(full_size_bytes(family)) if torch.cuda.is_available() else "no NVIDIA GPU"
+        if lack:
+            yield left_out(f"{count} mixed {family} jobs at {side}x{side}", lack)
+        else:
+            yield mixed_jobs(family, side, count, precision, rounds)
