@@ -7,6 +7,7 @@ dies. A worker never touches the job store: it reports, and the front writes.
 """
 
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -133,6 +134,10 @@ class Worker:
                 compile=options.compile,
                 **options.memory_settings(),
             )
+        if self._device != INLINE:
+            # What was imported stays as long as this process: collections, of which each model that moves off the
+            # device costs one, need not look through it.
+            gc.freeze()
 
     def _do_chores(self) -> None:
         while True:

@@ -1,5 +1,6 @@
 """A catalog whose capability needs a model, and runtimes for it that need no torch."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,6 +59,7 @@ class Runtime:
 
     def memory(self) -> dict:
         told = {"allocated": 10, "placed_bytes": len(self.resident()) * 2**20, "limit": self.limit}
+        told["frozen"] = gc.get_freeze_count()
         return told | {"settings": self.settings}
 
     def resident(self) -> list[str]:

@@ -1,5 +1,6 @@
 """Real worker processes: what happens when they die, hang, are silent, or lose their front."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -33,6 +34,19 @@ def test_a_job_runs_in_another_process(process_service: Service) -> None:
     done = end_of(process_service, process_service.submit("test/paint", {"seed": 5}).id)
     assert (done.status, done.device) == (JobStatus.SUCCEEDED, "cpu")
     assert worker_pid(process_service) != os.getpid()
+
+
+def test_collections_in_a_worker_process_pass_over_what_was_imported(
+    make_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    modelled = {"catalog": "tests.engine.modelled:CATALOG", "runtime": "tests.engine.modelled:open_runtime"}
+
+    def frozen(service: Service) -> int:
+        until(lambda: service.readiness()["ready"])
+        return service.readiness()["workers"][0]["memory"]["frozen"]
+
+    assert frozen(make_service(devices=("cpu",), **modelled)) > 10_000
+    assert frozen(make_service(home=tmp_path / "other", **modelled)) == gc.get_freeze_count() == 0, "the caller froze"
 
 
 def test_every_kind_of_failure_leaves_the_worker_at_work(process_service: Service) -> None:
