@@ -4,6 +4,7 @@ The server is the real one, driven over REST by clients that only know what they
 end is read from the home's files and the store by `ledger.audit`, not asked of the service.
 """
 
+import math
 import os
 import random
 import signal
@@ -21,8 +22,8 @@ from tests.engine.ledger import audit, files_of, processes_of, tell
 from tests.engine.server import Load, Server
 
 CYCLES = int(os.environ.get("EIS_PROVE_CYCLES", "3"))
-SERVER_KILLS, WORKER_KILLS, KILLS_OF_BOTH = (75, 75, 50) if CYCLES >= 30 else (CYCLES, CYCLES, 2)
-"""Two hundred in all for each database where the proofs are run whole."""
+SERVER_KILLS, WORKER_KILLS, KILLS_OF_BOTH = (math.ceil(whole * CYCLES / 30) for whole in (75, 75, 50))
+"""Two hundred in all for each database where the proofs are run whole, a tenth of them in the suite."""
 PAINT = {"num_inference_steps": 6, "step_seconds": 0.02}
 POCKET = {"prompt": "a red car, blue background", "num_inference_steps": 6}
 
