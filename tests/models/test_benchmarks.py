@@ -101,7 +101,7 @@ def test_a_switch_on_a_cpu_opens_anew_what_has_no_room_and_finds_what_has(make):
     one, all_of_them = zoo.switches(1, (1, 2), device="cpu", precision="auto", copies=2, make=make)
     assert one[0] == "2 sd15 checkpoints on cpu, room for 1: a switch"
     assert one[1].startswith(f"{figures(one)[0]:.2f} x from_pretrained().to() (target 0.35); with a first picture ")
-    assert one[2].endswith("; the others are opened anew")
+    assert one[2].endswith("; the others gone: a CPU has no other memory to park in")
     assert all_of_them[0] == "2 sd15 checkpoints on cpu, room for 2: a switch"
     assert "target" not in all_of_them[1] and "others" not in all_of_them[2]
     assert figures(all_of_them)[0] < 0.2 < figures(one)[0], "what stands is not opened, what went is"
