@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from app.core.model_offload import AUTO, STRATEGIES, Offload
-from app.errors import ServiceError
+from app.errors import OutOfMemory, ServiceError
 from app.models.library import ModelLibrary
 from app.models.runtime import open_runtime
 from benchmarks.full_size import TASKS, Make, make_full_size
@@ -133,13 +133,14 @@ def plain_side(folder: Path, device: str) -> Side:
 
 @contextmanager
 def served_side(library: ModelLibrary, device: str, way: Way) -> Iterator[tuple[Side, Any]]:
-    """The service under these settings, with its runtime; `ServiceError` where it refuses them."""
+    """The service under these settings, with its runtime; `ServiceError` where they are refused or not kept to."""
     runtime = open_runtime(device=device, library=library, precision=way.precision, offload=way.offload)
 
     def draw(wish: dict[str, Any]) -> Any:
         with runtime.borrow(MODEL, task="text-to-image", vae_tiling=way.vae_tiling) as pipeline:
             image = pipeline(**wish).images[0]
-            assert not pipeline.notes, pipeline.notes
+            if pipeline.notes:
+                raise OutOfMemory(" ".join(pipeline.notes))
             return image
 
     def stand_aside() -> None:

@@ -72,6 +72,9 @@ def _switches(
         model_memory_bytes=int((room + 0.5) * placed),
         parked_memory_bytes=2 * copies * placed,
     )
+    # As a worker's process does once it is open.
+    runtime.device.empty_cache()
+    gc.freeze()
     meter = Meter(device)
 
     def ours(name: str) -> Switch:
@@ -93,17 +96,15 @@ def _switches(
 
     for folder, name in zip(folders, names, strict=True):
         plain(folder), ours(name)
-    # As a worker's process does once it is open.
-    gc.freeze()
     pairs: list[tuple[Switch, Switch]] = []
     for _, (folder, name) in zip(range(rounds), itertools.cycle(zip(folders, names, strict=True)), strict=False):
         stock = plain(folder)
         runtime.device.empty_cache()
         pairs.append((stock, ours(name)))
-    gc.unfreeze()
     states = [model["state"] for model in runtime.memory()["models"]]
     assert states.count("placed") == room, states
     runtime.close()
+    gc.unfreeze()
     runtime.device.trim()
     (slow, slow_drawn), (fast, fast_drawn) = (
         tuple(statistics.median(one) for one in zip(*side, strict=True)) for side in zip(*pairs, strict=True)

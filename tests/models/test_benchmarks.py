@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from app.core.model_offload import STRATEGIES
+from app.models.borrowed import BorrowedPipeline
 from app.models.device import TorchDevice
 from benchmarks import full_size, memory, sharing, strategies, zoo
 from benchmarks.meter import Meter
@@ -95,6 +96,20 @@ def test_a_way_that_the_device_refuses_is_named_with_its_reason(small):
     assert re.fullmatch(GB, drawn[1])
     [row] = strategies.low_memory(1, ways=ways[:1], **small)
     assert row[1] == "left out" and "needs a GPU" in row[2]
+
+
+def test_a_way_that_memory_did_not_suffice_for_has_no_figures(small, monkeypatch):
+    stock = BorrowedPipeline._draw
+
+    def draw(pipeline, arguments):
+        if not pipeline._vae_tiling:
+            raise MemoryError
+        return stock(pipeline, arguments)
+
+    monkeypatch.setattr(BorrowedPipeline, "_draw", draw)
+    plain, short, tiled = strategies.every_way(1, ways=(Way("none", "float32"), Way("vae", "float32")), **small)
+    assert short[1] == "left out" and "decoded in tiles" in short[2]
+    assert re.fullmatch(GB, plain[1]) and re.fullmatch(GB, tiled[1])
 
 
 def test_a_switch_on_a_cpu_opens_anew_what_has_no_room_and_finds_what_has(make):
