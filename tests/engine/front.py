@@ -20,6 +20,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 def main(home: str, device: str, jobs: int, receiver: str, url: str | None) -> None:
     """Run to the end of all work."""
+    age_unfinished_files(Path(home))
     service = Service(
         EngineOptions(
             home=Path(home),
@@ -28,7 +29,8 @@ def main(home: str, device: str, jobs: int, receiver: str, url: str | None) -> N
             database_url=url,
             min_free_bytes=0,
             retry_seconds=0.05,
-            sweep_seconds=0.1,
+            # Longer than a picture takes to be written also on a busy machine; what a death left is aged instead.
+            sweep_seconds=60.0,
             orphan_seconds=0.2,
             heartbeat_seconds=0.2,
             trusted_hosts=(receiver,),
@@ -47,9 +49,16 @@ def main(home: str, device: str, jobs: int, receiver: str, url: str | None) -> N
             pass
         while any(row["state"] != "delivered" for row in service.callbacks_of(job.id)):
             time.sleep(0.01)
+    age_unfinished_files(Path(home))
     while any(Path(home).glob("images/*/*.part")) or len(files_of(Path(home))) > service.search_images(limit=1)[1]:
         time.sleep(0.02)
     service.stop(5.0)
+
+
+def age_unfinished_files(home: Path) -> None:
+    """Make unfinished files look old, which the sweep then takes at once; nobody may be writing one."""
+    for part in home.glob("images/*/*.part"):
+        os.utime(part, (0, 0))
 
 
 def run_front(

@@ -18,6 +18,7 @@ from app.core.engine_options import EngineOptions
 from app.core.service import Service
 from app.models.library import ModelLibrary
 from tests.engine.conftest import CATALOG, until
+from tests.engine.front import age_unfinished_files
 from tests.engine.ledger import audit, files_of, processes_of, tell
 from tests.engine.server import Load, Server
 
@@ -64,12 +65,6 @@ def sweep_up(server: Server) -> None:
 def remaining(server: Server) -> int:
     """How many jobs have not ended."""
     return sum(server.request(f"/api/v1/jobs?status={status}&limit=1")["total"] for status in ("queued", "running"))
-
-
-def age_unfinished_files(home: Path) -> None:
-    """Make unfinished files look old, so that the sweep's patience need not be waited for."""
-    for part in home.glob("images/*/*.part"):
-        os.utime(part, (0, 0))
 
 
 def kill_server(server: Server) -> None:
