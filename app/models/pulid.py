@@ -13,11 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from app.core.attachments import PulidIdentity
 from app.errors import InvalidRequest
+from app.models.attached import mask_tensor
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
 from app.models.perceiver import perceiver_layers
-from app.models.row_attention import Halves, IdentityBranch, Layers, Ortho, heads_of, layers_from, misfit
+from app.models.row_attention import Halves, IdentityBranch, Ortho, heads_of, layers_from, misfit
 from app.models.spec import ModelSpec
 from app.models.weights import Weights
 
@@ -211,6 +213,20 @@ def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[Model
         raise InvalidRequest(
             f"The model {spec.id!r} cannot be opened: its file is no whole PuLID for SDXL.", model=spec.id
         ) from error
+
+
+def attach(opened: Pulid, wish: PulidIdentity, *, faces: Any, **more: Any) -> IdentityBranch:
+    """The face's tokens as one more thing that cross-attention looks at."""
+    found = [faces.identify(face) for face in wish.faces]
+    return opened.branch(
+        opened.tokens([(one.arcface, one.clip_pooled, one.clip_hidden) for one in found]),
+        scale=wish.id_scale,
+        num_zero=wish.num_zero,
+        ortho=wish.ortho,
+        mask=mask_tensor(wish.mask),
+        start=wish.start,
+        end=wish.end,
+    )
 
 
 def published_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -79,9 +79,7 @@ class Branch:
             found = found * self._mask_for(found)
         return scale * found
 
-    def combine(
-        self, query: torch.Tensor, key: torch.Tensor, text: torch.Tensor, found: torch.Tensor
-    ) -> torch.Tensor:
+    def combine(self, query: torch.Tensor, key: torch.Tensor, text: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
         """What of `found` is added."""
         return found
 
@@ -97,7 +95,10 @@ class Branch:
             tokens = self._tokens(negative)
             # In the tokens' own format, and then in the query's, as the reference does it.
             known = tuple(
-                functional.linear(tokens, weight.to(tokens)).view(1, -1, heads, query.shape[-1]).transpose(1, 2).to(query)
+                functional.linear(tokens, weight.to(tokens))
+                .view(1, -1, heads, query.shape[-1])
+                .transpose(1, 2)
+                .to(query)
                 for weight in self.layers[layer]
             )
             if not torch.is_grad_enabled():
@@ -125,9 +126,7 @@ class IdentityBranch(Branch):
         tokens = super()._tokens(negative)
         return functional.pad(tokens, (0, 0, 0, self.num_zero)) if self.num_zero else tokens
 
-    def combine(
-        self, query: torch.Tensor, key: torch.Tensor, text: torch.Tensor, found: torch.Tensor
-    ) -> torch.Tensor:
+    def combine(self, query: torch.Tensor, key: torch.Tensor, text: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
         """See `Branch`."""
         if self.ortho == "off":
             return found
@@ -194,9 +193,7 @@ class RowAttention:
         for count, negative, branches in self.parts:
             part = slice(first, first + count)
             # Each branch meets the text's answer alone, so that their order does not matter.
-            added = [
-                branch.attend(self.layer, attn.heads, negative, query[part], text[part]) for branch in branches
-            ]
+            added = [branch.attend(self.layer, attn.heads, negative, query[part], text[part]) for branch in branches]
             mixed.append(sum(added, text[part]))
             first += count
         out = attn.to_out[1](attn.to_out[0](torch.cat(mixed)))
@@ -241,7 +238,7 @@ def _rows_of(part: Part, train_timesteps: int) -> list[tuple[int, bool, tuple[Br
 
 
 def layers_from(state: Mapping[str, torch.Tensor], key: str, value: str) -> Layers:
-    """The layers in a state dict; `key` and `value` are the names around the number: `"ip_adapter.{}.to_k_ip.weight"`."""
+    """The layers in a state dict; `key` and `value` are names with a place for the number: `"ip_adapter.{}.to_k_ip"`."""
     before, _, after = key.partition("{}")
     numbers = sorted(
         int(name.removeprefix(before).removesuffix(after))
@@ -271,4 +268,3 @@ def heads_of(width: int, head_dim: int) -> int:
     if rest or not heads:
         raise ValueError(f"{width} channels are no whole number of heads of {head_dim}")
     return heads
-
