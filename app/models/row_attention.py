@@ -238,7 +238,7 @@ def _rows_of(part: Part, train_timesteps: int) -> list[tuple[int, bool, tuple[Br
 
 
 def layers_from(state: Mapping[str, torch.Tensor], key: str, value: str) -> Layers:
-    """The layers in a state dict; `key` and `value` are names with a place for the number: `"ip_adapter.{}.to_k_ip"`."""
+    """The layers in a state dict; `key` and `value` are names with a place for the number, `ip_adapter.{}.to_k_ip`."""
     before, _, after = key.partition("{}")
     numbers = sorted(
         int(name.removeprefix(before).removesuffix(after))

@@ -23,7 +23,6 @@ import torch
 
 from app.models.step_pace import StepPace
 
-
 RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
 """What ControlNets add to a UNet: a call that has none merges with one that has."""
 
@@ -181,7 +180,9 @@ class StepBatcher:
         rows = args[0].shape[0] if args and isinstance(args[0], torch.Tensor) else 0
         key = (id(module), session.outfit, *_signature(args, rows), *_signature(_without_residuals(kwargs), rows))
         # The module's forward as it will be then: hooks that stream its weights may come and go meanwhile.
-        call = Call(session, lambda *given, **named: module.forward(*given, **named), args, kwargs, rows, key, counts, around)
+        call = Call(
+            session, lambda *given, **named: module.forward(*given, **named), args, kwargs, rows, key, counts, around
+        )
         with self._changed:
             self._holder = None
             self._parked.append(call)
