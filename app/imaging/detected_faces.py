@@ -102,7 +102,7 @@ def choose_face(
     if box is not None:
         chosen = max(faces, key=lambda face: overlap(face.box, box))
         if overlap(chosen.box, box) == 0:
-            raise FaceNotChosen(f"The box lies over none of the {counted(faces)} in the picture.", faces=seen)
+            raise FaceNotChosen(f"The box lies over no face; the picture shows {counted(faces)}.", faces=seen)
     elif index is not None:
         if not 0 <= index < len(faces):
             raise FaceNotChosen(

@@ -22,7 +22,7 @@ LIMB_HALF_WIDTH, LIMB_SHADE, POINT_RADIUS = 4, 0.6, 10
 LEFT_EYE, RIGHT_EYE, NOSE_TIP, MOUTH_CORNERS, JAW_ENDS = slice(36, 42), slice(42, 48), 30, (48, 54), (0, 16)
 
 MOUTH_FORWARD = math.radians(6.45)
-"""How far the line from the eyes to the mouth leans out of a face that looks straight ahead (insightface's mean one)."""
+"""How far the line from eyes to mouth leans out of a face that looks straight ahead (of insightface's mean face)."""
 
 POSES: dict[str, tuple[float, float]] = {
     "front": (0, 0),
