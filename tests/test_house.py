@@ -23,7 +23,9 @@ TORCHLESS_MODELS = {
     "app.models.catalog_faces",
     "app.models.catalog_identity",
     "app.models.catalog_ip_adapters",
+    "app.models.checksums",
     "app.models.choosing",
+    "app.models.conversion",
     "app.models.embedded",
     "app.models.licences",
     "app.models.library",
@@ -32,6 +34,7 @@ TORCHLESS_MODELS = {
     "app.models.installed",
     "app.models.installing",
     "app.models.machine",
+    "app.models.tensor_files",
     "app.models.tiers",
 }
 TORCHLESS_POCKET = {"app.pocket", "app.pocket.spec"}

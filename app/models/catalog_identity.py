@@ -108,6 +108,7 @@ IDENTITY: tuple[ModelSpec, ...] = (
         parts=("pulid-v1", "instantid"),
         rank=10,
         options={"layout": "folder", "store": "fp16"},
+        stored_as={"diffusion_pytorch_model.safetensors": "diffusion_pytorch_model.safetensors"},
         written={"config.json": json.dumps(IDENTITYNET, indent=1)},
         description="PuLID v1's identity with a keypoint ControlNet trained on two million portraits.",
     ),

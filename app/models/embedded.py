@@ -4,7 +4,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.models.download import sha256_of
+from app.models.checksums import sha256_of
 from app.models.spec import ModelSpec
 
 WEIGHTS = frozenset({".safetensors", ".onnx"})

@@ -11,15 +11,17 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
 from app.errors import Conflict, InvalidRequest, NotFound, UnknownModel, WeightsMissing
 from app.guarded_http import GuardedClient
-from app.models import choosing, inspect_file
+from app.models import choosing, conversion, inspect_file
 from app.models.catalog import CATALOG
+from app.models.checksums import sha256_of, sha256_of_texts
 from app.models.choosing import ModelRow
-from app.models.download import Hub, Patience, RemoteFile, Stop, sha256_of
+from app.models.download import Hub, Patience, RemoteFile, Stop
 from app.models.embedded import embedded_facts, is_folder
 from app.models.installed import FILES, Installed, InstalledModels
 from app.models.installing import (
@@ -157,7 +159,8 @@ class ModelLibrary:
         needed = 0
         for spec, commit, files, _ in plan:
             with self._workshop.changing(spec.id, stop=stop):
-                needed += missing_bytes(self._workshop.staging(spec.id, commit), files)
+                needed += missing_bytes(spec, self._workshop.staging(spec.id, commit), files)
+        needed += max(conversion.room_to_convert(spec, files) for spec, _, files, _ in plan)
         self._workshop.check_room(needed)
         done = 0
         for spec, commit, files, known in plan:
@@ -331,11 +334,13 @@ class ModelLibrary:
 
     def _listed(self, spec: ModelSpec, update: bool, stop: Stop) -> tuple[str, tuple[RemoteFile, ...], dict[str, str]]:
         """The commit to pull, its files, and what is known of their SHA-256, against which they are checked."""
-        assert spec.repo is not None
         pin = None if update else self._workshop.pin(spec.id)
+        files = tuple(RemoteFile(source.path, source.bytes, source.sha256, None, source.url) for source in spec.sources)
+        if spec.repo is None:
+            return sha256_of_texts(file.sha256 or "" for file in files)[:40], files, {}
         fixed = re.fullmatch(r"[0-9a-f]{40}", spec.revision) is not None
         listing = self._hub.listing(spec.repo, pin[0] if pin and not fixed else spec.revision, stop)
-        files = listing.select(spec.files)
+        files += listing.select(spec.files)
         known = (pin[1] if pin and pin[0] == listing.commit else {}) | spec.sha256
         check_stated(files, known, spec.id)
         return listing.commit, files, known
@@ -351,15 +356,31 @@ class ModelLibrary:
         *,
         as_part: bool,
     ) -> None:
-        assert spec.repo is not None
         staged = self._workshop.staging(spec.id, commit)
-        fetched = fetch_all(self._hub, spec.repo, commit, files, staged, on_bytes, stop, known)
-        diffusers = spec.options.get("layout") == "diffusers"
-        path = FILES if diffusers else f"{FILES}/{max(files, key=lambda file: file.size).path}"
+        fetched = fetch_all(self._hub, spec, commit, files, staged, on_bytes, stop, known)
+        try:
+            stored = conversion.store_all(spec, staged, fetched, stop)
+        except InvalidRequest:
+            self._workshop.discard_staging(spec.id)
+            raise
+        if is_folder(spec):
+            path = "/".join(filter(None, (FILES, spec.options.get("folder", ""))))
+        else:
+            path = f"{FILES}/{max(stored, key=lambda name: stored[name].bytes)}"
+        facts = {"fetched": {name: asdict(file) for name, file in fetched.items() if name not in stored}}
         installed = Installed(
-            spec, "catalog", path, fetched, commit, as_part, licence_accepted=spec.licence.ask, installed=time.time()
+            spec,
+            "catalog",
+            path,
+            stored,
+            commit,
+            as_part,
+            licence_accepted=spec.licence.ask,
+            installed=time.time(),
+            facts=facts if facts["fetched"] else {},
         )
         self._workshop.install(staged, installed)
+        conversion.tidy(self.folder / spec.id)
         self._workshop.write_pin(spec.id, commit, fetched)
 
 

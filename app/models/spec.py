@@ -59,9 +59,10 @@ class ModelSpec:
     UNet's LoRA). `tasks` are what the model serves; `rank` orders candidates for `model="auto"` (higher first).
     `sha256` holds what is known beforehand of single files' contents: a pull that is offered other bytes fails.
     `sources` are files from elsewhere than the repository. A published pickle is named in `files` or `sources` by its
-    whole name and stored as safetensors: under the name that `stored_as` gives it, else its own with another ending.
-    `written` are small files, by name, that the published weights come without and the pull adds. A row with parts and
-    no files of its own is a set: pulling it brings them all.
+    whole name and stored as safetensors: under the name that `stored_as` gives it, else its own with another ending. A
+    safetensors file that `stored_as` names is written anew too, as the option `store` says. `written` are small files,
+    by name, that the published weights come without and the pull adds. A row with parts and no files of its own is a
+    set: pulling it brings them all.
     """
 
     id: str
