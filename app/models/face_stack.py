@@ -9,6 +9,7 @@ from insightface.utils.face_align import norm_crop
 from PIL import Image
 
 from app.core.attachments import FaceReference
+from app.imaging.detected_faces import Face
 from app.models import eva_clip, faces
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
@@ -54,19 +55,38 @@ class FaceStack:
 
     def arcface(self, wish: FaceReference) -> torch.Tensor:
         """ArcFace's raw vector [512] of the face that is meant; the errors of `choose_face`."""
-        face = self.analyser.find(wish.image, index=wish.index, box=wish.box)
-        return _tensor(self.analyser.embed(wish.image, face))
+        return _tensor(self.vector(wish))
+
+    def find(self, wish: FaceReference) -> Face:
+        """The face that is meant; the errors of `choose_face`."""
+        return self.analyser.find(wish.image, index=wish.index, box=wish.box)
+
+    def all(self, image: Image.Image) -> list[Face]:
+        """Every face of a picture, largest first."""
+        return self.analyser.detect(image)
+
+    def points(self, wish: FaceReference) -> np.ndarray:
+        """68 points [68, 3] of the face that is meant, in its picture's pixels."""
+        return self.analyser.landmarks_68(wish.image, self.find(wish))
+
+    def vector(self, wish: FaceReference) -> np.ndarray:
+        """ArcFace's raw vector [512] of the face that is meant."""
+        return self.analyser.embed(wish.image, self.find(wish))
+
+    def parts(self, wish: FaceReference) -> tuple[np.ndarray, np.ndarray]:
+        """Which part each pixel of the upright face shows [512, 512], and the matrix [2, 3] from the picture to it."""
+        aligned = self.analyser.align(wish.image, self.find(wish))
+        return self.analyser.parse(aligned.image), aligned.matrix
 
     def crop(self, wish: FaceReference, side: int) -> Image.Image:
         """The face that is meant, upright on a square, as ArcFace's training crops it."""
-        face = self.analyser.find(wish.image, index=wish.index, box=wish.box)
+        face = self.find(wish)
         picture = norm_crop(np.asarray(wish.image.convert("RGB")), landmark=face.keypoints, image_size=side)
         return Image.fromarray(picture)
 
     def identify(self, wish: FaceReference) -> FaceFeatures:
         """All that PuLID's encoders read of the face that is meant; the errors of `choose_face`."""
-        face = self.analyser.find(wish.image, index=wish.index, box=wish.box)
-        found = self.analyser.identify(wish.image, face)
+        found = self.analyser.identify(wish.image, self.find(wish))
         return FaceFeatures(
             _tensor(found.arcface), _tensor(found.clip_pooled), tuple(_tensor(states) for states in found.clip_hidden)
         )

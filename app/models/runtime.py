@@ -24,6 +24,7 @@ from app.models.attached import Attached
 from app.models.borrowed import OUT_OF_MEMORY, BorrowedPipeline
 from app.models.device import TorchDevice, parked_default
 from app.models.library import ModelLibrary, ModelRow
+from app.models.licences import licence_notes
 from app.models.machine import check_package
 from app.models.pipelines import Checkpoint
 from app.models.prompts import Encoder, PromptEncoder
@@ -123,6 +124,9 @@ class Runtime:
                 sliced_attention=checkpoint.placement.strategy is Offload.ATTENTION,
                 compiled=checkpoint.is_compiled and not attached.branches,
                 attached=attached,
+                notes=licence_notes(
+                    part.spec for other in attached_rows for part in (other, *self._all_parts(other))
+                ),
             )
 
     @contextmanager
@@ -145,6 +149,17 @@ class Runtime:
             with self.faces(parts) as faces, self.batcher.turn(Session(priority, check=check)):
                 made = attach(opened, wish, faces=faces, unet=unet)
             yield made
+
+    @contextmanager
+    def face_reader(
+        self, model: str, *, priority: int = 5, check: Callable[[], None] = lambda: None
+    ) -> Iterator[face_stack.FaceStack]:
+        """The face models that belong to an identity model, while the device is held."""
+        row = self._library.require(model)
+        with self.faces(self._all_parts(row)) as faces, self.batcher.turn(Session(priority, check=check)):
+            if faces is None:
+                raise InvalidRequest(f"The model {model!r} has no face models beside it.", model=model)
+            yield faces
 
     @contextmanager
     def faces(self, parts: Sequence[ModelRow]) -> Iterator[Any]:
