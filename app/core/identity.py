@@ -29,15 +29,11 @@ class IdentityRequest(ModelRequest):
     face_box: FaceBox = None
 
 
-def references(request: Any, context: Context) -> tuple[FaceReference, ...]:
-    """The faces of a wish that has the fields of `IdentityRequest`."""
-    first = FaceReference(context.image(request.face_image), request.face_index, box_of(request.face_box))
+def references(request: Any, context: Context, own: str | None = None) -> tuple[FaceReference, ...]:
+    """The faces of a wish that has the fields of `IdentityRequest`; that of the picture `own` where it names none."""
+    image = context.image(request.face_image or own)
+    first = FaceReference(image, request.face_index, box_of(request.face_box))
     return (first, *(FaceReference(context.image(other)) for other in request.face_images))
-
-
-def with_face(request: Any, reference: str) -> Any:
-    """The wish with this picture's face as the one that is kept."""
-    return request.model_copy(update={"face_image": reference})
 
 
 def box_of(text: str | None) -> Box | None:

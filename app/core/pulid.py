@@ -22,7 +22,7 @@ from app.core.fields import (
     Strength,
     Width,
 )
-from app.core.identity import IdentityRequest, first_stated, likeness, references, with_face
+from app.core.identity import IdentityRequest, first_stated, likeness, references
 from app.core.identity_fields import (
     FaceImage,
     IdEnd,
@@ -45,8 +45,9 @@ MODES: dict[str, dict[str, Any]] = {
     "fidelity": {"num_inference_steps": 50, "guidance_scale": 5.0, "scheduler": "DPM++ 2M Karras", "id_scale": 1.0,
                  "num_zero": 8, "ortho": "ortho_v2"},
 }  # fmt: skip
-FEW_STEPS = 8
-"""A base whose row recommends no more is a few-step model."""
+STATED = {"id_scale": float, "num_zero": int, "ortho": str}
+"""What a row of weights may state of itself in its options."""
+FEW_STEPS = 8  # a base whose row recommends no more is a few-step model
 
 
 class PulidRequest(IdentityRequest):
@@ -96,11 +97,10 @@ def advise(values: Mapping[str, Any], base: Any, added: Mapping[str, Any]) -> di
     is_quick = recommended is not None and recommended.num_inference_steps <= FEW_STEPS
     mode = values.get("mode") or ("lightning" if is_quick else "standard")
     own: dict[str, Any] = {"mode": mode}
-    if recommended is not None and base.embedded:
+    if base.embedded and recommended:
         own |= {"scheduler": recommended.scheduler, "guidance_scale": recommended.guidance_scale}
     options = added["pulid_model"].options
-    own |= {name: kind(options[name]) for name, kind in (("id_scale", float), ("num_zero", int), ("ortho", str))
-            if name in options}  # fmt: skip
+    own |= {name: kind(options[name]) for name, kind in STATED.items() if name in options}
     return first_stated(own, MODES[mode])
 
 
@@ -120,8 +120,8 @@ def identity_of(request: PulidRequest, faces: Sequence[FaceReference]) -> PulidI
 def generate(request: PulidGenerateRequest, context: Context) -> Result:
     """One call for each picture, so that each is the same picture when it is asked for alone."""
     faces = references(request, context)
-    identity = [identity_of(request, faces)]
-    with context.borrow(request.model, task="text-to-image", attachments=identity, **request.additions()) as pipeline:
+    more = request.additions() | {"attachments": [identity_of(request, faces)]}
+    with context.borrow(request.model, task="text-to-image", **more) as pipeline:
         width, height = size_for(request.width, request.height, pipeline)
         images = draw_each(request, context, pipeline, width=width, height=height)
     with context.faces(request.pulid_model) as reader:
@@ -132,7 +132,7 @@ def generate(request: PulidGenerateRequest, context: Context) -> Result:
 def edit(request: PulidEditRequest, context: Context) -> Result:
     """The picture made anew in part, or repainted where the mask is white; the face is `face_image`'s or its own."""
     image = context.image(request.image)
-    faces = references(request if request.face_image else with_face(request, request.image), context)
+    faces = references(request, context, own=request.image)
     identity = [identity_of(request, faces)]
     if request.mask_image is None:
         images, notes = make_anew(request, context, image, identity)
@@ -142,8 +142,7 @@ def edit(request: PulidEditRequest, context: Context) -> Result:
             with context.faces(request.pulid_model) as reader:
                 require_face_in_mask(mask, reader.find(faces[0]).box)
         painted, sheet, notes = repaint(request, context, image, mask, identity)
-        alpha = fade_inwards(mask, request.mask_blur)
-        images = [sheet.lay_over(image, picture, alpha) for picture in painted]
+        images = [sheet.lay_over(image, picture, fade_inwards(mask, request.mask_blur)) for picture in painted]
     with context.faces(request.pulid_model) as reader:
         data = likeness(reader, faces[0], images)
     return Result(images=images, seeds=request.seeds, data=data, notes=notes)
