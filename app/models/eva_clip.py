@@ -55,7 +55,7 @@ class EvaClip(torch.nn.Module):
         mean, std = (torch.tensor(values, device=crop.device).view(3, 1, 1) for values in (MEAN, STD))
         return (scaled - mean) / std
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> ClipFeatures:
         """Features of normalised pixels [B, 3, size, size]."""
         last, between = self.tower.forward_intermediates(

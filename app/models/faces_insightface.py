@@ -4,6 +4,7 @@ The classes are insightface's own; here stands how a pack is opened and with whi
 those that the identity models were trained with: one scale of 640 pixels, score 0.5, overlap 0.4.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 
 from app.errors import InvalidRequest
 from app.imaging.detected_faces import Face
+
+# insightface asks scikit-image for a similarity by a name that is going out of use; the answer is the same.
+warnings.filterwarnings("ignore", message="`estimate` is deprecated", category=FutureWarning)
 
 LARGEST_LOOK, SMALLEST_LOOK, LOOK_STEP = 640, 128, 64
 SCORE, OVERLAP = 0.5, 0.4
