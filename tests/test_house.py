@@ -232,7 +232,7 @@ def test_settings_are_read_only_by_the_roots():
 
 
 def test_importing_main_leaves_torch_unloaded():
-    code = "import sys, app.main; print(sorted(set(sys.modules) & {'torch', 'diffusers', 'transformers', 'gradio'}))"
+    code = "import sys, app.main; print(sorted(set(sys.modules) & {'torch', 'diffusers', 'transformers', 'gradio', 'cv2', 'onnxruntime'}))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert answer.stdout.strip() == "[]"
 

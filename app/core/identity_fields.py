@@ -8,6 +8,14 @@ IDENTITY_ADDITION = "addition"
 """Kind of a field that names a model which goes on the request's model; `auto` is the best installed one that fits."""
 
 FaceImage = Annotated[ImageReference, field("A picture of the person whose face is kept.", kind="image")]
+OwnFaceImage = Annotated[
+    ImageReference | None,
+    field("A picture of the person whose face is kept; null: the one in `image` itself.", kind="image"),
+]
+PartMaskImage = Annotated[
+    ImageReference | None,
+    field("The part to change, as large as the picture: white is repainted; null: the whole picture.", kind="mask"),
+]
 FaceImages = Annotated[
     tuple[ImageReference, ...],
     field("More pictures of the same person, one face in each.", kind="images", max_length=7),
@@ -102,6 +110,14 @@ PromptImages = Annotated[
 PromptWeights = Annotated[
     tuple[float, ...],
     field("A weight for each picture; empty: the pictures are looked at as one.", max_length=8),
+]
+PromptMasks = Annotated[
+    tuple[ImageReference, ...],
+    field(
+        "A mask for each picture, in the result's proportions: white where it acts; empty: everywhere.",
+        kind="images",
+        max_length=8,
+    ),
 ]
 Blocks = Annotated[
     Literal["all", "style", "layout", "style and layout"],

@@ -6,7 +6,16 @@ from app.core.attachments import FaceReference, ImagePrompt
 from app.core.capability import Capability, Context, ModelRequest, Result
 from app.core.drawing import draw_each, size_for
 from app.core.fields import Height, Width
-from app.core.identity_fields import Blocks, IdEnd, IdStart, IpAdapterModel, IpScale, PromptImages, PromptWeights
+from app.core.identity_fields import (
+    Blocks,
+    IdEnd,
+    IdStart,
+    IpAdapterModel,
+    IpScale,
+    PromptImages,
+    PromptMasks,
+    PromptWeights,
+)
 
 
 class IpAdapterRequest(ModelRequest):
@@ -14,6 +23,7 @@ class IpAdapterRequest(ModelRequest):
 
     ip_adapter_images: PromptImages
     weights: PromptWeights = ()
+    masks: PromptMasks = ()
     ip_adapter_model: IpAdapterModel = "auto"
     ip_adapter_scale: IpScale = 0.6
     blocks: Blocks = "all"
@@ -24,9 +34,11 @@ class IpAdapterRequest(ModelRequest):
 
     @model_validator(mode="after")
     def weighs_each(self) -> "IpAdapterRequest":
-        """A weight for each picture, or none at all."""
-        if self.weights and len(self.weights) != len(self.ip_adapter_images):
-            raise ValueError(f"{len(self.ip_adapter_images)} pictures need as many weights, not {len(self.weights)}")
+        """A weight and a mask for each picture, or none at all."""
+        count = len(self.ip_adapter_images)
+        for name, given in (("weights", self.weights), ("masks", self.masks)):
+            if given and len(given) != count:
+                raise ValueError(f"{count} pictures need as many {name}, not {len(given)}")
         return self
 
 
@@ -41,6 +53,7 @@ def run(request: IpAdapterRequest, context: Context) -> Result:
         faces=[FaceReference(image) for image in images],
         scale=request.ip_adapter_scale,
         scales=request.weights,
+        masks=[context.image(reference).convert("L") for reference in request.masks],
         blocks=request.blocks,
     )
     with context.borrow(request.model, task="text-to-image", attachments=[prompt], **request.additions()) as pipeline:

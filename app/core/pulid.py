@@ -14,7 +14,6 @@ from app.core.fields import (
     Height,
     InitImage,
     MaskBlur,
-    MaskImage,
     MaskPadding,
     NewHeight,
     NewWidth,
@@ -24,12 +23,13 @@ from app.core.fields import (
 )
 from app.core.identity import IdentityRequest, first_stated, likeness, references
 from app.core.identity_fields import (
-    FaceImage,
     IdEnd,
     IdScale,
     IdStart,
     NumZero,
     Ortho,
+    OwnFaceImage,
+    PartMaskImage,
     PulidMode,
     PulidModel,
     TargetFaceIndex,
@@ -73,8 +73,8 @@ class PulidEditRequest(PulidRequest):
     """A picture to change by words, whole or where a mask is white; the person in it stays who it is."""
 
     image: InitImage
-    face_image: FaceImage | None = None
-    mask_image: MaskImage | None = None
+    face_image: OwnFaceImage = None
+    mask_image: PartMaskImage = None
     strength: Strength = 0.6
     padding_mask_crop: MaskPadding = 32
     mask_blur: MaskBlur = 4

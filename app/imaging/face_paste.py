@@ -4,13 +4,13 @@ Invariant: outside the mask every byte of the picture stays as it was. The mask 
 picture, never from the new face, and it fades inwards only.
 """
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from app.errors import InvalidRequest
 from app.imaging.crop import box_around
 from app.imaging.masks import THRESHOLD, Box, fade_inwards
+from app.imaging.opencv import load_opencv
 from app.imaging.sizes import Size, round_near
 
 CROP_FACTOR = 3.0
@@ -51,6 +51,7 @@ def swap_mask(parts: np.ndarray, matrix: np.ndarray, picture: Size) -> Image.Ima
     `parts` [512, 512] are BiSeNet's numbers; `matrix` [2, 3] maps the picture to the crop. Holes are filled. An
     `InvalidRequest` where the crop shows no face.
     """
+    cv2 = load_opencv()
     face = np.isin(parts, SWAPPED_PARTS).astype(np.uint8)
     if face.mean() < SMALLEST_FACE_AREA:
         raise InvalidRequest("No face was seen in the part of the picture that was to be swapped.")
@@ -82,6 +83,7 @@ def match_colours(painted: Image.Image, original: Image.Image, mask: Image.Image
 
     All three are of one size. Measured in CIELAB, weighted by the mask; the spread changes at most by half.
     """
+    cv2 = load_opencv()
     weight = np.asarray(mask, dtype=np.float64)[..., None] / 255
     if not weight.any():
         raise InvalidRequest("The mask has no white part: nothing would be matched.")
@@ -109,6 +111,7 @@ def paste_face(original: Image.Image, painted: Image.Image, region: Box, mask: I
 
 
 def _lab(picture: Image.Image) -> np.ndarray:
+    cv2 = load_opencv()
     return cv2.cvtColor(np.asarray(picture, dtype=np.float32) / 255, cv2.COLOR_RGB2LAB).astype(np.float64)
 
 

@@ -7,11 +7,11 @@ nose to the picture's right, positive pitch turns it down.
 
 import math
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from app.errors import InvalidRequest
+from app.imaging.opencv import load_opencv
 from app.imaging.sizes import Size
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
@@ -38,6 +38,7 @@ SHORT_SIDE, LONGEST_SIDE, MULTIPLE = 1024, 1280, 64
 
 def draw_keypoints(size: Size, points: np.ndarray) -> Image.Image:
     """Five points [5, 2] on black, pixel for pixel as InstantID's `draw_kps`, which its ControlNet was trained on."""
+    cv2 = load_opencv()
     width, height = size
     picture = np.zeros((height, width, 3), dtype=np.uint8)
     for outer, nose in LIMBS:

@@ -92,11 +92,6 @@ class FaceStack:
         )
 
 
-def belongs(row: ModelRow) -> bool:
-    """Whether a part is one of the face models: a pack of them, or the encoder that looks at aligned faces."""
-    return row.spec.kind == "faces" or row.spec.loader == EVA_LOADER
-
-
 def open_stack(rows: Sequence[ModelRow], device: TorchDevice) -> FaceStack:
     """The stack of these rows, whichever of them there are; `InvalidRequest` names a damaged file."""
     encoder = next((row for row in rows if row.spec.loader == EVA_LOADER), None)

@@ -18,7 +18,8 @@ from PIL import Image
 from app.core.attachments import Attachment
 from app.core.model_offload import AUTO, ModelCache, ModelState, Offload
 from app.errors import InvalidRequest, OutOfMemory, ServiceError
-from app.models import adapters, compiling, face_stack, previews
+from app.imaging.opencv import load_opencv
+from app.models import adapters, compiling, previews
 from app.models.adapters import Addition
 from app.models.attached import Attached
 from app.models.borrowed import OUT_OF_MEMORY, BorrowedPipeline
@@ -29,6 +30,9 @@ from app.models.machine import check_package
 from app.models.pipelines import Checkpoint
 from app.models.prompts import Encoder, PromptEncoder
 from app.models.step_batching import Session, StepBatcher
+
+FACE_ENCODER = "app.models.eva_clip:load"
+"""The loader of the one image encoder that looks at aligned faces."""
 
 
 class Runtime:
@@ -124,9 +128,7 @@ class Runtime:
                 sliced_attention=checkpoint.placement.strategy is Offload.ATTENTION,
                 compiled=checkpoint.is_compiled and not attached.branches,
                 attached=attached,
-                notes=licence_notes(
-                    part.spec for other in attached_rows for part in (other, *self._all_parts(other))
-                ),
+                notes=licence_notes(part.spec for other in attached_rows for part in (other, *self._all_parts(other))),
             )
 
     @contextmanager
@@ -151,9 +153,7 @@ class Runtime:
             yield made
 
     @contextmanager
-    def face_reader(
-        self, model: str, *, priority: int = 5, check: Callable[[], None] = lambda: None
-    ) -> Iterator[face_stack.FaceStack]:
+    def face_reader(self, model: str, *, priority: int = 5, check: Callable[[], None] = lambda: None) -> Iterator[Any]:
         """The face models that belong to an identity model, while the device is held."""
         row = self._library.require(model)
         with self.faces(self._all_parts(row)) as faces, self.batcher.turn(Session(priority, check=check)):
@@ -164,11 +164,11 @@ class Runtime:
     @contextmanager
     def faces(self, parts: Sequence[ModelRow]) -> Iterator[Any]:
         """The face models among these rows as one stack; None where there are none."""
-        mine = [part for part in parts if face_stack.belongs(part)]
+        mine = [part for part in parts if part.spec.kind == "faces" or part.spec.loader == FACE_ENCODER]
         if not any(part.spec.kind == "faces" for part in mine):
             yield None
             return
-        from_rows = functools.partial(face_stack.open_stack, mine, self.device)
+        from_rows = functools.partial(_open_face_stack, mine, self.device)
         estimate = sum(part.bytes_on_disk for part in mine)
         with self._cache.borrow(_key(mine[0], mine[1:], self.device), from_rows, estimate=estimate) as stack:
             yield stack
@@ -318,6 +318,12 @@ class Runtime:
 
     def _stored(self, row: ModelRow, parts: Sequence[ModelRow]) -> int:
         return row.bytes_on_disk + sum(part.bytes_on_disk for part in parts if part.spec.kind != "lora")
+
+
+def _open_face_stack(rows: Sequence[ModelRow], device: TorchDevice) -> Any:
+    """Opened by name: what face models stand on takes seconds to import, and machines without it draw all the rest."""
+    load_opencv()
+    return importlib.import_module("app.models.face_stack").open_stack(rows, device)
 
 
 def _prompt_encoder(checkpoint: Checkpoint, vectors: adapters.Vectors, plain: bool) -> PromptEncoder:
