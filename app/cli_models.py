@@ -66,6 +66,11 @@ def facts(row: Any, models: Any) -> dict[str, Any]:
     }
 
 
+def missing(models: Any, id: str) -> str:
+    """The line that fetches what lacks; empty where nothing does."""
+    return f"; eis models pull {id}" if models.is_pullable(id) else ""
+
+
 def size(count: int) -> str:
     """Bytes as a person reads them."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
@@ -113,7 +118,7 @@ def show_model(options: argparse.Namespace) -> int:
             f"{name}: {size(count)} on the device, tier {told_all['tiers'][name]}"
             for name, count in told_all["needed_bytes"].items()
         ),
-        "installed": str(row.path) if row.installed else f"no; eis models pull {spec.id}" if spec.is_pullable else "no",
+        "installed": str(row.path) if row.installed else f"no{missing(models, spec.id)}",
         "sha256": row.sha256 or "",
     }
     if spec.recommended:

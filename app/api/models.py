@@ -4,7 +4,6 @@ A file comes in by upload only; a path of the server's disk is taken by the shel
 """
 
 import threading
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -113,10 +112,8 @@ class Pulls:
             pull.state.update(changes)
 
 
-def model_view(
-    row: Any, pull: dict[str, Any] | None, demand: dict[str, Any], asked: Sequence[Any] = ()
-) -> dict[str, Any]:
-    """A model without the paths of the server; `asked` are the licences that a pull of it needs accepted."""
+def model_view(row: Any, pull: dict[str, Any] | None, demand: dict[str, Any], need: dict[str, Any]) -> dict[str, Any]:
+    """A model without the paths of the server; `need` is what a pull of it asks for."""
     spec = row.spec
     return {
         "id": spec.id,
@@ -126,12 +123,11 @@ def model_view(
         "description": spec.description,
         "tasks": list(spec.tasks),
         "licence": asdict(spec.licence),
-        "licences_to_accept": [asdict(licence) for licence in asked],
         "recommended": asdict(spec.recommended) if spec.recommended else None,
         "parts": list(spec.parts),
         "rank": spec.rank,
         "repo": spec.repo,
-        "pullable": spec.is_pullable,
+        **need,
         "revision": spec.revision,
         "bytes": spec.bytes,
         **demand,
@@ -148,8 +144,12 @@ def model_router(service: Service, pulls: Pulls) -> APIRouter:
     router = APIRouter(prefix=f"{PREFIX}/models", tags=["models"])
 
     def view(row: Any) -> dict[str, Any]:
-        id = row.spec.id
-        return model_view(row, pulls.state(id), service.devices.demand(id), service.models.licences_to_accept(id))
+        id, models = row.spec.id, service.models
+        need = {
+            "pullable": models.is_pullable(id),
+            "licences_to_accept": [asdict(licence) for licence in models.licences_to_accept(id)],
+        }
+        return model_view(row, pulls.state(id), service.devices.demand(id), need)
 
     @router.get("", summary="Every known model, and whether this key may pull, add and remove")
     def list_models(

@@ -132,7 +132,7 @@ class ModelLibrary:
         if row.installed:
             self._keep(id)
             return row
-        wanted = [spec for spec in self._with_parts(row.spec) if self._installed.get(spec.id) is None]
+        wanted = self._lacking(id)
         if not all(spec.is_pullable for spec in wanted):
             raise InvalidRequest(f"The model {id!r} is not on a hub; it cannot be pulled.", model=id)
         if not accept_licence:
@@ -159,8 +159,12 @@ class ModelLibrary:
 
     def licences_to_accept(self, id: str) -> list[Licence]:
         """The licences that limit use and that a pull of this model would need accepted now, its parts' among them."""
-        missing = [spec for spec in self._with_parts(self.get(id).spec) if self._installed.get(spec.id) is None]
-        return list(dict.fromkeys(spec.licence for spec in missing if spec.licence.ask and spec.is_pullable))
+        return list(dict.fromkeys(spec.licence for spec in self._lacking(id) if spec.licence.ask and spec.is_pullable))
+
+    def is_pullable(self, id: str) -> bool:
+        """Whether something lacks of this model, itself or a part of it, and all of that can be fetched."""
+        lacking = self._lacking(id)
+        return bool(lacking) and all(spec.is_pullable for spec in lacking)
 
     def check_licences(self, id: str) -> None:
         """`Conflict` where a pull of this model needs a licence accepted."""
@@ -297,6 +301,10 @@ class ModelLibrary:
         for part in spec.parts:
             found |= {other.id: other for other in self._with_parts(self.get(part).spec)}
         return [*found.values(), spec]
+
+    def _lacking(self, id: str) -> list[ModelSpec]:
+        """What of this model and its parts is not on the disk."""
+        return [spec for spec in self._with_parts(self.get(id).spec) if self._installed.get(spec.id) is None]
 
     def _users(self, id: str) -> list[str]:
         """The installed models that have this one as a part."""
