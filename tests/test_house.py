@@ -17,6 +17,7 @@ HEAVY = {"torch", "diffusers", "transformers", "onnxruntime", "accelerate", "pef
 
 TORCHLESS_MODELS = {
     "app.models",
+    "app.models.adding",
     "app.models.spec",
     "app.models.catalog",
     "app.models.catalog_base",
@@ -31,6 +32,8 @@ TORCHLESS_MODELS = {
     "app.models.library",
     "app.models.download",
     "app.models.inspect_file",
+    "app.models.inspect_identity",
+    "app.models.inspection",
     "app.models.installed",
     "app.models.installing",
     "app.models.machine",

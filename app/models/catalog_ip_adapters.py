@@ -1,7 +1,8 @@
 """The rows of IP-Adapters: a picture as a prompt, for SD 1.5 and SDXL, by CLIP's features or by a face's vector.
 
 `encoder` in a row's options names the image encoder that it was trained with, `faces` the face stack, and `projection`
-how features become tokens: plain (one linear layer), plus (a resampler), full (all tokens), faceid, faceid-plus.
+how features become tokens: plain (one linear layer), plus (a resampler), full (all tokens), faceid, faceid-plus; with
+`shortcut` the last one adds the face's own tokens again, as its second version does.
 """
 
 from app.models.catalog_faces import IP_ADAPTER_REVISION
@@ -43,7 +44,8 @@ def _ip_adapter(
         parts=parts,
         rank=rank,
         options={"layout": "single-file", "encoder": encoder or faces or "", "projection": projection}
-        | ({"faces": faces} if faces else {}),
+        | ({"faces": faces} if faces else {})
+        | ({"shortcut": "true"} if "plusv2" in file else {}),
         sha256={file: sha256},
         description=description,
     )

@@ -107,12 +107,18 @@ def store_all(
         source.unlink(missing_ok=True)
         place, kept = converted.stored(name)
         stored[place] = kept
-    for name, text in spec.written.items():
+    return stored | write_all(spec.written, staged)
+
+
+def write_all(texts: Mapping[str, str], staged: Path) -> dict[str, InstalledFile]:
+    """Write the small files that published weights come without."""
+    written = {}
+    for name, text in texts.items():
         target = staged / FILES / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, "utf-8")
-        stored[name] = InstalledFile(target.stat().st_size, sha256_of(target))
-    return stored
+        written[name] = InstalledFile(target.stat().st_size, sha256_of(target))
+    return written
 
 
 def tidy(folder: Path) -> None:

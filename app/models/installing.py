@@ -11,11 +11,12 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from app.errors import Conflict, StorageFull, TransferFailed
+from app.models import tensor_files
 from app.models.checksums import BLOCK, sha256_of
 from app.models.conversion import Converted, landing
 from app.models.download import BY_NAME, STORED, WEIGHTS, Hub, RemoteFile, Stop
@@ -281,13 +282,24 @@ def bytes_to_copy(sources: dict[str, Path], folder: Path) -> int:
     return sum(found.st_size for path in sources.values() if (found := path.stat()).st_dev != here)
 
 
-def bring_in(sources: dict[str, Path], staged: Path, on_bytes: Callable[[int], None]) -> dict[str, InstalledFile]:
-    """Put a user's files into the staging folder: hard links on the same disk, copies from another; hash them all."""
+def bring_in(
+    sources: dict[str, Path],
+    staged: Path,
+    on_bytes: Callable[[int], None],
+    renamed: Mapping[str, str] | None = None,
+) -> dict[str, InstalledFile]:
+    """Put a user's files into the staging folder: hard links on the same disk, copies from another; hash them all.
+
+    Where the tensors of a file are `renamed` it is written anew.
+    """
     brought, before = {}, 0
     for name, source in sources.items():
         target = staged / FILES / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        _link_or_copy(source.resolve(), target)
+        if renamed is not None:
+            tensor_files.rewrite(source, target, named=renamed.__getitem__)
+        else:
+            _link_or_copy(source.resolve(), target)
         size = target.stat().st_size
         brought[name] = InstalledFile(size, sha256_of(target, lambda count, base=before: on_bytes(base + count)))
         before += size

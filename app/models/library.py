@@ -13,19 +13,18 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
 
-from app.errors import Conflict, InvalidRequest, NotFound, UnknownModel, WeightsMissing
+from app.errors import Conflict, InvalidRequest, UnknownModel, WeightsMissing
 from app.guarded_http import GuardedClient
-from app.models import choosing, conversion, inspect_file
+from app.models import adding, choosing, conversion
 from app.models.catalog import CATALOG
 from app.models.checksums import sha256_of, sha256_of_texts
 from app.models.choosing import ModelRow
+from app.models.conversion import write_all
 from app.models.download import Hub, Patience, RemoteFile, Stop
 from app.models.embedded import embedded_facts, is_folder
 from app.models.installed import FILES, Installed, InstalledModels
 from app.models.installing import (
-    SINGLE_FILE,
     Incoming,
     Workshop,
     bring_in,
@@ -35,22 +34,12 @@ from app.models.installing import (
     full_disk_said,
     is_slug,
     missing_bytes,
-    slug,
-    sources_of,
     write_record,
 )
-from app.models.spec import Family, Kind, Licence, ModelSpec
+from app.models.licences import licence_unaccepted
+from app.models.spec import Licence, ModelSpec
 
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
-ADDED_RANK: dict[tuple[Family, bool], int] = {
-    ("sd15", False): 15,
-    ("sd15", True): 25,
-    ("sdxl", False): 35,
-    ("sdxl", True): 55,
-}
-"""Rank of an added checkpoint by family and whether it is made for inpainting: just above the published base."""
-
-LONGEST_TEXT = 200
 Progress = Callable[[int, int], None]
 
 
@@ -143,17 +132,11 @@ class ModelLibrary:
         if row.installed:
             self._keep(id)
             return row
-        wanted = [spec for spec in self._with_parts(row.spec) if self._installed.get(spec.id) is None]
+        wanted = self._lacking(id)
         if not all(spec.is_pullable for spec in wanted):
             raise InvalidRequest(f"The model {id!r} is not on a hub; it cannot be pulled.", model=id)
-        if not accept_licence and (asked := self.licences_to_accept(id)):
-            names = " and ".join(f"{licence.name} ({licence.url})" for licence in asked)
-            raise Conflict(
-                f"The model {id!r} comes under {names}, which limits its use: read it, and pull again with the licence "
-                "accepted.",
-                model=id,
-                licences=[{"name": licence.name, "url": licence.url} for licence in asked],
-            )
+        if not accept_licence:
+            self.check_licences(id)
         plan = [(spec, *self._listed(spec, update, stop)) for spec in wanted]
         total = sum(file.size for _, _, files, _ in plan for file in files)
         needed = 0
@@ -176,8 +159,17 @@ class ModelLibrary:
 
     def licences_to_accept(self, id: str) -> list[Licence]:
         """The licences that limit use and that a pull of this model would need accepted now, its parts' among them."""
-        missing = [spec for spec in self._with_parts(self.get(id).spec) if self._installed.get(spec.id) is None]
-        return list(dict.fromkeys(spec.licence for spec in missing if spec.licence.ask and spec.is_pullable))
+        return list(dict.fromkeys(spec.licence for spec in self._lacking(id) if spec.licence.ask and spec.is_pullable))
+
+    def is_pullable(self, id: str) -> bool:
+        """Whether something lacks of this model, itself or a part of it, and all of that can be fetched."""
+        lacking = self._lacking(id)
+        return bool(lacking) and all(spec.is_pullable for spec in lacking)
+
+    def check_licences(self, id: str) -> None:
+        """`Conflict` where a pull of this model needs a licence accepted."""
+        if asked := self.licences_to_accept(id):
+            raise licence_unaccepted(id, asked)
 
     def add(
         self,
@@ -187,64 +179,55 @@ class ModelLibrary:
         title: str | None = None,
         kind: str | None = None,
         licence: str | None = None,
+        accept_licence: bool = False,
         progress: Progress | None = None,
     ) -> ModelRow:
-        """Take in a user's file or diffusers folder, recognised by its names and shapes.
+        """Take in a user's file or folder, recognised by its names and shapes.
 
         The original stays where it is and may be deleted afterwards: on the same disk the model is a hard link to it
         (no second copy of the bytes), from another disk a copy. A pickle is refused. The same file added again
         answers the row that stands. A textual inversion that names no token is called by its id, or by the file's name
-        where none is given.
+        where none is given. A face stack or an image encoder takes the catalog's row of it, whose terms and known bytes
+        hold for it as they do at a pull.
         """
-        if kind is not None and kind not in get_args(Kind):
-            raise InvalidRequest(f"A model's kind is one of {', '.join(get_args(Kind))}.", field="kind")
-        for field, text in (("title", title), ("licence", licence)):
-            if len(text or "") > LONGEST_TEXT:
-                raise InvalidRequest(f"A model's {field} has at most {LONGEST_TEXT} characters.", field=field)
-        if not file.exists():
-            raise NotFound("There is no such file or folder.")
-        found = inspect_file.inspect(file)
-        if kind is not None and kind != found.kind:
-            raise InvalidRequest(f"The file is a {found.kind}, not a {kind}.", found=found.kind, expected=kind)
-        model = id if id is not None else slug(file.stem if file.is_file() else file.name)
-        if not is_slug(model) or model == "auto":
-            raise InvalidRequest("A model needs an id of lower-case letters, digits, dots, dashes and underscores.")
-        if model in self._catalog:
-            raise Conflict(f"The id {model!r} belongs to a model of the catalog; choose another.", model=model)
-        options = dict(found.options)
-        if found.kind == "embedding":
-            options.setdefault("token", file.stem if id is None else id)
-        sources = sources_of(file)
-        total = sum(source.stat().st_size for source in sources.values())
-        self._workshop.check_room(bytes_to_copy(sources, self.folder))
-        spec = ModelSpec(
-            id=model,
-            title=title or (file.stem if file.is_file() else file.name)[:LONGEST_TEXT],
-            kind=found.kind,
-            family=found.family,
-            licence=Licence(licence or "not stated", "", commercial=False),
-            bytes=total,
-            tasks=found.tasks,
-            recommended=found.recommended,
-            parts=found.parts,
-            rank=ADDED_RANK.get((found.family, found.tasks == ("inpaint",)), 0) if found.tasks else 0,
-            options=options,
-        )
+        added = adding.described(file, self._catalog, id=id, title=title, kind=kind, licence=licence)
+        model, spec = added.spec.id, added.spec
+        if added.takes_a_row and self._installed.get(model) is not None:
+            return self.get(model)
+        if spec.licence.ask and not accept_licence:
+            raise licence_unaccepted(model, [spec.licence])
+        total = sum(source.stat().st_size for source in added.sources.values())
+        self._workshop.check_room(total if added.renamed else bytes_to_copy(added.sources, self.folder))
         with self._workshop.changing(model):
             staged = self._workshop.staging(model, f"add-{secrets.token_hex(4)}")
             try:
                 with full_disk_said():
-                    files = bring_in(sources, staged, functools.partial(_report, progress, 0, total))
+                    report = functools.partial(_report, progress, 0, total)
+                    files = bring_in(added.sources, staged, report, added.renamed)
+                    if not added.takes_a_row:
+                        files |= write_all(spec.written, staged)
+                if added.takes_a_row:
+                    adding.check_published(spec, files)
                 standing = self._installed.get(model)
                 if standing is not None and standing.files == files:
                     return self._row(standing.spec)
                 if standing is not None:
                     raise Conflict(f"Another model is installed as {model!r}; choose another id.", model=model)
-                path = FILES if file.is_dir() else f"{FILES}/{SINGLE_FILE}"
-                self._workshop.install(staged, Installed(spec, "added", path, files, installed=time.time()))
+                accepted = spec.licence.ask
+                self._workshop.install(
+                    staged,
+                    Installed(spec, "added", added.path, files, licence_accepted=accepted, installed=time.time()),
+                )
             finally:
                 self._workshop.discard_staging(model)
         return self._row(spec)
+
+    def licences_of_file(self, file: Path, **given: str) -> list[Licence]:
+        """The licences that limit use and that adding this file, described so, would need accepted."""
+        told = {name: given.get(name) for name in ("id", "title", "kind", "licence")}
+        added = adding.described(file, self._catalog, **told)
+        is_new = not (added.takes_a_row and self._installed.get(added.spec.id))
+        return [added.spec.licence] if added.spec.licence.ask and is_new else []
 
     def incoming(self) -> AbstractContextManager[Incoming]:
         """A place on the models' disk for a file that is being sent in, for `add` to link; it goes with the block."""
@@ -318,6 +301,10 @@ class ModelLibrary:
         for part in spec.parts:
             found |= {other.id: other for other in self._with_parts(self.get(part).spec)}
         return [*found.values(), spec]
+
+    def _lacking(self, id: str) -> list[ModelSpec]:
+        """What of this model and its parts is not on the disk."""
+        return [spec for spec in self._with_parts(self.get(id).spec) if self._installed.get(spec.id) is None]
 
     def _users(self, id: str) -> list[str]:
         """The installed models that have this one as a part."""

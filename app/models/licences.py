@@ -1,7 +1,9 @@
 """The terms under which published weights come, and what an answer says of those that limit its use. Plain data."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
+from app.errors import Conflict
 from app.models.spec import Licence, ModelSpec
 
 OPENRAIL_M = Licence(
@@ -54,3 +56,14 @@ def licence_notes(specs: Iterable[ModelSpec]) -> list[str]:
         f"Made with {', '.join(models)}, whose licence allows no commercial use: {licence.name} ({licence.url})."
         for licence, models in by_licence.items()
     ]
+
+
+def licence_unaccepted(model: str, licences: Sequence[Licence]) -> Conflict:
+    """What answers who asks for weights and has not agreed to the licences that limit their use."""
+    names = " and ".join(f"{licence.name} ({licence.url})" for licence in licences)
+    return Conflict(
+        f"The model {model!r} comes under {names}, which limits its use: read it, and ask again with "
+        "accept_licence=true (--accept-licence).",
+        model=model,
+        licences=[asdict(licence) for licence in licences],
+    )

@@ -16,7 +16,7 @@ import numpy
 
 from app.errors import InvalidRequest
 from app.models.download import Stop
-from app.models.inspect_file import read_header
+from app.models.inspection import read_header
 
 BLOCK = 16 * 2**20
 WIDTHS = {

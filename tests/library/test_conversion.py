@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from app.errors import InvalidRequest, StorageFull, TransferFailed
-from app.models import catalog, conversion, installing, tensor_files
+from app.models import catalog, conversion, installing, pickles, tensor_files
 from app.models.library import ModelLibrary
 from app.models.spec import ModelSpec, Source
 from tests.library.conftest import FREE, LIMITED
@@ -140,17 +140,18 @@ class Malicious:
 def hostile(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
     """Pickles that are no checkpoints, each with the word that its refusal says."""
     mark = tmp_path / "owned"
-    plain = pickle.dumps({"w": Malicious(mark)})
+    plain = pickle.dumps({"w": Malicious(mark)}, protocol=2)
     archive = io.BytesIO(saved({"w": torch.ones(2)}))
     rebuilt = io.BytesIO()
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(rebuilt, "w") as new:
         for item in old.infolist():
             new.writestr(item.filename, plain if item.filename.endswith("data.pkl") else old.read(item))
     return {
-        "code in an archive": (rebuilt.getvalue(), "asks for code"),
-        "code in an old file": (plain, "asks for code"),
-        "a module": (saved({"w": torch.nn.Linear(2, 2)}), "asks for code"),
-        "no pickle": (b"<html>404</html>" * 100, "not taken"),
+        "code in an archive": (rebuilt.getvalue(), "code of its own (posix.system)"),
+        "code in an old file": (plain, "code of its own (posix.system)"),
+        "a module": (saved({"w": torch.nn.Linear(2, 2)}), r"code of its own (torch.nn.modules.linear.Linear)"),
+        "code in a newer pickle": (pickle.dumps({"w": Malicious(mark)}, protocol=4), "cannot be read"),
+        "no pickle": (b"<html>404</html>" * 100, "cannot be read"),
         "an empty file's worth": (saved({"epoch": 3}), "no tensors"),
         "a bomb": (saved({"w": torch.zeros(1).expand(2**16, 2**20)}), "more bytes than the file"),
         "nested lists": (saved({"w": [torch.ones(2)]}), "nested"),
@@ -159,17 +160,26 @@ def hostile(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
     }
 
 
-@pytest.mark.parametrize("case", list(hostile(Path("/nonexistent"))))
+@pytest.mark.parametrize("case", ["code in an archive", "code in an old file", "a bomb"])
 def test_a_pickle_that_is_no_checkpoint_is_refused_and_leaves_nothing(hub, library_at, tmp_path: Path, case: str):
     data, word = hostile(tmp_path)[case]
     hub.put("maker/face", {"ip-adapter.bin": data})
-    hub.lfs_from = 1
     library = library_at(tmp_path / "home", catalog=(IDENTITY,))
     with pytest.raises(InvalidRequest, match="was not taken") as refused:
         library.pull("face")
     assert word in refused.value.message and len(refused.value.message) < 300
     assert left(tmp_path / "home" / "models") == [] and not library.get("face").installed
     assert not (tmp_path / "owned").exists(), "the pickle's code ran"
+
+
+@pytest.mark.parametrize("case", list(hostile(Path("/nonexistent"))))
+def test_what_is_no_checkpoint_is_refused_by_name_and_not_run(tmp_path: Path, case: str):
+    data, word = hostile(tmp_path)[case]
+    (tmp_path / "net.pt").write_bytes(data)
+    with pytest.raises(InvalidRequest) as refused:
+        pickles.convert(tmp_path / "net.pt", tmp_path / "net.safetensors")
+    assert word in refused.value.message
+    assert not (tmp_path / "owned").exists() and not (tmp_path / "net.safetensors").exists()
 
 
 def test_the_code_of_the_test_would_run_where_a_pickle_is_trusted(tmp_path: Path):

@@ -18,7 +18,8 @@ from safetensors.numpy import save_file
 from app.errors import Conflict, InvalidRequest, NotFound, UnknownModel, WeightsMissing
 from app.models import catalog, installing
 from app.models.inspect_file import PICKLES
-from app.models.library import ModelLibrary, is_slug, slug
+from app.models.installing import is_slug, slug
+from app.models.library import ModelLibrary
 from app.models.licences import licence_notes
 from app.models.spec import Licence
 from tests.library.hub_server import HubServer
