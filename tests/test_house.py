@@ -235,7 +235,8 @@ def test_settings_are_read_only_by_the_roots():
 
 
 def test_importing_main_leaves_torch_unloaded():
-    code = "import sys, app.main; print(sorted(set(sys.modules) & {'torch', 'diffusers', 'transformers', 'gradio', 'cv2', 'onnxruntime'}))"
+    heavy = {"torch", "diffusers", "transformers", "gradio", "cv2", "onnxruntime"}
+    code = f"import sys, app.main; print(sorted(set(sys.modules) & {heavy}))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert answer.stdout.strip() == "[]"
 
@@ -405,7 +406,7 @@ def test_loaders_named_by_rows_exist():
         tree = sources()[module]
         assert any(getattr(node, "name", None) == name for node in tree.body), f"{row.id}: {row.loader}"
         assert row.licence.name and row.licence.url.startswith("https://"), row.id
-        assert row.bytes > 0, row.id
+        assert row.bytes > 0 or row.parts, row.id
 
 
 def test_texts_name_no_registry_host_or_workplace():

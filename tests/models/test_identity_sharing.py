@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from app.core.attachments import EcomIdIdentity, FaceReference, InstantIdIdentity, PulidIdentity
+from app.errors import InvalidRequest
 from app.models import instantid, pulid
 from app.models.row_attention import cross_attentions
 from tests.parity import cases
@@ -18,10 +20,8 @@ FACES = (FaceReference(Image.new("RGB", (64, 64))),)
 DRAWING = Image.fromarray(np.random.default_rng(5).integers(0, 255, (64, 64, 3), np.uint8))
 
 
-@pytest.fixture(scope="module")
-def runtime(tmp_path_factory):
-    """The parity cases' models on one base; what face models find is drawn."""
-    shelf = Shelf(tmp_path_factory.mktemp("identity"))
+def write_models(shelf):
+    """The parity cases' models on one base, as rows of the shelf: base, pulid, pulid-v1, instantid, ecomid."""
     pulid_case, instantid_case, ecomid_case = (
         cases.ParityCase(name, cases.DATA / name) for name in ("pulid", "instantid", "ecomid")
     )
@@ -32,8 +32,6 @@ def runtime(tmp_path_factory):
     put_file(shelf, "pulid", weights, task="pulid", head_dim=str(pulid_case.config["idformer"]["dim_head"]))
     folder = shelf.folder / "instantid"
     folder.mkdir()
-    from safetensors.torch import save_file
-
     state = instantid_case.tensors(instantid_case.config["image_proj_keys"])
     state |= {key: 4 * value for key, value in instantid_case.tensors(instantid_case.config["ip_adapter_keys"]).items()}
     save_file(state, folder / instantid.ADAPTER)
@@ -48,10 +46,15 @@ def runtime(tmp_path_factory):
     identity = ecomid_case.tensors(ecomid_case.config["id_encoder_keys"])
     put_file(shelf, "pulid-v1", identity | ecomid_case.tensors(layers), task="pulid")
     put_network(shelf.folder / "ecomid", unet, ecomid_case)
-    shelf.put("ecomid", shelf.folder / "ecomid", kind="identity", task="ecomid", parts=("pulid-v1", "instantid"))
-    shelf.put(
-        "ecomid-of-v1.1", shelf.folder / "ecomid", kind="identity", task="ecomid", parts=("pulid", "instantid")
-    )  # fmt: skip
+    for name, part in (("ecomid", "pulid-v1"), ("ecomid-of-v1.1", "pulid")):
+        shelf.put(name, shelf.folder / "ecomid", kind="identity", task="ecomid", parts=(part, "instantid"))
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory):
+    """These models; what face models find is drawn."""
+    shelf = Shelf(tmp_path_factory.mktemp("identity"))
+    write_models(shelf)
     runtime = open_runtime(shelf)
     hidden = tuple(torch.randn(17, 1024, generator=torch.Generator().manual_seed(depth)) for depth in range(5))
     pooled = torch.nn.functional.normalize(torch.randn(768, generator=torch.Generator().manual_seed(8)), dim=-1)
@@ -174,8 +177,6 @@ def test_pictures_of_one_call_have_the_face_each(runtime):
 
 
 def test_ecomid_refuses_pulid_of_the_other_version(runtime):
-    from app.errors import InvalidRequest
-
     with pytest.raises(InvalidRequest, match=r"PuLID v1; 'pulid' is PuLID v1\.1"):
         draw(runtime, (EcomIdIdentity("ecomid-of-v1.1", faces=FACES),))
 
