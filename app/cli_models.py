@@ -27,12 +27,13 @@ def declare(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
     pull.add_argument("--accept-licence", action="store_true", help="agree to a licence that limits use")
     pull.add_argument("--quiet", action="store_true", help="no progress line")
     pull.set_defaults(act=pull_models)
-    add = commands.add_parser("add", help="add a .safetensors file or a diffusers folder")
+    add = commands.add_parser("add", help="add a .safetensors file or a model's folder")
     add.add_argument("file", type=Path, metavar="FILE")
     add.add_argument("--id", help="its name from now on (default: from the file's name)")
     add.add_argument("--title")
-    add.add_argument("--kind", help="checkpoint, lora, embedding, vae (default: by the file's own keys)")
+    add.add_argument("--kind", help="checkpoint, lora, identity ... (default: by the file's own keys)")
     add.add_argument("--licence", help="name of its licence, for the list")
+    add.add_argument("--accept-licence", action="store_true", help="agree to a licence that limits use")
     add.set_defaults(act=add_model)
     remove = commands.add_parser("rm", help="remove a model's files")
     remove.add_argument("id", nargs="+")
@@ -65,6 +66,11 @@ def facts(row: Any, models: Any) -> dict[str, Any]:
     }
 
 
+def missing(models: Any, id: str) -> str:
+    """The line that fetches what lacks; empty where nothing does."""
+    return f"; eis models pull {id}" if models.is_pullable(id) else ""
+
+
 def size(count: int) -> str:
     """Bytes as a person reads them."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
@@ -81,8 +87,8 @@ def list_models(options: argparse.Namespace) -> int:
         mark = "*" if row.installed else " "
         spec = row.spec
         print(
-            f"{mark} {spec.id:28} {spec.kind:11} {spec.family:6} {size(spec.bytes):>8}  "
-            f"{spec.licence.name:26} {spec.title}"
+            f"{mark} {spec.id:30} {spec.kind:13} {spec.family:6} {size(spec.bytes):>8}  "
+            f"{spec.licence.name:41} {spec.title}"
         )
     print("* installed; `eis models pull ID` fetches another", file=sys.stderr)
     return 0
@@ -105,14 +111,14 @@ def show_model(options: argparse.Namespace) -> int:
         "serves": ", ".join(spec.tasks),
         "licence": f"{spec.licence.name} ({spec.licence.url}), "
         + ("commercial use allowed" if spec.licence.commercial else "no commercial use"),
-        "from": f"{spec.repo} at {spec.revision}" if spec.repo else "",
+        "from": f"{spec.repo} at {spec.revision}" if spec.repo else ", ".join(file.url for file in spec.sources),
         "with": ", ".join(spec.parts),
         "size": size(spec.bytes),
         "needs": "; ".join(
             f"{name}: {size(count)} on the device, tier {told_all['tiers'][name]}"
             for name, count in told_all["needed_bytes"].items()
         ),
-        "installed": str(row.path) if row.installed else f"no; eis models pull {spec.id}",
+        "installed": str(row.path) if row.installed else f"no{missing(models, spec.id)}",
         "sha256": row.sha256 or "",
     }
     if spec.recommended:
@@ -133,7 +139,7 @@ def pull_models(options: argparse.Namespace) -> int:
         if row.installed:
             print(f"{id} is installed already")
             continue
-        accepted = options.accept_licence or agreed(row.spec.licence)
+        accepted = options.accept_licence or agreed(models.licences_to_accept(id))
         line = ProgressLine(id, quiet=options.quiet)
         try:
             row = models.pull(id, accept_licence=accepted, progress=line.bytes)
@@ -143,23 +149,28 @@ def pull_models(options: argparse.Namespace) -> int:
     return 0
 
 
-def agreed(licence: Any) -> bool:
+def agreed(licences: Sequence[Any]) -> bool:
     """Ask on a terminal; elsewhere the flag is the only way to say yes."""
-    if not licence.ask:
+    if not licences:
         return False
-    print(f"The licence {licence.name} limits use: {licence.url}", file=sys.stderr)
+    for licence in licences:
+        commercial = "" if licence.commercial else " (no commercial use)"
+        print(f"The licence {licence.name} limits use{commercial}: {licence.url}", file=sys.stderr)
     if not sys.stdin.isatty():
         raise InvalidRequest("Read the licence and agree with --accept-licence.")
-    print("Do you accept it? [y/N] ", end="", file=sys.stderr, flush=True)
+    print("Do you accept? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        raise InvalidRequest("Not accepted; nothing was fetched.")
+        raise InvalidRequest("Not accepted; nothing was fetched or added.")
     return True
 
 
 def add_model(options: argparse.Namespace) -> int:
     """Take a file of this machine."""
     given = {name: getattr(options, name) for name in ("id", "title", "kind", "licence")}
-    row = library().add(options.file, **{name: value for name, value in given.items() if value})
+    given = {name: value for name, value in given.items() if value}
+    models = library()
+    accepted = options.accept_licence or agreed(models.licences_of_file(options.file, **given))
+    row = models.add(options.file, **given, accept_licence=accepted)
     print(f"{row.spec.id}: {row.spec.kind}, {row.spec.family}, {size(row.bytes_on_disk)}")
     return 0
 

@@ -114,22 +114,35 @@ def models_page() -> str:
     rows = []
     known = {spec.id: spec for spec in MODELS}
     for spec in MODELS:
-        size = f"{spec.bytes / 1e9:.2f} GB" if spec.bytes >= 1e9 else f"{spec.bytes / 1e6:.0f} MB"
+        size = f"{spec.bytes / 1e9:.2f} GB" if spec.bytes >= 1e9 else f"{spec.bytes / 1e6:.0f} MB" if spec.bytes else ""
         licence = f"[{spec.licence.name}]({spec.licence.url})" + (" (asked)" if spec.licence.ask else "")
+        licence += ", *no commercial use*" if spec.licence.ask and not spec.licence.commercial else ""
         needs = tiers_of(needed_bytes(spec, [known[part] for part in spec.parts]))
         tiers = ", ".join(f"{name}: {needs[name]}" for name in ("float16", "float32") if needs)
-        rows.append((f"`{spec.id}`", spec.title, spec.kind, size, tiers, licence, ", ".join(spec.tasks)))
+        parts = ", ".join(f"`{part}`" for part in spec.parts)
+        rows.append((f"`{spec.id}`", spec.title, spec.kind, size, tiers, licence, ", ".join(spec.tasks), parts))
     head = (
         "`eis models pull ID` installs one: it resumes, checks every file's SHA-256, asks for the licence where it "
-        "limits use, and keeps only safetensors and plain configuration. A model that is made of parts (an "
-        "autoencoder, a LoRA) brings them along and takes them away with its last user.\n\n"
-        "`eis models add FILE` adds a checkpoint, a LoRA or a textual inversion of your own, recognised by its keys. "
-        "On the same disk it is linked, from another one copied; your file stays where it is. A pickle (`.ckpt`, `.pt` "
-        "or `.bin`) is refused. `eis models rm ID` takes a model away.\n\n"
+        "limits use, and keeps only safetensors, plain configuration and the ONNX files that a row names. A model that "
+        "is made of parts (an autoencoder, a LoRA, a face stack) brings them along, asks for their licences too, and "
+        "takes them away with its last user.\n\n"
+        "What is published as a pickle (`.bin`, `.pt`, `.pth`) is checked by its SHA-256, opened without running any "
+        "of it in a process of its own, stored as safetensors and deleted; one that asks for code is refused. EcomID's "
+        "5 GB in 32 bits are stored in 16. `pulid`, `ecomid`, `instantid` and `ip-adapter` each bring all that they "
+        "need; `ip-adapter` is a set: the plus adapters for SDXL and SD 1.5 and their image encoder.\n\n"
+        "`eis models add FILE` adds a checkpoint, LoRA, textual inversion, autoencoder, ControlNet, IP-Adapter or "
+        "PuLID of your own, recognised by its keys; `eis models add FOLDER` a diffusers folder, an InstantID "
+        "(`ip-adapter.safetensors` beside `ControlNetModel`), or what others need as a part: an antelopev2 or "
+        "buffalo_l folder, a CLIP image encoder, facexlib's networks. Such a part takes the row of that name, and "
+        "must have the published bytes where they are known. `--kind identity` says that an SDXL ControlNet is "
+        "EcomID's, which nothing in the file tells. On the same disk a file is linked, from another one copied; yours "
+        "stays where it is. A pickle of your own is refused. `eis models rm ID` takes a model away.\n\n"
+        "Licences marked *no commercial use* bind what is made with the weights too: every job that uses them says so "
+        "in its answer.\n\n"
         "`device` is the lowest [tier](devices.md) whose memory holds the weights at a number format (bfloat16 as "
         "float16); an addition needs what the model under it does.\n"
     )
-    columns = ("id", "title", "kind", "size", "device", "licence", "serves")
+    columns = ("id", "title", "kind", "size", "device", "licence", "serves", "with")
     return "\n".join([NOTE, "# Models\n", head, table(columns, rows)])
 
 

@@ -21,7 +21,7 @@ from app.api.payload import form_text
 from app.core.service import Service
 from app.errors import InvalidRequest
 
-UPLOAD_FIELDS = {"id", "title", "kind", "licence"}
+UPLOAD_FIELDS = {"id", "title", "kind", "licence", "accept_licence"}
 LONGEST_STEM = 200
 TEXT_LIMIT = 64 * 1024
 UPLOAD_BODY = {
@@ -73,10 +73,13 @@ async def add_upload(request: Request, service: Service) -> Any:
         file = form.get("file")
         texts = {name: value for name, value in form.multi_items() if name != "file"}
         if not isinstance(file, UploadFile) or not set(texts) <= UPLOAD_FIELDS:
-            raise InvalidRequest("The form holds the file `file` and id, title, kind, licence.")
+            raise InvalidRequest("The form holds the file `file` and id, title, kind, licence, accept_licence.")
         given = {name: form_text(value) for name, value in texts.items() if value}
         given.setdefault("title", title_of(stem_of(file)))
-        return await run_in_threadpool(service.models.add, file.file.path, **given)
+        accepted = given.pop("accept_licence", "false")
+        if accepted not in {"true", "false"}:
+            raise InvalidRequest("accept_licence is true or false.", field="accept_licence")
+        return await run_in_threadpool(service.models.add, file.file.path, **given, accept_licence=accepted == "true")
 
 
 def stem_of(file: UploadFile) -> str:

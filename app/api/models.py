@@ -56,13 +56,8 @@ class Pulls:
     def start(self, id: str, accept_licence: bool) -> None:
         """Begin a pull; `Conflict` when one runs, the licence's error when it must be accepted first."""
         row = self.service.models.get(id)
-        licence = row.spec.licence
-        if licence.ask and not accept_licence and not row.installed:
-            raise Conflict(
-                f"The licence {licence.name} limits use; read it and ask again with accept_licence=true.",
-                licence=licence.name,
-                url=licence.url,
-            )
+        if not accept_licence:
+            self.service.models.check_licences(id)
         with self.lock:
             if self.closed:
                 raise Refusal("draining", "The server stops; pull again when it is back.")
@@ -117,8 +112,8 @@ class Pulls:
             pull.state.update(changes)
 
 
-def model_view(row: Any, pull: dict[str, Any] | None, demand: dict[str, Any]) -> dict[str, Any]:
-    """A model without the paths of the server."""
+def model_view(row: Any, pull: dict[str, Any] | None, demand: dict[str, Any], need: dict[str, Any]) -> dict[str, Any]:
+    """A model without the paths of the server; `need` is what a pull of it asks for."""
     spec = row.spec
     return {
         "id": spec.id,
@@ -132,6 +127,7 @@ def model_view(row: Any, pull: dict[str, Any] | None, demand: dict[str, Any]) ->
         "parts": list(spec.parts),
         "rank": spec.rank,
         "repo": spec.repo,
+        **need,
         "revision": spec.revision,
         "bytes": spec.bytes,
         **demand,
@@ -148,7 +144,12 @@ def model_router(service: Service, pulls: Pulls) -> APIRouter:
     router = APIRouter(prefix=f"{PREFIX}/models", tags=["models"])
 
     def view(row: Any) -> dict[str, Any]:
-        return model_view(row, pulls.state(row.spec.id), service.devices.demand(row.spec.id))
+        id, models = row.spec.id, service.models
+        need = {
+            "pullable": models.is_pullable(id),
+            "licences_to_accept": [asdict(licence) for licence in models.licences_to_accept(id)],
+        }
+        return model_view(row, pulls.state(id), service.devices.demand(id), need)
 
     @router.get("", summary="Every known model, and whether this key may pull, add and remove")
     def list_models(

@@ -6,20 +6,17 @@ of a diffusers folder are all that is read. What is no kind that the service can
 
 import json
 import re
-import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest
+from app.models import inspect_identity
+from app.models.inspection import WEIGHTS, Header, Inspection, read_header
 from app.models.spec import Family, Kind, Recommended
 
-MAX_HEADER = 32 * 2**20
-MAX_TENSORS = 100_000
 MAX_CONFIG = 4 * 2**20
 PICKLES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"})
-WEIGHTS = ".safetensors"
 
 ALL_TASKS = ("text-to-image", "image-to-image", "inpaint")
 RECOMMENDED: Mapping[Family, Recommended] = {
@@ -36,7 +33,6 @@ _PIPELINES: Mapping[str, Family] = {
     "StableDiffusionXLInpaintPipeline": "sdxl",
 }
 _LIBRARIES = frozenset({"diffusers", "transformers", "stable_diffusion"})
-_DTYPES = re.compile(r"^[A-Z][A-Z0-9_]{0,15}$")
 _EDM = (
     "The model was trained with EDM's noise (CosXL, Playground v2.5), which no scheduler of this service makes; "
     "it is not served."
@@ -50,26 +46,6 @@ _LORA = re.compile(
 _WIDTHS: Mapping[int, Family] = {768: "sd15", 2048: "sdxl"}
 
 
-@dataclass(frozen=True)
-class Header:
-    """Names, shapes and metadata of a `.safetensors` file."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    metadata: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What was recognised; `options` are those of `app.models.catalog`."""
-
-    kind: Kind
-    family: Family
-    tasks: tuple[str, ...] = ()
-    recommended: Recommended | None = None
-    options: dict[str, str] = field(default_factory=dict)
-    parts: tuple[str, ...] = ()
-
-
 def inspect(path: Path) -> Inspection:
     """Recognise a file or a diffusers folder; `InvalidRequest` says what it is not."""
     if path.is_dir():
@@ -80,56 +56,13 @@ def inspect(path: Path) -> Inspection:
             "Get the .safetensors version, or convert it where you trust it."
         )
     if path.suffix.lower() != WEIGHTS:
-        raise InvalidRequest(f"{path.name!r} is neither a .safetensors file nor a folder in the diffusers layout.")
+        raise InvalidRequest(f"{path.name!r} is neither a .safetensors file nor the folder of a model.")
     return _inspect_header(read_header(path), path.stem, _config_beside(path))
-
-
-def read_header(path: Path) -> Header:
-    """The header of a `.safetensors` file; `InvalidRequest` where it is malformed or the file is cut short."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise _malformed(path)
-        text = file.read(length)
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        raise _malformed(path) from None
-    if not isinstance(data, dict) or not 1 <= len(data) <= MAX_TENSORS:
-        raise _malformed(path)
-    metadata = data.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise _malformed(path)
-    shapes, end = {}, 0
-    for name, entry in data.items():
-        shapes[name], stop = _tensor(path, entry)
-        end = max(end, stop)
-    if end != size - 8 - length:
-        raise InvalidRequest(f"{path.name!r} is cut short or has bytes too many: its header speaks of another size.")
-    return Header(shapes, {str(key): value for key, value in metadata.items() if isinstance(value, str)})
-
-
-def _tensor(path: Path, entry: Any) -> tuple[tuple[int, ...], int]:
-    if not isinstance(entry, dict) or not _DTYPES.match(str(entry.get("dtype"))):
-        raise _malformed(path)
-    shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    for numbers in (shape, offsets):
-        if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
-            raise _malformed(path)
-    if len(shape) > 16 or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _malformed(path)
-    return tuple(shape), offsets[1]
-
-
-def _malformed(path: Path) -> InvalidRequest:
-    return InvalidRequest(f"{path.name!r} is not a sound .safetensors file.")
 
 
 def _inspect_header(header: Header, stem: str, config: Path | None) -> Inspection:
     shapes = header.shapes
-    for recognise in (_checkpoint, _controlnet, _lora, _embedding, _autoencoder):
+    for recognise in (inspect_identity.recognise, _checkpoint, _controlnet, _lora, _embedding, _autoencoder):
         found = recognise(header, stem)
         if found is None:
             continue
@@ -138,7 +71,10 @@ def _inspect_header(header: Header, stem: str, config: Path | None) -> Inspectio
         return found
     if any(name.startswith((_UNET, "input_blocks.", "down_blocks.")) for name in shapes):
         raise InvalidRequest("The file holds a UNet alone; a checkpoint needs its text encoders and autoencoder too.")
-    raise InvalidRequest("The file is no Stable Diffusion 1.5 or SDXL checkpoint, LoRA, textual inversion or VAE.")
+    raise InvalidRequest(
+        "The file is no Stable Diffusion 1.5 or SDXL checkpoint, LoRA, textual inversion, VAE, ControlNet, IP-Adapter "
+        "or identity model."
+    )
 
 
 def _checkpoint(header: Header, stem: str) -> Inspection | None:
@@ -271,7 +207,7 @@ def _any(header: Header, holds: Callable[[str], bool]) -> bool:
 
 def _inspect_folder(folder: Path) -> Inspection:
     if not (folder / "model_index.json").is_file():
-        return _inspect_component(folder)
+        return inspect_identity.recognise_folder(folder) or _inspect_component(folder)
     index = _config(folder / "model_index.json")
     family = _PIPELINES.get(str(index.get("_class_name")))
     if family is None:

@@ -11,18 +11,20 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
 
-from app.errors import Conflict, InvalidRequest, NotFound, UnknownModel, WeightsMissing
+from app.errors import Conflict, InvalidRequest, UnknownModel, WeightsMissing
 from app.guarded_http import GuardedClient
-from app.models import inspect_file
+from app.models import adding, choosing, conversion
 from app.models.catalog import CATALOG
-from app.models.download import Hub, Patience, RemoteFile, Stop, sha256_of
+from app.models.checksums import sha256_of, sha256_of_texts
+from app.models.choosing import ModelRow
+from app.models.conversion import write_all
+from app.models.download import Hub, Patience, RemoteFile, Stop
+from app.models.embedded import embedded_facts, is_folder
 from app.models.installed import FILES, Installed, InstalledModels
 from app.models.installing import (
-    SINGLE_FILE,
     Incoming,
     Workshop,
     bring_in,
@@ -32,38 +34,13 @@ from app.models.installing import (
     full_disk_said,
     is_slug,
     missing_bytes,
-    slug,
-    sources_of,
     write_record,
 )
-from app.models.spec import Family, Kind, Licence, ModelSpec
+from app.models.licences import licence_unaccepted
+from app.models.spec import Licence, ModelSpec
 
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
-ADDED_RANK: dict[tuple[Family, bool], int] = {
-    ("sd15", False): 15,
-    ("sd15", True): 25,
-    ("sdxl", False): 35,
-    ("sdxl", True): 55,
-}
-"""Rank of an added checkpoint by family and whether it is made for inpainting: just above the published base."""
-
-LONGEST_TEXT = 200
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class ModelRow:
-    """A model and where it stands.
-
-    `path` is the folder (diffusers layout) or the file to open; None where the model or one of its parts is missing.
-    `sha256` is that of its largest file, as checked when it was installed.
-    """
-
-    spec: ModelSpec
-    installed: bool
-    path: Path | None
-    bytes_on_disk: int
-    sha256: str | None = None
 
 
 class ModelLibrary:
@@ -107,6 +84,8 @@ class ModelLibrary:
         row = self.get(id)
         if task is not None and task not in row.spec.tasks:
             raise InvalidRequest(f"The model {id!r} does not serve {task}.", model=id, task=task)
+        if not row.installed and row.spec.embedded:
+            raise WeightsMissing(f"The model {id!r} is not part of this copy of the service.", model=id)
         if not row.installed:
             raise WeightsMissing(
                 f"The model {id!r} is not installed; `eis models pull {id}` fetches it.",
@@ -115,21 +94,17 @@ class ModelLibrary:
             )
         return row
 
-    def choose(self, tasks: Sequence[str]) -> ModelRow:
-        """What `auto` means: the installed checkpoint of the highest rank that serves one of these tasks."""
-        candidates = [row for row in self.rows() if row.installed and set(tasks) & set(row.spec.tasks)]
-        if not candidates:
-            wanted = " or ".join(tasks)
-            line = next(
-                (
-                    f"; `eis models pull {spec.id}` fetches one"
-                    for spec in self._catalog.values()
-                    if set(tasks) & set(spec.tasks) and not spec.embedded
-                ),
-                "",
-            )
-            raise WeightsMissing(f"No installed model serves {wanted}{line}.")
-        return max(candidates, key=lambda row: row.spec.rank)
+    def choose(self, tasks: Sequence[str], additions: Sequence[str] = ()) -> ModelRow:
+        """What `auto` means: the installed checkpoint of the highest rank that serves one of these tasks.
+
+        `additions` are tasks of other models that go on it (`pulid`): only a checkpoint for which each is installed is
+        taken. `WeightsMissing` names the line that fetches what lacks.
+        """
+        return choosing.choose(self.rows(), tasks, additions)
+
+    def choose_addition(self, task: str, base: ModelRow) -> ModelRow:
+        """The best installed identity model or IP-Adapter for this task that fits the base; else `WeightsMissing`."""
+        return choosing.choose_addition(self.rows(), task, base.spec)
 
     @staticmethod
     def new_stop() -> Stop:
@@ -157,23 +132,18 @@ class ModelLibrary:
         if row.installed:
             self._keep(id)
             return row
-        wanted = [spec for spec in self._with_parts(row.spec) if self._installed.get(spec.id) is None]
-        if any(spec.repo is None for spec in wanted):
+        wanted = self._lacking(id)
+        if not wanted or not all(spec.is_pullable for spec in wanted):
             raise InvalidRequest(f"The model {id!r} is not on a hub; it cannot be pulled.", model=id)
-        if not accept_licence and (asked := self.licences_to_accept(id)):
-            names = " and ".join(f"{licence.name} ({licence.url})" for licence in asked)
-            raise Conflict(
-                f"The model {id!r} comes under {names}, which limits its use: read it, and pull again with the licence "
-                "accepted.",
-                model=id,
-                licences=[{"name": licence.name, "url": licence.url} for licence in asked],
-            )
+        if not accept_licence:
+            self.check_licences(id)
         plan = [(spec, *self._listed(spec, update, stop)) for spec in wanted]
         total = sum(file.size for _, _, files, _ in plan for file in files)
         needed = 0
         for spec, commit, files, _ in plan:
             with self._workshop.changing(spec.id, stop=stop):
-                needed += missing_bytes(self._workshop.staging(spec.id, commit), files)
+                needed += missing_bytes(spec, self._workshop.staging(spec.id, commit), files)
+        needed += max(conversion.room_to_convert(spec, files) for spec, _, files, _ in plan)
         self._workshop.check_room(needed)
         done = 0
         for spec, commit, files, known in plan:
@@ -189,8 +159,17 @@ class ModelLibrary:
 
     def licences_to_accept(self, id: str) -> list[Licence]:
         """The licences that limit use and that a pull of this model would need accepted now, its parts' among them."""
-        missing = [spec for spec in self._with_parts(self.get(id).spec) if self._installed.get(spec.id) is None]
-        return list(dict.fromkeys(spec.licence for spec in missing if spec.licence.ask and spec.repo))
+        return list(dict.fromkeys(spec.licence for spec in self._lacking(id) if spec.licence.ask and spec.is_pullable))
+
+    def is_pullable(self, id: str) -> bool:
+        """Whether something lacks of this model, itself or a part of it, and all of that can be fetched."""
+        lacking = self._lacking(id)
+        return bool(lacking) and all(spec.is_pullable for spec in lacking)
+
+    def check_licences(self, id: str) -> None:
+        """`Conflict` where a pull of this model needs a licence accepted."""
+        if asked := self.licences_to_accept(id):
+            raise licence_unaccepted(id, asked)
 
     def add(
         self,
@@ -200,64 +179,55 @@ class ModelLibrary:
         title: str | None = None,
         kind: str | None = None,
         licence: str | None = None,
+        accept_licence: bool = False,
         progress: Progress | None = None,
     ) -> ModelRow:
-        """Take in a user's file or diffusers folder, recognised by its names and shapes.
+        """Take in a user's file or folder, recognised by its names and shapes.
 
         The original stays where it is and may be deleted afterwards: on the same disk the model is a hard link to it
         (no second copy of the bytes), from another disk a copy. A pickle is refused. The same file added again
         answers the row that stands. A textual inversion that names no token is called by its id, or by the file's name
-        where none is given.
+        where none is given. A face stack or an image encoder takes the catalog's row of it, whose terms and known bytes
+        hold for it as they do at a pull.
         """
-        if kind is not None and kind not in get_args(Kind):
-            raise InvalidRequest(f"A model's kind is one of {', '.join(get_args(Kind))}.", field="kind")
-        for field, text in (("title", title), ("licence", licence)):
-            if len(text or "") > LONGEST_TEXT:
-                raise InvalidRequest(f"A model's {field} has at most {LONGEST_TEXT} characters.", field=field)
-        if not file.exists():
-            raise NotFound("There is no such file or folder.")
-        found = inspect_file.inspect(file)
-        if kind is not None and kind != found.kind:
-            raise InvalidRequest(f"The file is a {found.kind}, not a {kind}.", found=found.kind, expected=kind)
-        model = id if id is not None else slug(file.stem if file.is_file() else file.name)
-        if not is_slug(model) or model == "auto":
-            raise InvalidRequest("A model needs an id of lower-case letters, digits, dots, dashes and underscores.")
-        if model in self._catalog:
-            raise Conflict(f"The id {model!r} belongs to a model of the catalog; choose another.", model=model)
-        options = dict(found.options)
-        if found.kind == "embedding":
-            options.setdefault("token", file.stem if id is None else id)
-        sources = sources_of(file)
-        total = sum(source.stat().st_size for source in sources.values())
-        self._workshop.check_room(bytes_to_copy(sources, self.folder))
-        spec = ModelSpec(
-            id=model,
-            title=title or (file.stem if file.is_file() else file.name)[:LONGEST_TEXT],
-            kind=found.kind,
-            family=found.family,
-            licence=Licence(licence or "not stated", "", commercial=False),
-            bytes=total,
-            tasks=found.tasks,
-            recommended=found.recommended,
-            parts=found.parts,
-            rank=ADDED_RANK.get((found.family, found.tasks == ("inpaint",)), 0) if found.tasks else 0,
-            options=options,
-        )
+        added = adding.described(file, self._catalog, id=id, title=title, kind=kind, licence=licence)
+        model, spec = added.spec.id, added.spec
+        if added.takes_a_row and self._installed.get(model) is not None:
+            return self.get(model)
+        if spec.licence.ask and not accept_licence:
+            raise licence_unaccepted(model, [spec.licence])
+        total = sum(source.stat().st_size for source in added.sources.values())
+        self._workshop.check_room(total if added.renamed else bytes_to_copy(added.sources, self.folder))
         with self._workshop.changing(model):
             staged = self._workshop.staging(model, f"add-{secrets.token_hex(4)}")
             try:
                 with full_disk_said():
-                    files = bring_in(sources, staged, functools.partial(_report, progress, 0, total))
+                    report = functools.partial(_report, progress, 0, total)
+                    files = bring_in(added.sources, staged, report, added.renamed)
+                    if not added.takes_a_row:
+                        files |= write_all(spec.written, staged)
+                if added.takes_a_row:
+                    adding.check_published(spec, files)
                 standing = self._installed.get(model)
                 if standing is not None and standing.files == files:
                     return self._row(standing.spec)
                 if standing is not None:
                     raise Conflict(f"Another model is installed as {model!r}; choose another id.", model=model)
-                path = FILES if file.is_dir() else f"{FILES}/{SINGLE_FILE}"
-                self._workshop.install(staged, Installed(spec, "added", path, files, installed=time.time()))
+                accepted = spec.licence.ask
+                self._workshop.install(
+                    staged,
+                    Installed(spec, "added", added.path, files, licence_accepted=accepted, installed=time.time()),
+                )
             finally:
                 self._workshop.discard_staging(model)
         return self._row(spec)
+
+    def licences_of_file(self, file: Path, **given: str) -> list[Licence]:
+        """The licences that limit use and that adding this file, described so, would need accepted."""
+        told = {name: given.get(name) for name in ("id", "title", "kind", "licence")}
+        added = adding.described(file, self._catalog, **told)
+        is_new = not (added.takes_a_row and self._installed.get(added.spec.id))
+        return [added.spec.licence] if added.spec.licence.ask and is_new else []
 
     def incoming(self) -> AbstractContextManager[Incoming]:
         """A place on the models' disk for a file that is being sent in, for `add` to link; it goes with the block."""
@@ -310,17 +280,18 @@ class ModelLibrary:
         return damaged
 
     def _row(self, spec: ModelSpec) -> ModelRow:
+        parts = [self._catalog.get(part) for part in spec.parts]
+        whole = all(part is not None and self._row(part).installed for part in parts)
         if spec.embedded:
-            folder = PACKAGE_PARENT / spec.embedded
-            if not (folder / "model_index.json").is_file():
+            facts = embedded_facts(PACKAGE_PARENT / spec.embedded)
+            if facts is None:
                 return ModelRow(spec, False, None, 0)
-            size, sha256 = _embedded_facts(folder)
-            return ModelRow(dataclasses.replace(spec, bytes=size), True, folder, size, sha256)
+            path = facts.folder if is_folder(spec) else facts.largest
+            embedded = dataclasses.replace(spec, bytes=facts.bytes)
+            return ModelRow(embedded, whole, path if whole else None, facts.bytes, facts.sha256)
         record = self._installed.get(spec.id)
         if record is None:
             return ModelRow(spec, False, None, 0)
-        parts = [self._catalog.get(part) for part in spec.parts]
-        whole = all(part is not None and self._row(part).installed for part in parts)
         path = self.folder / spec.id / record.path if whole else None
         return ModelRow(spec, whole, path, record.bytes, record.sha256)
 
@@ -328,8 +299,13 @@ class ModelLibrary:
         """The parts, theirs before them, and the model itself last; each once."""
         found: dict[str, ModelSpec] = {}
         for part in spec.parts:
-            found |= {other.id: other for other in self._with_parts(self.get(part).spec)}
+            if part in self._catalog:  # a row of an earlier version may name what is known no more
+                found |= {other.id: other for other in self._with_parts(self._catalog[part])}
         return [*found.values(), spec]
+
+    def _lacking(self, id: str) -> list[ModelSpec]:
+        """What of this model and its parts is not on the disk."""
+        return [spec for spec in self._with_parts(self.get(id).spec) if self._installed.get(spec.id) is None]
 
     def _users(self, id: str) -> list[str]:
         """The installed models that have this one as a part."""
@@ -346,11 +322,13 @@ class ModelLibrary:
 
     def _listed(self, spec: ModelSpec, update: bool, stop: Stop) -> tuple[str, tuple[RemoteFile, ...], dict[str, str]]:
         """The commit to pull, its files, and what is known of their SHA-256, against which they are checked."""
-        assert spec.repo is not None
         pin = None if update else self._workshop.pin(spec.id)
+        files = tuple(RemoteFile(source.path, source.bytes, source.sha256, None, source.url) for source in spec.sources)
+        if spec.repo is None:
+            return sha256_of_texts(file.sha256 or "" for file in files)[:40], files, {}
         fixed = re.fullmatch(r"[0-9a-f]{40}", spec.revision) is not None
         listing = self._hub.listing(spec.repo, pin[0] if pin and not fixed else spec.revision, stop)
-        files = listing.select(spec.files)
+        files += listing.select(spec.files)
         known = (pin[1] if pin and pin[0] == listing.commit else {}) | spec.sha256
         check_stated(files, known, spec.id)
         return listing.commit, files, known
@@ -366,25 +344,34 @@ class ModelLibrary:
         *,
         as_part: bool,
     ) -> None:
-        assert spec.repo is not None
         staged = self._workshop.staging(spec.id, commit)
-        fetched = fetch_all(self._hub, spec.repo, commit, files, staged, on_bytes, stop, known)
-        diffusers = spec.options.get("layout") == "diffusers"
-        path = FILES if diffusers else f"{FILES}/{max(files, key=lambda file: file.size).path}"
+        fetched = fetch_all(self._hub, spec, commit, files, staged, on_bytes, stop, known)
+        try:
+            stored = conversion.store_all(spec, staged, fetched, stop)
+        except InvalidRequest:
+            self._workshop.discard_staging(spec.id)
+            raise
+        if is_folder(spec):
+            path = "/".join(filter(None, (FILES, spec.options.get("folder", ""))))
+        else:
+            path = f"{FILES}/{max(stored, key=lambda name: stored[name].bytes)}"
+        facts = {"fetched": {name: asdict(file) for name, file in fetched.items() if name not in stored}}
         installed = Installed(
-            spec, "catalog", path, fetched, commit, as_part, licence_accepted=spec.licence.ask, installed=time.time()
+            spec,
+            "catalog",
+            path,
+            stored,
+            commit,
+            as_part,
+            licence_accepted=spec.licence.ask,
+            installed=time.time(),
+            facts=facts if facts["fetched"] else {},
         )
         self._workshop.install(staged, installed)
+        conversion.tidy(self.folder / spec.id)
         self._workshop.write_pin(spec.id, commit, fetched)
 
 
 def _report(progress: Progress | None, before: int, total: int, count: int) -> None:
     if progress is not None:
         progress(before + count, total)
-
-
-@functools.cache
-def _embedded_facts(folder: Path) -> tuple[int, str]:
-    """Bytes of an embedded model and the SHA-256 of its largest file, read once in a process."""
-    sizes = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    return sum(sizes.values()), sha256_of(max(sizes, key=sizes.__getitem__))

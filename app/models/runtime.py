@@ -15,17 +15,24 @@ import torch
 import transformers
 from PIL import Image
 
+from app.core.attachments import Attachment
 from app.core.model_offload import AUTO, ModelCache, ModelState, Offload
 from app.errors import InvalidRequest, OutOfMemory, ServiceError
 from app.models import adapters, compiling, previews
 from app.models.adapters import Addition
+from app.models.attached import Attached
+from app.models.attaching import Attacher, drop_replaced, key_of, model_of, settings_of
 from app.models.borrowed import OUT_OF_MEMORY, BorrowedPipeline
 from app.models.device import TorchDevice, parked_default
 from app.models.library import ModelLibrary, ModelRow
+from app.models.licences import licence_notes
 from app.models.machine import check_package
 from app.models.pipelines import Checkpoint
 from app.models.prompts import Encoder, PromptEncoder
 from app.models.step_batching import Session, StepBatcher
+
+ATTACHED = adapters.Outfit(("attached",))
+"""Nothing on, but blocks must not run compiled: a compiler would write them anew for every face."""
 
 
 class Runtime:
@@ -44,6 +51,7 @@ class Runtime:
         parked = parked_default() if parked_memory_bytes is None else parked_memory_bytes
         self._cache = ModelCache(device, budget=model_memory_bytes, parked_budget=parked)
         self.batcher = StepBatcher(device.is_out_of_memory)
+        self._attacher = Attacher(library, self._cache, self.batcher)
 
     @contextmanager
     def borrow(
@@ -55,34 +63,46 @@ class Runtime:
         textual_inversions: Sequence[str] = (),
         scheduler: str | None = None,
         vae_tiling: bool = False,
+        attachments: Sequence[Attachment] = (),
         priority: int = 5,
         check: Callable[[], None] = lambda: None,
     ) -> Iterator[BorrowedPipeline]:
-        """A pipeline of this model for this task, with its additions; on leaving, they are off again.
+        """A pipeline of this model for this task, with its additions and attachments; on leaving, they are off again.
 
         `loras` have `.model` (an id) and `.weight`. `check` raises when the borrower is to end; it is asked while a
         call waits for others, of which those of the higher `priority` go first.
         """
         row = self._library.require(model, task=task)
         parts = [self._library.require(part) for part in row.spec.parts]
-        lora_parts = [Addition(part.spec.id, part.path) for part in parts if part.spec.kind == "lora"]
+        attacher, turn = self._attacher, Session(priority, check=check)
+        attached_rows = [attacher.fitting(wish.model, row) for wish in attachments]
+        beside = [part for other in attached_rows for part in (other, *attacher.all_parts(other))]
+        lora_parts = [Addition(part.spec.id, part.path) for part in (*parts, *beside) if part.spec.kind == "lora"]
         lora_additions = lora_parts + [self._addition(lora.model, "lora", row, lora.weight) for lora in loras]
         inversions = [self._addition(id, "embedding", row) for id in textual_inversions]
         at = self.device
-        key = _key(row, parts, at)
+        key = key_of(row, parts, at)
 
         def load() -> Checkpoint:
             module, _, name = row.spec.loader.partition(":")
             device = at.for_model(self._stored(row, parts))
             return getattr(importlib.import_module(module), name)(row.spec, row.path, device, parts=parts)
 
-        self._drop_replaced(row.spec.id, key)
+        drop_replaced(self._cache, row.spec.id, key)
         with ExitStack() as stack:
             checkpoint = stack.enter_context(self._cache.borrow(key, load, estimate=self._estimate(row, parts)))
-            stock = checkpoint.view(task, scheduler)
+            attached = Attached.of(
+                [
+                    stack.enter_context(attacher.attached(wish, other, checkpoint, row.spec.id, turn))
+                    for wish, other in zip(attachments, attached_rows, strict=True)
+                ]
+            )
+            lora_additions += attached.loras
+            stock = checkpoint.view(task, scheduler, [control.network for control in attached.controls])
             stack.enter_context(previews.watching(stock.scheduler))
             wardrobe = checkpoint.wardrobe
-            outfit = stack.enter_context(self._dressed(checkpoint, stock, lora_additions, inversions, priority, check))
+            plain = ATTACHED if attached.branches and checkpoint.is_compiled else adapters.PLAIN
+            outfit = stack.enter_context(self._dressed(checkpoint, stock, lora_additions, inversions, turn, plain))
             session = Session(priority, outfit.key, check, functools.partial(wardrobe.wear, outfit))
             prompts = _prompt_encoder(checkpoint, outfit.vectors, plain=not lora_additions and not inversions)
 
@@ -106,8 +126,16 @@ class Runtime:
                 stream=stream,
                 vae_tiling=vae_tiling or checkpoint.placement.strategy.decodes_in_tiles,
                 sliced_attention=checkpoint.placement.strategy is Offload.ATTENTION,
-                compiled=checkpoint.is_compiled,
+                compiled=checkpoint.is_compiled and not attached.branches,
+                attached=attached,
+                notes=licence_notes(part.spec for part in beside),
             )
+
+    @contextmanager
+    def face_reader(self, model: str, *, priority: int = 5, check: Callable[[], None] = lambda: None) -> Iterator[Any]:
+        """The face models that belong to an identity model, while the device is held."""
+        with self._attacher.face_reader(model, self.device, Session(priority, check=check)) as faces:
+            yield faces
 
     @contextmanager
     def _dressed(
@@ -116,19 +144,19 @@ class Runtime:
         stock: Any,
         loras: Sequence[Addition],
         inversions: Sequence[Addition],
-        priority: int,
-        check: Callable[[], None],
+        turn: Session,
+        plain: adapters.Outfit,
     ) -> Iterator[adapters.Outfit]:
         """The outfit of these additions; on leaving it comes off, unless another borrow has changed clothes since."""
         if not loras and not inversions:
-            yield adapters.PLAIN
+            yield plain
             return
-        with self.batcher.turn(Session(priority, check=check)):
+        with self.batcher.turn(turn):
             outfit = checkpoint.wardrobe.make(stock, loras, inversions)
         try:
             yield outfit
         finally:
-            with self.batcher.turn(Session(priority)):
+            with self.batcher.turn(Session(turn.priority)):
                 if checkpoint.wardrobe.worn is outfit:
                     checkpoint.wardrobe.wear(None)
 
@@ -174,7 +202,7 @@ class Runtime:
         self.device = device
         parked = parked_default() if parked_memory_bytes is None else parked_memory_bytes
         self._cache.set_budgets(model_memory_bytes, parked)
-        self._cache.keep_only(lambda key: key.endswith(_settings_of(device)))
+        self._cache.keep_only(lambda key: key.endswith(settings_of(device)))
 
     def clean_up(self) -> None:
         """Drop every model that no job uses, also those parked in RAM, and give freed memory back to the machine."""
@@ -183,9 +211,7 @@ class Runtime:
 
     def resident(self) -> list[str]:
         """Ids of the models on the device, most recently used first."""
-        return [
-            _model_of(entry["key"]) for entry in self._cache.describe() if entry["state"] == ModelState.PLACED.value
-        ]
+        return [model_of(entry["key"]) for entry in self._cache.describe() if entry["state"] == ModelState.PLACED.value]
 
     def translate(self, error: BaseException) -> ServiceError | None:
         """What a caller may be told of this error; None where it means nothing to one."""
@@ -210,12 +236,6 @@ class Runtime:
                 f"{id!r} was made for {found.spec.family}; the model {row.spec.id!r} is {row.spec.family}.", model=id
             )
         return Addition(id, found.path, weight, found.spec.options.get("token"))
-
-    def _drop_replaced(self, id: str, key: str) -> None:
-        """Drop what was read from files that have been replaced since."""
-        known = [entry["key"] for entry in self._cache.describe()]
-        if any(_model_of(other) == id and other != key for other in known):
-            self._cache.keep_only(lambda other: _model_of(other) != id or other == key)
 
     def _estimate(self, row: ModelRow, parts: Sequence[ModelRow]) -> int:
         """Bytes by the files, as if they held the device's number format or half of a 32-bit one."""
@@ -271,22 +291,7 @@ def open_runtime(
     )
 
 
-def _key(row: ModelRow, parts: Sequence[ModelRow], device: TorchDevice) -> str:
-    """Id, what the files were when they were read, and under which settings: what has changed is loaded anew."""
-    stamps = [str(part.path.stat().st_mtime_ns) for part in (row, *parts) if part.path]
-    return "@".join([row.spec.id, ".".join(stamps)]) + _settings_of(device)
-
-
-def _settings_of(device: TorchDevice) -> str:
-    """The end of every key of a model that was opened under these settings."""
-    return f"@{device.precision}/{device.offload or AUTO}"
-
-
-def _model_of(key: str) -> str:
-    return key.partition("@")[0]
-
-
 def _described(entry: dict[str, Any], model: Any) -> dict[str, Any]:
     """A model's account with the strategy it stands under; an entry's key is the cache's own affair."""
     strategy = model.placement.strategy.value if model is not None and entry["state"] == ModelState.PLACED else None
-    return {"model": _model_of(entry["key"]), **{k: v for k, v in entry.items() if k != "key"}, "strategy": strategy}
+    return {"model": model_of(entry["key"]), **{k: v for k, v in entry.items() if k != "key"}, "strategy": strategy}

@@ -6,7 +6,7 @@
   const ROUTE = "api/v1/models";
   const MILLISECONDS_BETWEEN_LOOKS = 1000;
   const MILLISECONDS_ARMED = 4000;
-  const KINDS = [["checkpoint", "Checkpoints"], ["lora", "LoRAs"], ["embedding", "Textual inversions"], ["vae", "Autoencoders"], ["controlnet", "ControlNets"], ["other", "Other"]];
+  const KINDS = [["checkpoint", "Checkpoints"], ["lora", "LoRAs"], ["embedding", "Textual inversions"], ["vae", "Autoencoders"], ["controlnet", "ControlNets"], ["identity", "Identity"], ["ip-adapter", "IP-Adapters"], ["faces", "Face stacks"], ["image-encoder", "Image encoders"], ["other", "Other"]];
   const UNDER_WAY = ["waiting", "running", "cancelling"];
   const UNITS = ["B", "kB", "MB", "GB", "TB"];
 
@@ -22,6 +22,7 @@
     return json;
   }
   const button = (text, onclick, extra = "") => make("button", { type: "button", className: `eis-button ${extra}`, textContent: text, onclick });
+  const link = (licence) => make("a", { href: licence.url, target: "_blank", rel: "noopener noreferrer", textContent: licence.name });
   const under = (model) => `${ROUTE}/${encodeURIComponent(model.id)}`;
 
   eis.models = (element, props, watch, changed) => {
@@ -118,8 +119,8 @@
       if (model.recommended) facts.push(`${model.recommended.width} × ${model.recommended.height}, ${model.recommended.num_inference_steps} steps`);
       const line = make("p", { className: "eis-hint" });
       line.append(facts.join(" · "), facts.length ? " · " : "");
-      const licence = make("a", { href: model.licence.url, target: "_blank", rel: "noopener noreferrer", textContent: model.licence.name });
-      line.append(model.licence.url ? licence : model.licence.name || "no licence stated");
+      line.append(model.licence.url ? link(model.licence) : model.licence.name || "no licence stated");
+      if (model.licence.ask && !model.licence.commercial) line.append(" · ", make("strong", { textContent: "no commercial use" }));
       text.append(head, make("p", { className: "eis-model-about", textContent: model.description || "Added by you." }), line);
       const actions = make("div", { className: "eis-model-act" });
       const state_ = model.pull?.status;
@@ -133,46 +134,57 @@
         if (mayChange) actions.append(stop);
       } else if (!mayChange) {
         // What this key may not do is not offered.
-      } else if (!model.installed && model.repo) {
-        actions.append(button("Pull", () => (model.licence.ask ? (asking.add(model.id), draw()) : pull(model, false)), "eis-strong"));
+      } else if (!model.installed && model.pullable) {
+        actions.append(button("Pull", () => (model.licences_to_accept.length ? (asking.add(model.id), draw()) : pull(model, false)), "eis-strong"));
       } else if (model.installed && !model.embedded) {
         const sure = armed.has(model.id);
         actions.append(button(sure ? "Remove its files?" : "Remove", () => (sure ? act(model, under(model), { method: "DELETE" }) : arm(model.id)), `eis-danger${sure ? " armed" : ""}`));
       }
-      if (!model.installed && model.repo) {
+      if (!model.installed && model.pullable) {
         const shell = make("code", { className: "eis-shell", textContent: `eis models pull ${model.id}` });
         text.append(shell);
       }
       const failed = errors.get(model.id) || (state_ === "failed" ? model.pull.error?.message : "");
       if (failed) text.append(make("p", { className: "eis-error-line", textContent: failed }));
       box.append(text, actions);
-      if (asking.has(model.id)) {
-        const ask = make("div", { className: "eis-ask" });
-        ask.setAttribute("role", "group");
-        const words = make("p");
-        words.append("The licence ", licence.cloneNode(true), " limits what these weights may be used for. Read it before you accept.");
-        ask.append(words, button("I accept, pull", () => pull(model, true), "eis-strong"), button("Not now", () => { asking.delete(model.id); draw(); }));
-        box.append(ask);
-      }
+      if (asking.has(model.id)) box.append(question(model.licences_to_accept, "I accept, pull", () => pull(model, true), () => { asking.delete(model.id); draw(); }));
       return box;
+    }
+
+    function question(licences, yes, accept, refuse) {
+      const ask = make("div", { className: "eis-ask" });
+      ask.setAttribute("role", "group");
+      for (const licence of licences) {
+        const words = make("p");
+        words.append("The licence ", link(licence), licence.commercial === false ? " allows no commercial use of these weights, nor of what they make." : " limits what these weights may be used for.");
+        ask.append(words);
+      }
+      ask.append(make("p", { textContent: "Read before you accept." }), button(yes, accept, "eis-strong"), button("Not now", refuse));
+      return ask;
     }
 
     function addCard() {
       const box = make("div", { className: "eis-add" });
       const file = make("input", { type: "file", accept: ".safetensors", hidden: true });
       const choose = button("Add a file", () => file.click());
-      const note = make("span", { className: "eis-hint", textContent: "A .safetensors checkpoint, LoRA or textual inversion. Large files: eis models add FILE." });
+      const note = make("span", { className: "eis-hint", textContent: "A .safetensors checkpoint, LoRA, textual inversion, IP-Adapter or PuLID. Large files and folders: eis models add FILE." });
       const bar = make("div", { className: "eis-progress", hidden: true });
       const fill = make("i");
       bar.append(fill);
+      const asked = make("div");
       const problem = make("p", { className: "eis-error-line", hidden: true });
       problem.setAttribute("role", "alert");
       file.onchange = () => {
         const chosen = file.files[0];
         file.value = "";
         if (!chosen) return;
+        send(chosen, false);
+      };
+      function send(chosen, accepted) {
         const body = new FormData();
+        if (accepted) body.append("accept_licence", "true");
         body.append("file", chosen, chosen.name);
+        asked.replaceChildren();
         const request = new XMLHttpRequest();
         const end = (text) => {
           bar.hidden = true;
@@ -185,6 +197,11 @@
         request.onload = () => {
           let json = {};
           try { json = JSON.parse(request.responseText); } catch { /* told below by the status */ }
+          const licences = json.error?.details?.licences;
+          if (request.status === 409 && licences) {
+            asked.replaceChildren(question(licences, "I accept, add", () => send(chosen, true), () => asked.replaceChildren()));
+            return end("");
+          }
           end(request.status < 300 ? "" : json.error?.message || `The server answered ${request.status}.`);
         };
         request.onerror = () => end("The file was refused while it was being sent; it may be larger than this server takes in. Use: eis models add FILE.");
@@ -194,8 +211,8 @@
         choose.disabled = true;
         problem.hidden = true;
         request.send(body);
-      };
-      box.append(choose, note, file, bar, problem);
+      }
+      box.append(choose, note, file, bar, problem, asked);
       return box;
     }
 

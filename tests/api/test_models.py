@@ -69,6 +69,42 @@ def test_a_licence_that_limits_use_is_asked_for(server: Running) -> None:
     assert ids, "no row's licence limits use"
 
 
+def test_a_licence_of_a_part_is_asked_for_as_well(server: Running) -> None:
+    row = server.client.get("/api/v1/models/pulid").json()
+    assert not row["licence"]["ask"] and row["pullable"]
+    asked = row["licences_to_accept"]
+    assert [(licence["commercial"], licence["ask"]) for licence in asked] == [(False, True)]
+    answer = server.client.post("/api/v1/models/pulid/pull")
+    error = answer.json()["error"]
+    assert answer.status_code == 409 and error["details"]["licences"] == asked
+    assert "non-commercial research only" in error["message"] and "accept_licence=true" in error["message"]
+    pocket = server.client.get("/api/v1/models/pocket").json()
+    assert pocket["licences_to_accept"] == [] and not pocket["pullable"]
+    assert server.client.get("/api/v1/models/facexlib").json()["pullable"], "it lies in no repository"
+
+
+def test_an_upload_under_a_limiting_licence_is_taken_once_it_is_accepted(own_server: Running) -> None:
+    adapter = safetensors(
+        {
+            "image_proj.proj.0.weight": [1024, 512],
+            "image_proj.norm.weight": [768],
+            "ip_adapter.1.to_k_ip.weight": [320, 768],
+        }
+    )
+    client, files = own_server.client, {"file": ("faceid.safetensors", adapter)}
+    answer = client.post("/api/v1/models", files=files)
+    assert answer.status_code == 409 and "FaceID" in answer.json()["error"]["details"]["licences"][0]["name"]
+    assert client.get("/api/v1/models/faceid").status_code == 404
+    for said, status in (("perhaps", 422), ("false", 409)):
+        assert client.post("/api/v1/models", files=files, data={"accept_licence": said}).status_code == status
+    answer = client.post("/api/v1/models", files=files, data={"accept_licence": "true"})
+    assert answer.status_code == 201, answer.text
+    row = answer.json()
+    assert (row["kind"], row["family"], row["parts"]) == ("ip-adapter", "sd15", ["buffalo_l"])
+    assert row["licence"]["commercial"] is False and not row["installed"], "its face stack is missing"
+    assert row["pullable"] and "insightface" in row["licences_to_accept"][0]["name"], "which a pull brings"
+
+
 def pull_state(server: Running, id: str) -> dict:
     return server.client.get(f"/api/v1/models/{id}").json()["pull"]
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from app.errors import InvalidRequest
-from app.models.inspect_file import MAX_HEADER, inspect, read_header
+from app.models.inspect_file import inspect
+from app.models.inspection import MAX_HEADER, read_header
 
 ALL = ("text-to-image", "image-to-image", "inpaint")
 UNET = "model.diffusion_model."

@@ -213,7 +213,8 @@ def test_a_limiting_licence_is_asked_before_anything_is_fetched(hub: HubServer, 
     library = library_at(tmp_path)
     with pytest.raises(Conflict, match=r"OpenRAIL \(https://example.org/openrail\)") as caught:
         library.pull("fast")
-    assert caught.value.details["licences"] == [{"name": "OpenRAIL", "url": "https://example.org/openrail"}]
+    asked = {"name": "OpenRAIL", "url": "https://example.org/openrail", "commercial": True, "ask": True}
+    assert caught.value.details["licences"] == [asked]
     assert hub.seen == []
     row = library.pull("fast", accept_licence=True)
     assert row.path == tmp_path / "models" / "fast" / "files" / "fast_unet.safetensors" and row.path.is_file()

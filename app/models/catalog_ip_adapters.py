@@ -1,0 +1,206 @@
+"""The rows of IP-Adapters: a picture as a prompt, for SD 1.5 and SDXL, by CLIP's features or by a face's vector.
+
+`encoder` in a row's options names the image encoder that it was trained with, `faces` the face stack, and `projection`
+how features become tokens: plain (one linear layer), plus (a resampler), full (all tokens), faceid, faceid-plus; with
+`shortcut` the last one adds the face's own tokens again, as its second version does.
+"""
+
+from app.models.catalog_faces import IP_ADAPTER_REVISION
+from app.models.licences import APACHE, FACEID
+from app.models.spec import Family, Licence, ModelSpec
+
+_FACEID_REVISION = "43907e6f44d079bf1a9102d9a6e56aef7a219bae"
+
+
+def _ip_adapter(
+    id: str,
+    title: str,
+    family: Family,
+    file: str,
+    bytes: int,
+    sha256: str,
+    projection: str,
+    description: str,
+    *,
+    encoder: str = "clip-vit-h",
+    faces: str | None = None,
+    rank: int = 0,
+) -> ModelSpec:
+    """A row of the two IP-Adapter repositories; `faces` is the face stack of those that read a face's vector."""
+    parts = tuple(part for part in (faces, encoder) if part)
+    licence: Licence = FACEID if faces else APACHE
+    return ModelSpec(
+        id=id,
+        title=title,
+        kind="ip-adapter",
+        family=family,
+        licence=licence,
+        bytes=bytes,
+        loader="app.models.ip_adapter:load",
+        repo="h94/IP-Adapter-FaceID" if faces else "h94/IP-Adapter",
+        revision=_FACEID_REVISION if faces else IP_ADAPTER_REVISION,
+        files=(file,),
+        tasks=("ip-adapter",),
+        parts=parts,
+        rank=rank,
+        options={"layout": "single-file", "encoder": encoder or faces or "", "projection": projection}
+        | ({"faces": faces} if faces else {})
+        | ({"shortcut": "true"} if "plusv2" in file else {}),
+        sha256={file: sha256},
+        description=description,
+    )
+
+
+IP_ADAPTERS: tuple[ModelSpec, ...] = (
+    ModelSpec(
+        id="ip-adapter",
+        title="IP-Adapter for SDXL and SD 1.5",
+        kind="ip-adapter",
+        family="other",
+        licence=APACHE,
+        bytes=0,
+        repo="h94/IP-Adapter",
+        revision=IP_ADAPTER_REVISION,
+        parts=("ip-adapter-plus-sdxl", "ip-adapter-plus-sd15"),
+        options={"layout": "folder"},
+        description="A set: pulls the plus adapters of both families and the encoder that they share.",
+    ),
+    _ip_adapter(
+        "ip-adapter-sd15",
+        "IP-Adapter, SD 1.5",
+        "sd15",
+        "models/ip-adapter_sd15.safetensors",
+        44_642_768,
+        "289b45f16d043d0bf542e45831f971dcdaabe18b656f11e86d9dfba7e9ee3369",
+        "plain",
+        "A picture as a prompt: what it shows, loosely.",
+        rank=20,
+    ),
+    _ip_adapter(
+        "ip-adapter-light-sd15",
+        "IP-Adapter light, SD 1.5",
+        "sd15",
+        "models/ip-adapter_sd15_light.safetensors",
+        44_642_768,
+        "0747d08db670535bfa286452a77d93cebad5c677b46d038543f9f2de8690bb26",
+        "plain",
+        "A picture as a prompt that leaves the words the upper hand.",
+        rank=10,
+    ),
+    _ip_adapter(
+        "ip-adapter-plus-sd15",
+        "IP-Adapter plus, SD 1.5",
+        "sd15",
+        "models/ip-adapter-plus_sd15.safetensors",
+        98_183_288,
+        "a1c250be40455cc61a43da1201ec3f1edaea71214865fb47f57927e06cbe4996",
+        "plus",
+        "A picture as a prompt, followed closely.",
+        rank=30,
+    ),
+    _ip_adapter(
+        "ip-adapter-plus-face-sd15",
+        "IP-Adapter plus face, SD 1.5",
+        "sd15",
+        "models/ip-adapter-plus-face_sd15.safetensors",
+        98_183_288,
+        "1c9edc21af6f737dc1d6e0e734190e976cfacf802d6b024b77aa3be922f7569b",
+        "plus",
+        "A cropped face as a prompt.",
+        rank=5,
+    ),
+    _ip_adapter(
+        "ip-adapter-full-face-sd15",
+        "IP-Adapter full face, SD 1.5",
+        "sd15",
+        "models/ip-adapter-full-face_sd15.safetensors",
+        43_592_352,
+        "f4a17fb643bf876235a45a0e87a49da2855be6584b28ca04c62a97ab5ff1c6f3",
+        "full",
+        "A cropped face as a prompt, from all of the encoder's tokens.",
+        rank=4,
+    ),
+    _ip_adapter(
+        "ip-adapter-sdxl",
+        "IP-Adapter, SDXL, bigG",
+        "sdxl",
+        "sdxl_models/ip-adapter_sdxl.safetensors",
+        702_585_376,
+        "ba1002529e783604c5f326d49f0122025392d1d20ac8d573b3eeb3e6dea4ebb6",
+        "plain",
+        "The first SDXL adapter, with the larger encoder.",
+        encoder="clip-vit-bigg",
+        rank=10,
+    ),
+    _ip_adapter(
+        "ip-adapter-sdxl-vit-h",
+        "IP-Adapter, SDXL, ViT-H",
+        "sdxl",
+        "sdxl_models/ip-adapter_sdxl_vit-h.safetensors",
+        698_391_064,
+        "ebf05d918348aec7abb02a5e9ecef77e0aaea6914a5c4ea13f50d45eb1681831",
+        "plain",
+        "A picture as a prompt: what it shows, loosely.",
+        rank=20,
+    ),
+    _ip_adapter(
+        "ip-adapter-plus-sdxl",
+        "IP-Adapter plus, SDXL",
+        "sdxl",
+        "sdxl_models/ip-adapter-plus_sdxl_vit-h.safetensors",
+        847_517_512,
+        "3f5062b8400c94b7159665b21ba5c62acdcd7682262743d7f2aefedef00e6581",
+        "plus",
+        "A picture as a prompt, followed closely.",
+        rank=30,
+    ),
+    _ip_adapter(
+        "ip-adapter-plus-face-sdxl",
+        "IP-Adapter plus face, SDXL",
+        "sdxl",
+        "sdxl_models/ip-adapter-plus-face_sdxl_vit-h.safetensors",
+        847_517_512,
+        "677ad8860204f7d0bfba12d29e6c31ded9beefdf3e4bbd102518357d31a292c1",
+        "plus",
+        "A cropped face as a prompt.",
+        rank=5,
+    ),
+    _ip_adapter(
+        "ip-adapter-faceid-sd15",
+        "IP-Adapter FaceID, SD 1.5",
+        "sd15",
+        "ip-adapter-faceid_sd15.bin",
+        96_740_574,
+        "201344e22e6f55849cf07ca7a6e53d8c3b001327c66cb9710d69fd5da48a8da7",
+        "faceid",
+        "Identity from a face's vector alone.",
+        encoder="",
+        faces="buffalo_l",
+        rank=3,
+    ),
+    _ip_adapter(
+        "ip-adapter-faceid-plusv2-sd15",
+        "IP-Adapter FaceID plus v2, SD 1.5",
+        "sd15",
+        "ip-adapter-faceid-plusv2_sd15.bin",
+        156_558_509,
+        "26d0d86a1d60d6cc811d3b8862178b461e1eeb651e6fe2b72ba17aa95411e313",
+        "faceid-plus",
+        "Identity from a face's vector and its picture.",
+        faces="buffalo_l",
+        rank=2,
+    ),
+    _ip_adapter(
+        "ip-adapter-faceid-sdxl",
+        "IP-Adapter FaceID, SDXL",
+        "sdxl",
+        "ip-adapter-faceid_sdxl.bin",
+        1_071_150_000,
+        "f455fed24e207c878ec1e0466b34a969d37bab857c5faa4e8d259a0b4ff63d7e",
+        "faceid",
+        "Identity from a face's vector alone.",
+        encoder="",
+        faces="buffalo_l",
+        rank=3,
+    ),
+)
