@@ -154,9 +154,9 @@ class Runtime:
 
     @contextmanager
     def face_reader(self, model: str, *, priority: int = 5, check: Callable[[], None] = lambda: None) -> Iterator[Any]:
-        """The face models that belong to an identity model, while the device is held."""
+        """The face models that belong to an identity model, or are this one, while the device is held."""
         row = self._library.require(model)
-        with self.faces(self._all_parts(row)) as faces, self.batcher.turn(Session(priority, check=check)):
+        with self.faces([*self._all_parts(row), row]) as faces, self.batcher.turn(Session(priority, check=check)):
             if faces is None:
                 raise InvalidRequest(f"The model {model!r} has no face models beside it.", model=model)
             yield faces
