@@ -27,7 +27,7 @@ def library(tmp_path):
 
 def form_of(capability: Capability, library: ModelLibrary) -> Form:
     with gr.Blocks():
-        form = Form(capability, ModelChoices(library, capability.needs))
+        form = Form(capability, ModelChoices(library, capability.needs, capability.additions))
         for group in ("words", "knobs", "advanced"):
             form.build(group)
     return form
