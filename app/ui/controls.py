@@ -101,6 +101,7 @@ def plain(
 def prompt(question: Question) -> Control:
     main = question.name == "prompt"
     widget = gr.Textbox(
+        "" if question.info.is_required() else question.info.default or "",
         label=question.label,
         lines=3 if main else 1,
         max_lines=12 if main else 6,
