@@ -15,6 +15,9 @@ from app.core.device_configuration import DeviceConfiguration
 
 PICTURE_TEXT = "A stored picture's reference, a data URI, base64, or an https URL."
 COMPONENTS = "#/components/schemas/"
+FOR_FORMS = {"kind", "of"}
+"""What a field says to whoever lays out a form; in the document they are extensions."""
+
 EVERYWHERE = {"401": "A key is needed.", "403": "Host or Origin is refused."}
 """What may turn a request away before any route of the API is asked."""
 
@@ -68,8 +71,8 @@ def wish_schema(capability: Capability, components: dict[str, Any], prefix: str 
                 "x-kind": kind,
             }
     for given in schema["properties"].values():
-        if "kind" in given:
-            given["x-kind"] = given.pop("kind")
+        for own in FOR_FORMS & given.keys():
+            given[f"x-{own}"] = given.pop(own)
     components[name] = schema
     return {"$ref": f"{prefix}{name}"}
 
@@ -86,7 +89,7 @@ def request_body(capability: Capability, reference: dict[str, str]) -> dict[str,
             one = {"anyOf": [file, {"type": "string", "minLength": 1}]}
             properties[name] = {**({"type": "array", "items": one} if pictures[name] == "images" else one), **text}
         else:
-            properties[name] = {key: value for key, value in given.items() if key != "kind"}
+            properties[name] = {key: value for key, value in given.items() if key not in FOR_FORMS}
     form = {
         "type": "object",
         "properties": properties,

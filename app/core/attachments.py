@@ -15,11 +15,15 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class FaceReference:
-    """A picture, and which of its faces is meant: the only one, that of a number (largest first), or that at a box."""
+    """A picture, and which of its faces is meant: the only one, that of a number (largest first), or that at a box.
+
+    `field` is the request's field in which the picture stands: a refusal names it.
+    """
 
     image: Image.Image
     index: int | None = None
     box: Box | None = None
+    field: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -163,7 +163,7 @@ class Context(Protocol):
         """A pipeline of this model for this task, with its additions and attachments; on leaving, all of it is off."""
 
     def faces(self, model: str) -> AbstractContextManager[FaceReader]:
-        """The face models that belong to an identity model (the id of its row)."""
+        """The face models that belong to an identity model, or the pack itself (the id of its row)."""
 
     def generators(self, seed: int, count: int = 1) -> list[Any]:
         """One noise source for each picture, with seeds seed, seed + 1, ... (modulo 2**32)."""
@@ -208,8 +208,8 @@ class Capability:
     of them; empty: no model). `example` validates as a Request once its picture fields are filled with references.
     `check` refuses, before there is a job, a resolved request that could only fail: it raises what the caller is told.
     `additions` names, for each field that holds the id of a model which goes on the request's model, the task that it
-    must serve. `advise` says, from the request's values and the two rows' specs, what null fields mean here, before the
-    model's row is asked.
+    must serve; in a request without a model they serve by themselves. `advise` says, from the request's values and
+    the two rows' specs, what null fields mean here, before the model's row is asked.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from app.core.capability import Capability
+from app.core.detect_faces import DETECT_FACES
 from app.core.ecomid import ECOMID_GENERATE, ECOMID_MULTI_POSE
 from app.core.ecommerce import ECOMID_ECOMMERCE
 from app.core.image_to_image import IMAGE_TO_IMAGE
@@ -28,6 +29,7 @@ CATALOG: tuple[Capability, ...] = (
     INSTANTID_GENERATE,
     INSTANTID_SWAP,
     IP_ADAPTER,
+    DETECT_FACES,
 )
 
 

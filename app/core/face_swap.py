@@ -28,7 +28,7 @@ def swap(
 ) -> Result:
     """The pictures of a swap. `faces` are the new person's; `keeps_pose` draws the old face's keypoints too."""
     image = context.image(request.image)
-    target = FaceReference(image, request.target_face_index)
+    target = FaceReference(image, request.target_face_index, field="image")
     with context.faces(model) as reader:
         face = reader.find(target)
         mask = swap_mask(*reader.parts(target), image.size)

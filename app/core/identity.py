@@ -31,9 +31,9 @@ class IdentityRequest(ModelRequest):
 
 def references(request: Any, context: Context, own: str | None = None) -> tuple[FaceReference, ...]:
     """The faces of a wish that has the fields of `IdentityRequest`; that of the picture `own` where it names none."""
-    image = context.image(request.face_image or own)
-    first = FaceReference(image, request.face_index, box_of(request.face_box))
-    return (first, *(FaceReference(context.image(other)) for other in request.face_images))
+    image, field = context.image(request.face_image or own), "face_image" if request.face_image else "image"
+    first = FaceReference(image, request.face_index, box_of(request.face_box), field)
+    return (first, *(FaceReference(context.image(other), field="face_images") for other in request.face_images))
 
 
 def box_of(text: str | None) -> Box | None:
@@ -111,8 +111,9 @@ def placement_of(reader: FaceReader, wish: FaceReference) -> Placement:
 def placement_for(request: Any, context: Context, reader: FaceReader, person: FaceReference) -> Placement:
     """Where a wish's face is to be: as its keypoints say, as in its pose picture, or as in the person's own."""
     if request.keypoints is None:
-        wish = person if request.pose_image is None else FaceReference(context.image(request.pose_image))
-        return placement_of(reader, wish)
+        if request.pose_image is None:
+            return placement_of(reader, person)
+        return placement_of(reader, FaceReference(context.image(request.pose_image), field="pose_image"))
     points = np.asarray(numbers_in(request.keypoints), np.float32).reshape(5, 2)
     size = (request.width, request.height)
     if not all(size):

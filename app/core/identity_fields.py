@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from app.core.fields import ImageReference, field
 
 IDENTITY_ADDITION = "addition"
-"""Kind of a field that names a model which goes on the request's model; `auto` is the best installed one that fits."""
+"""Kind of a field that names a model which goes on the request's model, or serves alone where the request has none;
+`auto` is the best installed one that fits."""
 
 FaceImage = Annotated[ImageReference, field("A picture of the person whose face is kept.", kind="image")]
 OwnFaceImage = Annotated[
@@ -22,7 +23,10 @@ FaceImages = Annotated[
 ]
 FaceIndex = Annotated[
     int | None,
-    field("Which face of `face_image`, largest first from 0; null: the only one.", ge=0, le=99),
+    field(
+        "Which face of `face_image`, largest first from 0; null: the only one.",
+        kind="face", of="face_image", ge=0, le=99,
+    ),
 ]
 FaceBox = Annotated[
     str | None,
@@ -34,8 +38,18 @@ FaceBox = Annotated[
 ]
 TargetFaceIndex = Annotated[
     int | None,
-    field("Which face of `image` is changed, largest first from 0; null: the only one.", ge=0, le=99),
+    field(
+        "Which face of `image` is changed, largest first from 0; null: the only one.",
+        kind="face", of="image", ge=0, le=99,
+    ),
 ]
+SeenImage = Annotated[ImageReference, field("The picture to look at.", kind="image")]
+DrawFaces = Annotated[bool, field("Answer the picture too, with its faces framed and numbered.")]
+FacesModel = Annotated[
+    str,
+    field("Id of a face pack, or of a model that has one as its part; `auto` is the best pack that is installed.",
+          kind=IDENTITY_ADDITION, min_length=1, max_length=200),
+]  # fmt: skip
 PulidModel = Annotated[
     str,
     field("Id of the PuLID weights; `auto` is the best installed one that fits the model.", kind=IDENTITY_ADDITION,

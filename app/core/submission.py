@@ -137,7 +137,9 @@ class Submission:
         if "seed" in values and values["seed"] is None:
             values["seed"] = secrets.randbelow(SEED_LIMIT)
         if not capability.needs or "model" not in values:
-            return None
+            alone = {name: self._alone(values[name], task) for name, task in capability.additions.items()}
+            values.update({name: found.spec.id for name, found in alone.items()})
+            return next(iter(alone.values()), None)
         row = self._model(capability, values["model"])
         values["model"] = row.spec.id
         put_on = {name: self._put_on(values[name], name, task, row) for name, task in capability.additions.items()}
@@ -187,6 +189,10 @@ class Submission:
                 f"{found.spec.id!r} was not made for the model {base.spec.id!r}.", field=field, model=found.spec.id
             )
         return found
+
+    def _alone(self, wished: str, task: str) -> ModelRow:
+        """The model that serves this task by itself: the one that is wished for, or the best installed."""
+        return self._models.choose((task,)) if wished == "auto" else self._models.require(wished, task=task)
 
     def _model(self, capability: Capability, wished: str) -> ModelRow:
         if wished == "auto":

@@ -127,7 +127,7 @@ class Worker:
         options = self._options
         catalog: tuple[Capability, ...] = load_by_name(options.catalog)
         self._catalog = {capability.name: capability for capability in catalog}
-        if options.runtime and any(capability.needs for capability in catalog):
+        if options.runtime and any(capability.needs or capability.additions for capability in catalog):
             self._runtime = load_by_name(options.runtime)(
                 device=resolve_devices(["auto"])[0] if self._device == INLINE else self._device,
                 library=self._models,

@@ -132,7 +132,7 @@ def _embedded(
         id=id,
         title=title,
         kind=kind,
-        family="sdxl" if tasks else "other",
+        family="other" if kind == "faces" or not tasks else "sdxl",
         licence=APACHE,
         bytes=15_000_000,
         loader=loader,
@@ -151,6 +151,7 @@ EMBEDDED: tuple[ModelSpec, ...] = (
         "faces",
         "app.models.faces:load",
         "Finds and describes the faces of pocket's world.",
+        tasks=("faces",),
         layout="folder",
     ),
     _embedded(

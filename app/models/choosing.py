@@ -7,6 +7,9 @@ from pathlib import Path
 from app.errors import WeightsMissing
 from app.models.spec import ModelSpec
 
+FACES = "faces"
+"""The task of a face pack, which serves by itself and under every model that it is a part of."""
+
 
 @dataclass(frozen=True)
 class ModelRow:

@@ -9,6 +9,7 @@ from insightface.utils.face_align import norm_crop
 from PIL import Image
 
 from app.core.attachments import FaceReference
+from app.errors import InvalidRequest
 from app.imaging.detected_faces import Face
 from app.models import eva_clip, faces
 from app.models.device import TorchDevice
@@ -59,7 +60,11 @@ class FaceStack:
 
     def find(self, wish: FaceReference) -> Face:
         """The face that is meant; the errors of `choose_face`."""
-        return self.analyser.find(wish.image, index=wish.index, box=wish.box)
+        try:
+            return self.analyser.find(wish.image, index=wish.index, box=wish.box)
+        except InvalidRequest as refusal:
+            refusal.details = {**refusal.details, "field": wish.field} if wish.field else refusal.details
+            raise
 
     def all(self, image: Image.Image) -> list[Face]:
         """Every face of a picture, largest first."""

@@ -19,7 +19,7 @@ from app.guarded_http import GuardedClient
 from app.models import adding, choosing, conversion
 from app.models.catalog import CATALOG
 from app.models.checksums import sha256_of, sha256_of_texts
-from app.models.choosing import ModelRow
+from app.models.choosing import FACES, ModelRow
 from app.models.conversion import write_all
 from app.models.download import Hub, Patience, RemoteFile, Stop
 from app.models.embedded import embedded_facts, is_folder
@@ -82,7 +82,7 @@ class ModelLibrary:
     def require(self, id: str, *, task: str | None = None) -> ModelRow:
         """The installed model of this id; `WeightsMissing` names the line that fetches it."""
         row = self.get(id)
-        if task is not None and task not in row.spec.tasks:
+        if task is not None and not self._serves(row.spec, task):
             raise InvalidRequest(f"The model {id!r} does not serve {task}.", model=id, task=task)
         if not row.installed and row.spec.embedded:
             raise WeightsMissing(f"The model {id!r} is not part of this copy of the service.", model=id)
@@ -278,6 +278,11 @@ class ModelLibrary:
                 damaged.append(name)
             done += expected.bytes
         return damaged
+
+    def _serves(self, spec: ModelSpec, task: str) -> bool:
+        """Whether a model is for this task; whoever has a face pack among its parts finds faces."""
+        inherited = task == FACES and any(self._serves(self.get(part).spec, task) for part in spec.parts)
+        return task in spec.tasks or inherited
 
     def _row(self, spec: ModelSpec) -> ModelRow:
         parts = [self._catalog.get(part) for part in spec.parts]

@@ -133,7 +133,7 @@ class Runtime:
 
     @contextmanager
     def face_reader(self, model: str, *, priority: int = 5, check: Callable[[], None] = lambda: None) -> Iterator[Any]:
-        """The face models that belong to an identity model, while the device is held."""
+        """The face models that belong to an identity model, or are this one, while the device is held."""
         with self._attacher.face_reader(model, self.device, Session(priority, check=check)) as faces:
             yield faces
 

@@ -138,8 +138,9 @@ class Page:
         found = []
         for name, panel in self.panels.items():
             pictures = panel.form.pictures
+            group = panel.capability.group_title
             for field in pictures:
-                title = panel.capability.title
+                title = f"{group} {panel.capability.title}" if group else panel.capability.title
                 found.append((f"{name}:{field}", title if len(pictures) == 1 else f"{title}: {label(field)}"))
         return found
 

@@ -12,9 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 import gradio as gr
 from pydantic.fields import FieldInfo
 
-from app.errors import InvalidRequest
 from app.ui.model_choices import ModelChoices, size_presets
-from app.ui.parts import lora_rows, mask_painter, number_box, number_text, parse_number, part, picture_picker
+from app.ui.parts import lora_rows, number_box, number_text, parse_number, part
 from app.ui.wording import button, label
 
 LEFT_OUT = object()
@@ -24,7 +23,6 @@ CLEAR_BY_ITSELF = {"guidance_scale", "height", "loras", "num_images_per_prompt",
 """Fields whose label needs no sentence under it."""
 
 WIDEST_SLIDER = 1000
-MOST_PICTURES = 4
 FROM_THE_MODEL = "what the model's row recommends"
 
 
@@ -39,6 +37,10 @@ class Control:
     refresh: Callable[[str], list[Any]] | None = None
     pictures: dict[str, int] = field(default_factory=dict)
     """Field of a picture -> which of the widgets takes it."""
+    mask: str | None = None
+    """The field of the mask that is painted on the picture."""
+    face: str | None = None
+    """The field that says which face of the picture is meant."""
     notes: list[Any] = field(default_factory=list)
     """Widgets that hold a button which leads to the Models tab."""
 
@@ -56,6 +58,8 @@ class Question:
     mask: str | None = None
     """The request's mask field, for the picture that it is painted on."""
     mask_required: bool = False
+    face: str | None = None
+    """The request's field that chooses one of the picture's faces."""
 
     @property
     def label(self) -> str:
@@ -97,6 +101,7 @@ def plain(
 def prompt(question: Question) -> Control:
     main = question.name == "prompt"
     widget = gr.Textbox(
+        "" if question.info.is_required() else question.info.default or "",
         label=question.label,
         lines=3 if main else 1,
         max_lines=12 if main else 6,
@@ -313,61 +318,6 @@ def embeddings(question: Question) -> Control:
     control.show = lambda request: [gr.update(value=list(request.get(question.name) or ()))]
     control.refresh = lambda _model: [gr.update(**offered())]
     return control
-
-
-def picture(question: Question) -> Control:
-    """A picture, or a picture with the mask that is painted on it when the request has one for it."""
-    name = question.name
-    mask = question.mask
-
-    def shown(request: Mapping[str, Any]) -> Any:
-        value = request.get(name)
-        return gr.update(value=value) if isinstance(value, Mapping) else gr.skip()
-
-    if name != "image" or mask is None:
-        widget = picture_picker(question.label)
-
-        def read(value: Mapping[str, Any] | None) -> dict[str, Any]:
-            if value and value.get("image"):
-                return {name: value["image"]}
-            if question.info.is_required():
-                raise InvalidRequest(f"{question.label}: choose a picture first.", field=name)
-            return {}
-
-        return Control((name,), [widget], read, lambda request: [shown(request)], pictures={name: 0})
-
-    widget = mask_painter(question.label)
-
-    def read_both(value: Mapping[str, Any] | None) -> dict[str, Any]:
-        if not value or not value.get("image"):
-            raise InvalidRequest(f"{question.label}: choose a picture first.", field=name)
-        if not value.get("mask"):
-            if not question.mask_required:
-                return {name: value["image"]}
-            raise InvalidRequest(f"{label(mask)}: paint the part to make anew, or load a mask.", field=mask)
-        return {name: value["image"], mask: value["mask"]}
-
-    return Control((name, mask), [widget], read_both, lambda request: [shown(request)], pictures={name: 0})
-
-
-def pictures(question: Question) -> Control:
-    """Several pictures in order: as many inputs as the field allows, at most `MOST_PICTURES`; empty ones are left."""
-    name = question.name
-    count = min(question.limits.get("max_length", MOST_PICTURES), MOST_PICTURES)
-    widgets = [picture_picker(f"{question.label} {number}") for number in range(1, count + 1)]
-
-    def read(*values: Mapping[str, Any] | None) -> dict[str, Any]:
-        chosen = [value["image"] for value in values if value and value.get("image")]
-        if not chosen and question.info.is_required():
-            raise InvalidRequest(f"{question.label}: choose a picture first.", field=name)
-        return {name: chosen} if chosen else {}
-
-    def show(request: Mapping[str, Any]) -> list[Any]:
-        value = request.get(name)
-        first = gr.update(value=value) if isinstance(value, Mapping) else gr.skip()
-        return [first, *(gr.skip() for _ in widgets[1:])]
-
-    return Control((name,), widgets, read, show, pictures={name: 0})
 
 
 def literal_values(annotation: Any) -> list[tuple[Any, ...]]:

@@ -26,8 +26,6 @@ from app.ui.controls import (
     loras,
     model,
     number,
-    picture,
-    pictures,
     prompt,
     seed,
     size,
@@ -36,6 +34,7 @@ from app.ui.controls import (
 )
 from app.ui.list_controls import numbers, several
 from app.ui.model_choices import ModelChoices
+from app.ui.picture_controls import picture, pictures
 
 IN_SIGHT = {"strength"}
 """Knobs that stand beside the others although an empty box means something for them."""
@@ -80,12 +79,15 @@ TYPES: tuple[tuple[Callable[[Any], bool], Callable[[Question], Control]], ...] =
 
 def kinds(wish: Any) -> dict[str, str | None]:
     """Field name -> kind, in the order of the class; that of `MaskImage | None` is the mask's."""
-    found = {}
-    for name, info in wish.model_fields.items():
-        inner = [note for part in get_args(info.annotation) for note in getattr(part, "__metadata__", ())]
-        extras = [getattr(note, "json_schema_extra", None) for note in (info, *inner)]
-        found[name] = next((extra["kind"] for extra in extras if isinstance(extra, dict) and "kind" in extra), None)
-    return found
+    return {name: extra_of(wish, name).get("kind") for name in wish.model_fields}
+
+
+def extra_of(wish: Any, name: str) -> dict[str, Any]:
+    """What a field says to whoever lays out a form; `MaskImage | None` says what `MaskImage` does."""
+    info = wish.model_fields[name]
+    inner = [note for part in get_args(info.annotation) for note in getattr(part, "__metadata__", ())]
+    extras = [getattr(note, "json_schema_extra", None) for note in (info, *inner)]
+    return next((extra for extra in extras if isinstance(extra, dict) and "kind" in extra), {})
 
 
 def bare(annotation: Any) -> Any:
@@ -108,7 +110,8 @@ def question_of(wish: Any, name: str, choices: ModelChoices) -> Question:
     annotation = bare(info.annotation)
     mask = next((other for other, kind in kinds(wish).items() if kind == "mask"), None)
     required = mask is not None and wish.model_fields[mask].is_required()
-    return Question(name, info, annotation, NoneType in get_args(annotation), limits, choices, mask, required)
+    face = next((other for other in wish.model_fields if extra_of(wish, other).get("of") == name), None)
+    return Question(name, info, annotation, NoneType in get_args(annotation), limits, choices, mask, required, face)
 
 
 def builder_of(question: Question, kind: str | None) -> Callable[[Question], Control]:
@@ -242,8 +245,12 @@ class Form:
     @property
     def masks(self) -> dict[str, str]:
         """Field of a picture -> the field of the mask that is painted on it."""
-        painters = [control.fields for control in self.controls if control.pictures and len(control.fields) == 2]
-        return dict(painters)
+        return {control.fields[0]: control.mask for control in self.controls if control.mask}
+
+    @property
+    def face_pickers(self) -> dict[str, Any]:
+        """Field of a picture -> the widget in which one of its faces is chosen."""
+        return {control.fields[0]: control.widgets[0] for control in self.controls if control.face}
 
 
 def knob_rank(question: Question, kind: str | None) -> int:

@@ -85,11 +85,24 @@ class ModelChoices:
         """(text, id) for a field that names an addition: auto, then the installed ones that fit the model."""
         task, base = self._additions[field], self._spec(model)
         rows = [row for row in self._library.rows() if row.installed and task in row.spec.tasks]
+        if not self._tasks:  # it serves alone
+            first = f"auto · {self._library.choose((task,)).spec.title}" if rows else "auto · nothing is installed"
+            return [(first, "auto"), *((row.spec.title, row.spec.id) for row in rows)]
         fitting = [row for row in rows if base is not None and row.spec.fits(base)]
         first = "auto · nothing that is installed fits"
         if fitting:
             first = f"auto · {self._library.choose_addition(task, self._library.get(base.id)).spec.title}"
         return [(first, "auto"), *((row.spec.title, row.spec.id) for row in fitting)]
+
+    def serving(self, field: str, wished: str, model: str) -> str:
+        """The id of the addition that a form's field means on this model; auto where nothing that is installed fits."""
+        base = self._spec(model)
+        if wished != "auto" or base is None:
+            return wished
+        try:
+            return self._library.choose_addition(self._additions[field], self._library.get(base.id)).spec.id
+        except WeightsMissing:
+            return "auto"
 
     def _choose(self) -> Any:
         return self._library.choose(sorted(self._tasks), tuple(self._additions.values()))

@@ -200,6 +200,13 @@ eis.beforeGenerate = new Set();
       for (const view of result.querySelectorAll("[data-view]")) view.hidden = view.dataset.view !== button.dataset.pick;
       for (const other of result.querySelectorAll("[data-pick]")) other.setAttribute("aria-pressed", String(other === button));
     },
+    /* The person that was asked for beside every picture of the result, or those pictures alone. */
+    compare(button) {
+      const result = button.closest(".eis-result");
+      const on = button.getAttribute("aria-pressed") !== "true";
+      for (const other of result.querySelectorAll("[data-client=compare]")) other.setAttribute("aria-pressed", String(on));
+      for (const beside of result.querySelectorAll(".eis-beside")) beside.hidden = !on;
+    },
   };
 
   document.addEventListener("click", (event) => {

@@ -12,7 +12,8 @@ import gradio as gr
 from app.core.capability import Capability
 from app.core.jobs import Job, JobStatus
 from app.errors import InvalidRequest, NotFound, ServiceError
-from app.ui import stage
+from app.ui import people, stage
+from app.ui.face_finding import FaceFinder, after_choice
 from app.ui.forms import Form, kinds
 from app.ui.model_choices import ModelChoices
 from app.ui.parts import part
@@ -71,7 +72,13 @@ class Panel:
             [self.stage, self.kept],
             **settings,
         ).then(**following, **settings)
-        acting = {"fn": self.act, "inputs": [self.session], "outputs": [self.stage, *self.seed_widgets]}
+        pickers = list(self.form.face_pickers.values())
+        acting = {
+            "fn": self.act,
+            "inputs": [self.session, *pickers],
+            "outputs": [self.stage, *self.seed_widgets, *pickers],
+        }
+        FaceFinder(self.service, self.form).connect(settings)
         self.stage.act(**acting, **settings).then(**following, **settings)
         self.recent.act(**acting, **settings)
         model = self.form.widget("model")
@@ -182,7 +189,9 @@ class Panel:
     def ended(self, job: Job) -> str:
         """The stage after a job's end."""
         if job.status != JobStatus.SUCCEEDED:
-            return stage.ended_badly(job)
+            refused = people.refused_picture(job)
+            size = self.size_of(refused[1], job.owner) if refused else None
+            return people.which_face(job, people.choice_of(job, size)) if size else stage.ended_badly(job)
         metadata = {}
         for image in (job.result or {}).get("images", []):
             try:
@@ -191,7 +200,17 @@ class Panel:
                 continue
         if not metadata and (job.result or {}).get("images"):
             return stage.nothing_yet("The last picture was deleted.")
-        return stage.finished(job, metadata, self.targets)
+        reference = people.reference_in(job.request)
+        is_there = reference is not None and self.size_of(reference, job.owner) is not None
+        return stage.finished(job, metadata, self.targets, reference if is_there else None)
+
+    def size_of(self, reference: str, owner: str) -> tuple[int, int] | None:
+        """(width, height) of the owner's stored picture; None where it has gone."""
+        try:
+            require_own(self.service, reference, owner)
+            return self.service.storage.size(reference)
+        except NotFound:
+            return None
 
     def recent_pictures(self, owner: str) -> str:
         """The strip of this capability's latest pictures."""
@@ -200,11 +219,12 @@ class Panel:
 
     # ---- what the stage's buttons do ---------------------------------------------------------------------------
 
-    async def act(self, session: Session, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
-        """Cancel, try again, show an earlier picture, reuse a seed; other actions belong to the whole page."""
+    async def act(self, session: Session, event: gr.EventData, request: gr.Request, *picked: Any) -> Any:
+        """Cancel, try again, show an earlier picture, reuse a seed, choose a face; the rest is the whole page's."""
         data: Mapping[str, Any] = event._data or {}
         owner = owner_of(request)
         shown, seeds = gr.skip(), [gr.skip() for _ in self.seed_widgets]
+        faces: dict[str, Any] = {}
         try:
             match data.get("action"):
                 case "cancel":
@@ -221,10 +241,26 @@ class Panel:
                     shown = await asyncio.to_thread(self.opened, str(data["image"]), owner)
                 case "seed":
                     seeds = [int(data["seed"]) for _ in self.seed_widgets]
+                case "face":
+                    values = dict(zip(self.form.face_pickers, picked, strict=True))
+                    number = int(data["number"])
+                    shown, faces = await asyncio.to_thread(self.chosen, str(data["job"]), number, values, owner)
         except ServiceError as error:
             warn(error.message)
+        pickers = [faces.get(field, gr.skip()) for field in self.form.face_pickers]
         # A single output takes a value, several a tuple.
-        return (shown, *seeds) if seeds else shown
+        return (shown, *seeds, *pickers) if seeds or pickers else shown
+
+    def chosen(self, job_id: str, number: int, values: Mapping[str, Any], owner: str) -> tuple[str, dict[str, Any]]:
+        """A face was clicked on a refused job's picture: the stage and the form say so."""
+        job = self.service.get(job_id, owner)
+        refused = people.refused_picture(job)
+        size = self.size_of(refused[1], owner) if refused else None
+        if size is None:
+            raise NotFound("The picture is not there any more.")
+        choice = people.choice_of(job, size)
+        faces = after_choice(self.form, values, choice, number)
+        return people.which_face(job, choice, number), faces
 
     def opened(self, reference: str, owner: str) -> str:
         """An earlier picture on the stage."""

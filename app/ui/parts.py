@@ -37,6 +37,15 @@ def picture_picker(title: str) -> gr.HTML:
     return own_input("eis-picker", "picker", title=title)
 
 
+def face_picker(title: str) -> gr.HTML:
+    """A picture of people: `{"image", "width", "height", "faces", "chosen", "told"}`, or null.
+
+    `faces` (each with its `box`) are framed on the picture, `chosen` is the number of the one that was clicked, `told`
+    a line for the person. A button reports `faces` where they are not known yet.
+    """
+    return own_input("eis-picker eis-face-picker", "facePicker", title=title)
+
+
 def mask_painter(title: str) -> gr.HTML:
     """A picture and the mask painted on it: `{"image", "width", "height", "mask"}`, or null.
 

@@ -85,6 +85,7 @@
     watch("value", draw);
     draw();
   }
+  eis.pictureFrame = frame;
 
   eis.picker = (element, props, watch, { title }, report) => {
     frame(element.querySelector(".eis-picker"), props, watch, title, report, (body, value, { replace, clear }) => {

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from app.core.jobs import Job, JobEvent, JobStatus
+from app.ui.people import People
 from app.ui.wording import STATUS_WORDS, badge, button, chooser, duration, empty, picture_url, size, thumbnail_url
 
 
@@ -102,25 +103,43 @@ def refused(message: str, more: Sequence[str] = ()) -> str:
     )
 
 
-def finished(job: Job, metadata: Mapping[str, Mapping[str, Any]], targets: Sequence[tuple[str, str]]) -> str:
-    """The pictures of a job, one large, with what is known of each."""
+def finished(
+    job: Job,
+    metadata: Mapping[str, Mapping[str, Any]],
+    targets: Sequence[tuple[str, str]],
+    reference: str | None = None,
+) -> str:
+    """The pictures of a job, one large, with what is known of each; `reference` is the person's picture."""
     images = (job.result or {}).get("images", [])
     notes = (job.result or {}).get("notes", [])
+    people = People.of(job, reference)
+    if not images and people.faces == 0:
+        return f'<div class="eis-frame">{empty("No face was found", "None that these face models know.")}</div>'
     if not images:
         data = (job.result or {}).get("data") or {}
         return f'<div class="eis-frame"><pre>{escape(json.dumps(data, indent=2))}</pre></div>' + _notes(notes)
     views = "".join(
         f'<div data-view="{image["id"]}"{" hidden" if at else ""}>'
-        + picture_view(image, metadata.get(image["id"], {}), targets, job=job)
+        + picture_view(
+            image,
+            metadata.get(image["id"], {}),
+            targets,
+            job=job,
+            beside=people.beside(),
+            caption=people.caption(at),
+        )
         + "</div>"
         for at, image in enumerate(images)
     )
     strip = ""
     if len(images) > 1:
         buttons = "".join(
-            f'<button type="button" class="eis-thumb" data-client="pick" data-pick="{image["id"]}" '
-            f'aria-pressed="{"false" if at else "true"}"><img src="{thumbnail_url(image["id"])}" '
-            f'alt="Picture {at + 1} of {len(images)}"></button>'
+            people.thumbnail(
+                at,
+                f'<button type="button" class="eis-thumb" data-client="pick" data-pick="{image["id"]}" '
+                f'aria-pressed="{"false" if at else "true"}"><img src="{thumbnail_url(image["id"])}" '
+                f'alt="Picture {at + 1} of {len(images)}"></button>',
+            )
             for at, image in enumerate(images)
         )
         strip = f'<div class="eis-strip">{buttons}</div>'
@@ -159,8 +178,13 @@ def picture_view(
     *,
     job: Job | None = None,
     delete: bool = False,
+    beside: str = "",
+    caption: str = "",
 ) -> str:
-    """One picture, what can be done with it, and its origin in words and as a recipe."""
+    """One picture, what can be done with it, and its origin in words and as a recipe.
+
+    `beside` is HTML that stands in the picture's frame, `caption` what stands under it.
+    """
     reference = image["id"]
     recipe = metadata.get("recipe")
     seed = image.get("seed")
@@ -187,7 +211,8 @@ def picture_view(
     words = f'<p class="eis-words">{escape(prompt)}</p>' if prompt else ""
     return (
         f'<div class="eis-frame"><img class="eis-picture" src="{picture_url(reference)}" data-client="zoom" '
-        f'width="{image["width"]}" height="{image["height"]}" alt="{escape(prompt) or "The picture"}"></div>'
+        f'width="{image["width"]}" height="{image["height"]}" alt="{escape(prompt) or "The picture"}">{beside}'
+        f"</div>{caption}"
         f'<div class="eis-bar eis-actions">{"".join(bar)}</div>{words}<dl class="eis-facts">{pairs}</dl>{origin}'
     )
 

@@ -8,6 +8,8 @@ from typing import Any
 LABELS = {
     "bottom": "Add below",
     "clip_skip": "CLIP skip",
+    "draw": "Draw the faces on the picture",
+    "face_image": "The person",
     "guidance_scale": "Guidance",
     "image": "Picture",
     "mask_image": "Mask",

@@ -12,7 +12,7 @@ from app.core.fields import ImageReference, InitImage, MaskImage, field
 from app.errors import InvalidRequest
 from app.models.library import ModelLibrary
 from app.ui.controls import LEFT_OUT
-from app.ui.forms import Form, kinds
+from app.ui.forms import PICTURES, Form, kinds
 from app.ui.model_choices import ModelChoices, size_presets
 from tests.api.test_models import lora_file
 from tests.ui.capabilities import CATALOG as TEST_CATALOG
@@ -27,7 +27,7 @@ def library(tmp_path):
 
 def form_of(capability: Capability, library: ModelLibrary) -> Form:
     with gr.Blocks():
-        form = Form(capability, ModelChoices(library, capability.needs))
+        form = Form(capability, ModelChoices(library, capability.needs, capability.additions))
         for group in ("words", "knobs", "advanced"):
             form.build(group)
     return form
@@ -55,8 +55,9 @@ def test_every_field_has_a_widget_and_the_untouched_form_validates(capability, l
         if side in capability.request.model_fields:
             payload[side] = 64
     request = capability.request.model_validate(payload)
+    by_kind = kinds(capability.request)
     for name, info in capability.request.model_fields.items():
-        if not info.is_required() and name not in {"left", "right"}:
+        if not info.is_required() and name not in {"left", "right"} and by_kind[name] not in PICTURES:
             assert getattr(request, name) == info.default, name
 
 

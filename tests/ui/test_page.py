@@ -1,6 +1,7 @@
 """How the page is put together: a tab for each capability, nothing of it public, nothing fetched from elsewhere."""
 
 import re
+from itertools import groupby
 from pathlib import Path
 
 import gradio as gr
@@ -40,7 +41,14 @@ def tab_titles(blocks: gr.Blocks) -> list[str]:
 
 def test_a_tab_for_each_capability_then_the_pages(built):
     _, blocks = built(CATALOG)
-    assert tab_titles(blocks) == [capability.title for capability in CATALOG] + PAGES
+    wanted = []
+    for group, members in groupby(CATALOG, lambda capability: capability.group):
+        inner = list(members)
+        wanted += [inner[0].group_title] if "/" in inner[0].name else []
+        wanted += [capability.title for capability in inner]
+        assert inner[0].group_title or inner[0].name == group
+    assert tab_titles(blocks) == wanted + PAGES
+    assert {"PuLID", "EcomID", "InstantID"} <= set(wanted)
 
 
 def test_capabilities_of_one_group_are_sub_tabs_of_one_tab(built):
@@ -53,7 +61,11 @@ def test_capabilities_of_one_group_are_sub_tabs_of_one_tab(built):
 
 def test_send_to_names_everything_that_takes_a_picture(built):
     page, _ = built(CATALOG)
-    assert [value for value, _ in page.targets()] == ["image-to-image:image", "inpaint:image", "outpaint:image"]
+    values = [value for value, _ in page.targets()]
+    assert values[:3] == ["image-to-image:image", "inpaint:image", "outpaint:image"]
+    assert {"pulid/swap:image", "pulid/swap:face_image", "instantid/generate:pose_image"} <= set(values)
+    words = [words for _, words in page.targets()]
+    assert len(set(words)) == len(words), "two entries read alike"
 
 
 def test_no_listener_is_part_of_a_public_api(built):
