@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # HOST and PORT count only as `make run HOST=... PORT=...`: shells export HOST for other ends, and EIS_HOST is the setting.
 flag = $(if $(findstring command,$(origin $(1))),--$(2) $($(1)))
 
-.PHONY: run test prove demo bench lint docs clean help
+.PHONY: run test parity prove demo bench lint docs clean help
 
 help:  ## what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -15,6 +15,9 @@ run: $(VENV)/.installed  ## install and serve on http://127.0.0.1:7860
 
 test: $(VENV)/.installed-test  ## the whole suite, as CI runs it
 	$(BIN)/python -m pytest tests $(ARGS)
+
+parity: $(VENV)/.installed-test  ## identity against the references' numbers; EIS_PARITY=DIR takes another folder's cases
+	@$(BIN)/python -m pytest tests/parity -q $(ARGS)
 
 prove: $(VENV)/.installed-test  ## the long proofs; resumable; figures go into docs/proofs.md
 	$(BIN)/python -m tests.prove $(ARGS)

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 
 from app.errors import InvalidRequest, OutOfMemory
+from app.models import controls
+from app.models.attached import Attached
 from app.models.attention import faster_attention, sliced_attention
 from app.models.device import TorchDevice
 from app.models.prompts import PromptEncoder
-from app.models.step_batching import Session, StepBatcher
+from app.models.row_attention import Part, attending
+from app.models.step_batching import Call, Session, StepBatcher
 
 PROMPT_ARGUMENTS = ("prompt", "negative_prompt", "clip_skip")
 OUT_OF_MEMORY = (
@@ -47,6 +50,7 @@ class BorrowedPipeline:
         vae_tiling: bool = False,
         sliced_attention: bool = False,
         compiled: bool = False,
+        attached: Attached | None = None,
     ) -> None:
         self.stock = stock
         self.task = task
@@ -61,6 +65,7 @@ class BorrowedPipeline:
         self._vae_tiling = vae_tiling
         self._sliced_attention = sliced_attention
         self._compiled = compiled
+        self._attached = attached or Attached()
         self._is_standing = False
 
     @property
@@ -107,20 +112,44 @@ class BorrowedPipeline:
                 f"{steps} steps at strength {strength:g} are less than one step; raise one of them.", field="strength"
             )
         self._one_at_a_time = False
-        session = replace(self._session, dress=self._dress)
+        with self.working(guided=self._is_guided(arguments)):
+            return self._run(self._with_controls(arguments))
+
+    @contextmanager
+    def working(self, *, guided: bool = True) -> Iterator[Any]:
+        """Hold the device: the stock pipeline, whose modules share their forwards and have on what was attached.
+
+        `guided`: a forward's rows are a negative prompt's and then a prompt's.
+        """
+        session = replace(self._session, dress=self._dress, branches=self._attached.branches, guided=guided)
         with self._batcher.turn(session):
+            unet = self.stock.unet
             # Made while the device is held: nobody else has the modules in another format meanwhile.
             views = {
-                "unet": self._batcher.view(self.stock.unet, session),
+                "unet": self._batcher.view(unet, session, around=lambda batch: attending(unet, _parts_of(batch))),
                 "vae": self._batcher.view_of_vae(self.stock.vae, session),
             }
+            if self._attached.controls:
+                views["controlnet"] = controls.standing(self._attached.controls, self._batcher, session)
             with _standing_in(self.stock, views):
                 self._is_standing = True
                 self._dress()
                 try:
-                    return self._run(arguments)
+                    yield self.stock
                 finally:
                     self._is_standing = self.stock.vae.use_tiling = False
+
+    def _is_guided(self, arguments: Mapping[str, Any]) -> bool:
+        guidance = arguments.get("guidance_scale", _default(self.stock, "guidance_scale"))
+        return guidance > 1 and self.stock.unet.config.time_cond_proj_dim is None
+
+    def _with_controls(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments, `control_image` (a list, one for each ControlNet) as the stock pipeline wants it."""
+        rest = dict(arguments)
+        images = rest.pop("control_image", ())
+        if not self._attached.controls:
+            return rest
+        return rest | controls.arguments_for(self._attached.controls, images, self.task)
 
     def _dress(self) -> None:
         """What this call needs on the shared modules, each time that it gets its turn."""
@@ -200,14 +229,24 @@ class BorrowedPipeline:
         negatives = None if negative is None else _as_list(negative)
         if negatives is not None and len(negatives) == 1:
             negatives *= len(prompts)
-        guidance = arguments.get("guidance_scale", _default(self.stock, "guidance_scale"))
         embeddings = self._prompts.arguments(
             prompts,
             negatives,
-            guided=guidance > 1 and self.stock.unet.config.time_cond_proj_dim is None,
+            guided=self._is_guided(arguments),
             clip_skip=arguments.get("clip_skip"),
         )
         return rest | embeddings
+
+
+def _parts_of(batch: Sequence[Call]) -> list[Part]:
+    """The rows of a UNet's forward, by call."""
+    return [
+        Part(call.rows, call.session.branches, call.session.guided, lambda call=call: _timestep(call)) for call in batch
+    ]
+
+
+def _timestep(call: Call) -> float:
+    return float(torch.as_tensor(call.args[1]).reshape(-1)[0])
 
 
 @contextmanager

@@ -37,6 +37,18 @@ PIPELINES: dict[str, dict[str, Any]] = {
         "inpaint": diffusers.StableDiffusionXLInpaintPipeline,
     },
 }
+WITH_CONTROLS: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "text-to-image": diffusers.StableDiffusionControlNetPipeline,
+        "image-to-image": diffusers.StableDiffusionControlNetImg2ImgPipeline,
+        "inpaint": diffusers.StableDiffusionControlNetInpaintPipeline,
+    },
+    "sdxl": {
+        "text-to-image": diffusers.StableDiffusionXLControlNetPipeline,
+        "image-to-image": diffusers.StableDiffusionXLControlNetImg2ImgPipeline,
+        "inpaint": diffusers.StableDiffusionXLControlNetInpaintPipeline,
+    },
+}
 LIBRARIES = {"diffusers", "transformers"}
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 SCHEDULE_OPTIONS = ("timestep_spacing", "prediction_type", "rescale_betas_zero_snr")
@@ -108,16 +120,17 @@ class Checkpoint:
     def _use_compiled(self) -> None:
         self._blocks.use(self.is_compiled and self.wardrobe.worn in {None, PLAIN})
 
-    def view(self, task: str, scheduler: str | None) -> Any:
+    def view(self, task: str, scheduler: str | None, controlnets: Sequence[Any] = ()) -> Any:
         """A stock diffusers pipeline for this task over the shared components, with a fresh scheduler."""
-        pipeline_class = PIPELINES[self.family].get(task)
+        pipeline_class = (WITH_CONTROLS if controlnets else PIPELINES)[self.family].get(task)
         if pipeline_class is None:
             raise InvalidRequest(f"A checkpoint of this family does not serve {task}.", task=task)
         channels = self.components["unet"].config.in_channels
         if channels != 4 and task != "inpaint":
             raise InvalidRequest(f"An inpainting checkpoint ({channels} channels) does not serve {task}.", task=task)
+        more = {"controlnet": controlnets[0] if len(controlnets) == 1 else list(controlnets)} if controlnets else {}
         pipeline = pipeline_class(
-            **self.components, scheduler=schedulers.create(scheduler, self.scheduler_config), **self.flags
+            **self.components, **more, scheduler=schedulers.create(scheduler, self.scheduler_config), **self.flags
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline

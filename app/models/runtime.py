@@ -7,7 +7,7 @@ between, and every call puts the number formats back.
 import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import diffusers
@@ -15,10 +15,12 @@ import torch
 import transformers
 from PIL import Image
 
+from app.core.attachments import Attachment
 from app.core.model_offload import AUTO, ModelCache, ModelState, Offload
 from app.errors import InvalidRequest, OutOfMemory, ServiceError
 from app.models import adapters, compiling, previews
 from app.models.adapters import Addition
+from app.models.attached import Attached
 from app.models.borrowed import OUT_OF_MEMORY, BorrowedPipeline
 from app.models.device import TorchDevice, parked_default
 from app.models.library import ModelLibrary, ModelRow
@@ -26,6 +28,9 @@ from app.models.machine import check_package
 from app.models.pipelines import Checkpoint
 from app.models.prompts import Encoder, PromptEncoder
 from app.models.step_batching import Session, StepBatcher
+
+FACE_KINDS = ("faces", "image-encoder")
+"""Kinds of rows that a stack of face models is put together from."""
 
 
 class Runtime:
@@ -55,17 +60,23 @@ class Runtime:
         textual_inversions: Sequence[str] = (),
         scheduler: str | None = None,
         vae_tiling: bool = False,
+        attachments: Sequence[Attachment] = (),
         priority: int = 5,
         check: Callable[[], None] = lambda: None,
     ) -> Iterator[BorrowedPipeline]:
-        """A pipeline of this model for this task, with its additions; on leaving, they are off again.
+        """A pipeline of this model for this task, with its additions and attachments; on leaving, they are off again.
 
         `loras` have `.model` (an id) and `.weight`. `check` raises when the borrower is to end; it is asked while a
         call waits for others, of which those of the higher `priority` go first.
         """
         row = self._library.require(model, task=task)
         parts = [self._library.require(part) for part in row.spec.parts]
-        lora_parts = [Addition(part.spec.id, part.path) for part in parts if part.spec.kind == "lora"]
+        attached_rows = [self._fitting(wish.model, row) for wish in attachments]
+        lora_parts = [
+            Addition(part.spec.id, part.path)
+            for part in (*parts, *(part for other in attached_rows for part in self._all_parts(other)))
+            if part.spec.kind == "lora"
+        ]
         lora_additions = lora_parts + [self._addition(lora.model, "lora", row, lora.weight) for lora in loras]
         inversions = [self._addition(id, "embedding", row) for id in textual_inversions]
         at = self.device
@@ -79,7 +90,13 @@ class Runtime:
         self._drop_replaced(row.spec.id, key)
         with ExitStack() as stack:
             checkpoint = stack.enter_context(self._cache.borrow(key, load, estimate=self._estimate(row, parts)))
-            stock = checkpoint.view(task, scheduler)
+            attached = Attached.of(
+                [
+                    stack.enter_context(self._attached(wish, other, checkpoint, row.spec.id, priority, check))
+                    for wish, other in zip(attachments, attached_rows, strict=True)
+                ]
+            )
+            stock = checkpoint.view(task, scheduler, [control.network for control in attached.controls])
             stack.enter_context(previews.watching(stock.scheduler))
             wardrobe = checkpoint.wardrobe
             outfit = stack.enter_context(self._dressed(checkpoint, stock, lora_additions, inversions, priority, check))
@@ -106,8 +123,71 @@ class Runtime:
                 stream=stream,
                 vae_tiling=vae_tiling or checkpoint.placement.strategy.decodes_in_tiles,
                 sliced_attention=checkpoint.placement.strategy is Offload.ATTENTION,
-                compiled=checkpoint.is_compiled,
+                compiled=checkpoint.is_compiled and not attached.branches,
+                attached=attached,
             )
+
+    @contextmanager
+    def _attached(
+        self,
+        wish: Attachment,
+        row: ModelRow,
+        checkpoint: Checkpoint,
+        model: str,
+        priority: int,
+        check: Callable[[], None],
+    ) -> Iterator[Any]:
+        """What carries this wish out, its weights pinned for the block; face models are there only to make it."""
+        parts = self._all_parts(row)
+        module, _, name = wish.attach.partition(":")
+        attach = getattr(importlib.import_module(module), name)
+        with self._opened(row, parts) as opened:
+            unet = checkpoint.components["unet"]
+            opened.check_fit(unet, model)
+            with self.faces(parts) as faces, self.batcher.turn(Session(priority, check=check)):
+                made = attach(opened, wish, faces=faces, unet=unet)
+            yield made
+
+    @contextmanager
+    def faces(self, parts: Sequence[ModelRow]) -> Iterator[Any]:
+        """The face models among these rows as one stack; None where there are none."""
+        mine = [part for part in parts if part.spec.kind in FACE_KINDS]
+        if not any(part.spec.kind == "faces" for part in mine):
+            yield None
+            return
+        from_rows = functools.partial(importlib.import_module("app.models.faces").open_stack, mine, self.device)
+        estimate = sum(part.bytes_on_disk for part in mine)
+        with self._cache.borrow(_key(mine[0], mine[1:], self.device), from_rows, estimate=estimate) as stack:
+            yield stack
+
+    def _opened(self, row: ModelRow, parts: Sequence[ModelRow]) -> AbstractContextManager[Any]:
+        """The weights of a row that stands beside checkpoints, on the device and pinned for the block."""
+
+        def load() -> Any:
+            module, _, name = row.spec.loader.partition(":")
+            return getattr(importlib.import_module(module), name)(row.spec, row.path, self.device, parts=parts)
+
+        key = _key(row, parts, self.device)
+        self._drop_replaced(row.spec.id, key)
+        own = [part for part in parts if part.spec.kind not in {*FACE_KINDS, "lora"}]
+        return self._cache.borrow(key, load, estimate=row.bytes_on_disk + sum(part.bytes_on_disk for part in own))
+
+    def _fitting(self, id: str, base: ModelRow) -> ModelRow:
+        """The installed row of this id; `InvalidRequest` where it is known to be made for another model."""
+        row = self._library.require(id)
+        if row.spec.family not in {base.spec.family, "other"}:
+            raise InvalidRequest(
+                f"{id!r} was made for {row.spec.family}; the model {base.spec.id!r} is {base.spec.family}.", model=id
+            )
+        return row
+
+    def _all_parts(self, row: ModelRow) -> list[ModelRow]:
+        """The rows that this one needs, and those that they need; each once."""
+        found: dict[str, ModelRow] = {}
+        for id in row.spec.parts:
+            part = self._library.require(id)
+            found |= {other.spec.id: other for other in self._all_parts(part)} | {id: part}
+        return list(found.values())
 
     @contextmanager
     def _dressed(

@@ -15,7 +15,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,19 +23,25 @@ import torch
 
 from app.models.step_pace import StepPace
 
+RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
+"""What ControlNets add to a UNet: a call that has none merges with one that has."""
+
 
 @dataclass(eq=False)
 class Session:
     """One pipeline call on its way.
 
     `check` raises when its job is to end; `dress` puts its additions on the shared modules, and calls merge only when
-    `outfit` agrees.
+    `outfit` agrees. `branches` act on its own rows alone, so they hinder no merging; `guided` says that its rows are a
+    negative prompt's and then a prompt's.
     """
 
     priority: int = 5
     outfit: Any = None
     check: Callable[[], None] = lambda: None
     dress: Callable[[], None] = lambda: None
+    branches: tuple[Any, ...] = ()
+    guided: bool = True
     order: int = 0
 
     def ended(self) -> bool:
@@ -52,6 +58,10 @@ class Session:
         return (-self.priority, self.order)
 
 
+Around = Callable[[Sequence["Call"]], AbstractContextManager[None]]
+"""What stands around a forward that serves these calls."""
+
+
 @dataclass(eq=False)
 class Call:
     """A parked call of a module: `key` says which others it may merge with, `rows` how many it brings."""
@@ -63,6 +73,7 @@ class Call:
     rows: int
     key: tuple[Any, ...]
     counts: "Counts"
+    around: "Around"
     taken: bool = False
     done: bool = False
     answer: Any = None
@@ -109,12 +120,18 @@ class StepBatcher:
                 self._holder = None
                 self._changed.notify_all()
 
-    def view(self, module: torch.nn.Module, session: Session, counts: Counts | None = None) -> torch.nn.Module:
+    def view(
+        self,
+        module: torch.nn.Module,
+        session: Session,
+        counts: Counts | None = None,
+        around: Around = lambda batch: nullcontext(),
+    ) -> torch.nn.Module:
         """The module, sharing every weight, whose forward parks the call until a batch takes it."""
         view = copy.copy(module)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return self._park(session, module, args, kwargs, counts or self.counts)
+            return self._park(session, module, args, kwargs, counts or self.counts, around)
 
         view.__dict__["forward"] = forward
         return view
@@ -158,11 +175,14 @@ class StepBatcher:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         counts: Counts,
+        around: Around,
     ) -> Any:
         rows = args[0].shape[0] if args and isinstance(args[0], torch.Tensor) else 0
-        key = (id(module), session.outfit, *_signature(args, rows), *_signature(kwargs, rows))
+        key = (id(module), session.outfit, *_signature(args, rows), *_signature(_without_residuals(kwargs), rows))
         # The module's forward as it will be then: hooks that stream its weights may come and go meanwhile.
-        call = Call(session, lambda *given, **named: module.forward(*given, **named), args, kwargs, rows, key, counts)
+        call = Call(
+            session, lambda *given, **named: module.forward(*given, **named), args, kwargs, rows, key, counts, around
+        )
         with self._changed:
             self._holder = None
             self._parked.append(call)
@@ -216,13 +236,14 @@ class StepBatcher:
         first = batch[0]
         try:
             first.session.dress()
-            if len(batch) == 1:
-                first.answer = first.forward(*first.args, **first.kwargs)
-            else:
-                args, kwargs = merge(batch)
-                answers = split(first.forward(*args, **kwargs), [call.rows for call in batch])
-                for call, answer in zip(batch, answers, strict=True):
-                    call.answer = answer
+            with first.around(batch):
+                if len(batch) == 1:
+                    first.answer = first.forward(*first.args, **first.kwargs)
+                else:
+                    args, kwargs = merge(batch)
+                    answers = split(first.forward(*args, **kwargs), [call.rows for call in batch])
+                    for call, answer in zip(batch, answers, strict=True):
+                        call.answer = answer
         except Exception as error:
             if len(batch) == 1:
                 first.error = error
@@ -247,7 +268,31 @@ def merge(batch: Sequence[Call]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     sizes = [call.rows for call in batch]
     args = [_timed(call.args, call.rows) for call in batch]
     merged = tuple(_join(parts, sizes) for parts in zip(*args, strict=True))
-    return merged, {name: _join([call.kwargs[name] for call in batch], sizes) for name in batch[0].kwargs}
+    named = {name: _join([call.kwargs[name] for call in batch], sizes) for name in _without_residuals(batch[0].kwargs)}
+    return merged, named | _residuals(batch, sizes)
+
+
+def _without_residuals(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name not in RESIDUALS}
+
+
+def _residuals(batch: Sequence[Call], sizes: Sequence[int]) -> dict[str, Any]:
+    """What ControlNets add, for all rows: zeros for the calls that have none."""
+    found = {}
+    for name in RESIDUALS:
+        given = [call.kwargs.get(name) for call in batch]
+        like = next((value for value in given if value is not None), None)
+        if like is not None:
+            nothing = [_zeros(like, rows) for rows in sizes]
+            found[name] = _join([none if one is None else one for one, none in zip(given, nothing, strict=True)], sizes)
+    return found
+
+
+def _zeros(like: Any, rows: int) -> Any:
+    """Zeros in the shape of `like`, but with so many rows."""
+    if isinstance(like, torch.Tensor):
+        return like.new_zeros(rows, *like.shape[1:])
+    return type(like)(_zeros(part, rows) for part in like)
 
 
 def split(answer: Any, sizes: Sequence[int]) -> list[Any]:

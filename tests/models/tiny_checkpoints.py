@@ -166,17 +166,22 @@ def build_sd15(folder: Path, seed: int = 0, *, in_channels: int = 4) -> StableDi
     )
 
 
-def build_sdxl(folder: Path, seed: int = 0, *, in_channels: int = 4) -> StableDiffusionXLPipeline:
+def build_sdxl(
+    folder: Path,
+    seed: int = 0,
+    *,
+    in_channels: int = 4,
+    text_widths: tuple[int, int] = (TEXT_WIDTH, TEXT_WIDTH_2),
+) -> StableDiffusionXLPipeline:
     """The pipeline that `make_sdxl` writes (the tokenizers' files go to `folder`)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = write_tokenizer(folder / "tokenizer")
         tokenizer_2 = write_tokenizer(folder / "tokenizer_2", pad_token="!")
-        text_encoder = _uneven_norms(CLIPTextModel(_text_config(tokenizer, TEXT_WIDTH)))
+        first, second = text_widths
+        text_encoder = _uneven_norms(CLIPTextModel(_text_config(tokenizer, first)))
         text_encoder_2 = _uneven_norms(
-            CLIPTextModelWithProjection(
-                _text_config(tokenizer_2, TEXT_WIDTH_2, projection_dim=TEXT_WIDTH_2, hidden_act="gelu")
-            )
+            CLIPTextModelWithProjection(_text_config(tokenizer_2, second, projection_dim=second, hidden_act="gelu"))
         )
         unet = UNet2DConditionModel(
             sample_size=8,
@@ -188,11 +193,11 @@ def build_sdxl(folder: Path, seed: int = 0, *, in_channels: int = 4) -> StableDi
             transformer_layers_per_block=(1, 2),
             attention_head_dim=(2, 4),
             norm_num_groups=8,
-            cross_attention_dim=TEXT_WIDTH + TEXT_WIDTH_2,
+            cross_attention_dim=first + second,
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + TEXT_WIDTH_2,
+            projection_class_embeddings_input_dim=6 * 8 + second,
         )
         vae = _vae(0.13025)
         _spread(unet), _spread(vae, 2.0)
