@@ -1,0 +1,236 @@
+"""Train what looks at faces: the measure of likeness, the face pack's networks, the image encoder.
+
+Each is a stage of its own with the people's pictures as its only source; `EACH` lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from app.pocket import crops, face_networks, faces, likeness, people, portraits
+from app.pocket.checkpoints import Stage, generator_of, rng_of
+from app.pocket.people import LOOKS, People
+
+BATCH = 64
+TEMPERATURE = 0.1
+FILL = torch.tensor([132, 133, 135]).view(1, 3, 1, 1) / 255  # what facexlib puts around an aligned face (RGB)
+
+
+def pictures_of(some: People, indices: list[int], rng) -> torch.Tensor:
+    """The pictures of these entries, each half as drawn and half as the autoencoder gives them back."""
+    return crops.to_unit(
+        np.stack([(some.decoded if rng.random() < 0.5 else some.pictures)[index] for index in indices])
+    )
+
+
+def pick(some: People, number: int, name: str, pairs: bool = False):
+    """(indices, random source, generator) of one batch; `pairs`: each person twice, one behind the other."""
+    rng, generator = rng_of(some.seed, name, number), generator_of(some.seed, name, number)
+    if not pairs:
+        return [rng.randrange(len(some)) for _ in range(BATCH)], rng, generator
+    indices: list[int] = []
+    for person in rng.sample(range(len(some) // people.PICTURES_EACH), BATCH // 2):
+        indices += [person * people.PICTURES_EACH + n for n in rng.sample(range(people.PICTURES_EACH), 2)]
+    return indices, rng, generator
+
+
+def truth_of(some: People, indices: list[int]) -> torch.Tensor:
+    """[n, 16]: geometry, and the pose in units of likeness.DEGREES."""
+    return torch.cat([some.geometry[indices], some.poses[indices] / likeness.DEGREES], -1)
+
+
+class LikenessTask:
+    """A whole portrait, moved a little, to its geometry and pose."""
+
+    name, rate = "likeness", 2e-3
+
+    def __init__(self):
+        self.network = likeness.Likeness()
+        self.heads = nn.Module()
+
+    def batch(self, some: People, number: int):
+        indices, rng, generator = pick(some, number, self.name)
+        pictures = pictures_of(some, indices, rng)
+        still = torch.eye(2, 3).expand(len(indices), 2, 3)
+        pictures = crops.warp(pictures, crops.shake(still, people.SIZE, generator, 0.5), people.SIZE)
+        truth = truth_of(some, indices)
+        if number % 2:  # a mirrored face has the same geometry and looks the other way
+            pictures = pictures.flip(-1)
+            truth[:, 14] *= -1
+        return crops.worsen(pictures, rng, generator), truth
+
+    def loss(self, pictures: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return functional.mse_loss(self.network(pictures).float(), truth)
+
+    @torch.no_grad()
+    def judge(self, some: People) -> str:
+        lines = []
+        for name, source in (("drawn", some.pictures), ("through the autoencoder", some.decoded)):
+            read = torch.cat([self.network(crops.to_unit(source[i : i + 64])) for i in range(0, len(some), 64)])
+            truth = truth_of(some, list(range(len(some))))
+            left = ((read - truth) ** 2).mean(0) / truth.var(0)
+            names = [*faces.GEOMETRY, "yaw", "pitch"]
+            each = ", ".join(f"{n} {1 - v:.2f}" for n, v in zip(names, left, strict=True))
+            lines.append(f"R2 {name}: {each}; mean {1 - left[:14].mean():.3f}, rms {(read - truth)[:, :14].square().mean().sqrt():.3f}")
+        return "\n".join(lines)
+
+
+class Heads(nn.Module):
+    """What an identity vector must tell: geometry and looks; left behind after training."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.geometry = nn.Linear(width, 14)
+        self.looks = nn.ModuleList(nn.Linear(width, len(values)) for values in LOOKS.values())
+
+    def loss(self, vectors: torch.Tensor, geometry: torch.Tensor, looks: torch.Tensor) -> torch.Tensor:
+        named = [functional.cross_entropy(head(vectors), looks[:, i]) for i, head in enumerate(self.looks)]
+        return functional.mse_loss(self.geometry(vectors), geometry) * 3 + sum(named) / len(named)
+
+    def judge(self, vectors: torch.Tensor, some: People) -> str:
+        left = ((self.geometry(vectors) - some.geometry) ** 2).mean(0) / some.geometry.var(0)
+        right = [
+            f"{name} {(head(vectors).argmax(-1) == some.looks[:, i]).float().mean():.0%}"
+            for i, (name, head) in enumerate(zip(LOOKS, self.looks, strict=True))
+        ]
+        each = " ".join(f"{1 - v:.2f}" for v in left)
+        return f"geometry R2 {1 - left.mean():.3f} ({each}); looks {', '.join(right)}"
+
+
+def same_person_share(vectors: torch.Tensor) -> float:
+    """AUC: how often two pictures of one person lie nearer than two of different people."""
+    units = functional.normalize(vectors, dim=-1)
+    near = units @ units.T
+    group = torch.arange(len(units)) // people.PICTURES_EACH
+    same = group[:, None] == group[None]
+    other = near[~same]
+    own = near[same & ~torch.eye(len(units), dtype=torch.bool)]
+    other = other[torch.randperm(len(other), generator=torch.Generator().manual_seed(0))[:20000]].sort().values
+    return float(torch.searchsorted(other, own).float().mean() / len(other))
+
+
+def alike(vectors: torch.Tensor) -> torch.Tensor:
+    """Both pictures of a person find each other among the whole batch (InfoNCE)."""
+    units = functional.normalize(vectors.float(), dim=-1)
+    near = units @ units.T / TEMPERATURE - 1e4 * torch.eye(len(units))
+    partner = torch.arange(len(units)) ^ 1
+    return functional.cross_entropy(near, partner)
+
+
+class RecognitionTask:
+    """ArcFace's crop to an identity vector that pose, expression and clothes leave alone."""
+
+    name, rate, size = "recognition", 2e-3, 112
+
+    def __init__(self):
+        self.network = face_networks.Trunk(self.size, (16, 24, 48, 80), face_networks.EMBEDDING, narrow=16)
+        self.heads = Heads(face_networks.EMBEDDING)
+
+    def crop(self, some: People, indices, pictures, generator=None):
+        matrices = crops.similarity(some.five_points[indices], crops.ARCFACE)
+        matrices = matrices if generator is None else crops.shake(matrices, self.size, generator, 0.4)
+        return crops.warp(pictures, matrices, self.size)
+
+    def batch(self, some: People, number: int):
+        indices, rng, generator = pick(some, number, self.name, pairs=True)
+        pictures = self.crop(some, indices, pictures_of(some, indices, rng), generator)
+        if number % 2:
+            pictures = pictures.flip(-1)
+        return crops.worsen(pictures, rng, generator) * 2 - 1, some.geometry[indices], some.looks[indices]
+
+    def loss(self, pictures, geometry, looks) -> torch.Tensor:
+        vectors = self.network(pictures).float()
+        return self.heads.loss(vectors, geometry, looks) + 0.3 * alike(vectors)
+
+    @torch.no_grad()
+    def judge(self, some: People) -> str:
+        found = []
+        for first in range(0, len(some), BATCH):
+            indices = list(range(first, first + BATCH))
+            pictures = crops.to_unit(some.decoded[indices])
+            found.append(self.network(self.crop(some, indices, pictures) * 2 - 1))
+        vectors = torch.cat(found)
+        norm = vectors.norm(dim=-1).mean()
+        return f"{self.heads.judge(vectors, some)}; AUC {same_person_share(vectors):.4f}, norm {norm:.1f}"
+
+
+class ImageEncoderTask:
+    """PuLID's grey view of an aligned face to a pooled vector that tells geometry, looks and pose."""
+
+    name, rate, size = "image-encoder", 1e-3, face_networks.IMAGE_SIZE
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
+    deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
+
+    def __init__(self):
+        self.network = face_networks.build_image_encoder()
+        self.heads = Heads(face_networks.POOLED)
+        self.heads.pose = nn.Linear(face_networks.POOLED, 2)
+        behind = torch.zeros(len(portraits.PARTS), dtype=torch.bool)
+        behind[[portraits.PARTS.index(name) for name in crops.BEHIND_A_FACE]] = True
+        self.behind = behind
+
+    def crop(self, some: People, indices, pictures, generator=None):
+        matrices = crops.similarity(some.five_points[indices], crops.FFHQ * self.size / 512)
+        matrices = matrices if generator is None else crops.shake(matrices, self.size, generator, 0.4)
+        mask = self.behind[torch.from_numpy(some.parts[indices].astype(int))][:, None].float()
+        mask = crops.warp(mask, matrices, self.size, 1.0) > 0.5
+        return (crops.grey_face(crops.warp(pictures, matrices, self.size), mask) - self.mean) / self.deviation
+
+    def batch(self, some: People, number: int):
+        indices, rng, generator = pick(some, number, self.name)
+        pictures = crops.worsen(pictures_of(some, indices, rng), rng, generator)
+        pose = some.poses[indices] / likeness.DEGREES
+        return self.crop(some, indices, pictures, generator), some.geometry[indices], some.looks[indices], pose
+
+    def loss(self, pictures, geometry, looks, pose) -> torch.Tensor:
+        vectors = self.network(pictures).float() * 2
+        return self.heads.loss(vectors, geometry, looks) + functional.mse_loss(self.heads.pose(vectors), pose)
+
+    @torch.no_grad()
+    def judge(self, some: People) -> str:
+        found = []
+        for first in range(0, len(some), BATCH):
+            indices = list(range(first, first + BATCH))
+            found.append(self.network(self.crop(some, indices, crops.to_unit(some.decoded[indices]))) * 2)
+        vectors = torch.cat(found)
+        return f"{self.heads.judge(vectors, some)}; norm {vectors.norm(dim=-1).mean() / 2:.1f}"
+
+
+EACH = {task.name: task for task in (LikenessTask, RecognitionTask, ImageEncoderTask)}
+
+
+def train(
+    name: str,
+    some: People,
+    held_out: People,
+    folder: Path,
+    steps: int,
+    seconds: float | None = None,
+    report: Callable[[str], None] = print,
+):
+    """The trained task, judged on people it has not seen; (task, whether it is complete)."""
+    torch.manual_seed(rng_of(some.seed, name).getrandbits(31))
+    task = EACH[name]()
+    modules = [task.network, task.heads]
+    for module in modules:
+        module.train()
+    stage = Stage(name, folder, modules, task.rate, steps)
+
+    def step(number: int) -> float:
+        batch = task.batch(some, number)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            loss = task.loss(*batch)
+        loss.backward()
+        return loss.item()
+
+    complete = stage.run(step, seconds=seconds, report=report)
+    for module in modules:
+        module.eval().requires_grad_(False)
+    report(f"{name}: {task.judge(held_out)}")
+    return task, complete
