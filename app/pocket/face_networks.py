@@ -65,7 +65,7 @@ class Landmarks(nn.Module):
 
 def build_parsing() -> ParseNet:
     """facexlib's ParseNet, narrow: any size that four halvings leave whole, to 19 classes."""
-    return ParseNet(in_size=128, out_size=128, min_feat_size=32, base_ch=8, parsing_ch=19, res_depth=3, ch_range=[8, 40])
+    return ParseNet(in_size=512, out_size=512, min_feat_size=32, base_ch=8, parsing_ch=19, res_depth=2, ch_range=[8, 32])
 
 
 def build_image_encoder(width: int = 64, depth: int = 6) -> Eva:
@@ -86,3 +86,47 @@ def build_image_encoder(width: int = 64, depth: int = 6) -> Eva:
         num_classes=POOLED,
         global_pool="token",
     )
+
+
+class Detector(nn.Module):
+    """[n, 3, height, width], whole multiples of 64, to SCRFD's nine outputs for strides 8, 16, 32 with two anchors.
+
+    In the order in which insightface reads them: scores [n, places, 1], distances of the box's sides [n, places, 4]
+    and of the five points [n, places, 10], in strides from the place.
+    """
+
+    STRIDES = (8, 16, 32)
+    ANCHORS = 2
+
+    def __init__(self, widths: tuple[int, ...] = (12, 24, 40, 48), head: int = 32):
+        super().__init__()
+        self.shrink = nn.AvgPool2d(4)
+        self.enter = convolution(3, widths[0])
+        self.eighth = convolution(widths[0], widths[1], 3, 2)
+        self.sixteenth = nn.Sequential(convolution(widths[1], widths[2], 3, 2), Residual(widths[2]))
+        self.thirtysecond = nn.Sequential(convolution(widths[2], widths[3], 3, 2), Residual(widths[3]))
+        self.around = nn.Sequential(
+            convolution(widths[3], widths[3], 3, 2), Residual(widths[3]), Residual(widths[3]), Residual(widths[3])
+        )
+        self.sides = nn.ModuleList(nn.Conv2d(width, head, 1) for width in (*widths[1:], widths[3]))
+        self.heads = nn.ModuleList(
+            nn.Sequential(convolution(head, head), nn.Conv2d(head, self.ANCHORS * 15, 1)) for _ in self.STRIDES
+        )
+        self.grow = nn.Upsample(scale_factor=2, mode="nearest")
+
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        eighth = self.eighth(self.enter(self.shrink(pictures)))
+        sixteenth = self.sixteenth(eighth)
+        thirtysecond = self.thirtysecond(sixteenth)
+        state = self.sides[3](self.around(thirtysecond))
+        found = []
+        for level, states in ((2, thirtysecond), (1, sixteenth), (0, eighth)):
+            state = self.sides[level](states) + self.grow(state)
+            found.append(self.heads[level](state))
+        scores, boxes, points = [], [], []
+        for out in reversed(found):
+            rows = out.permute(0, 2, 3, 1).reshape(out.shape[0], -1, 15)
+            scores.append(rows[..., :1].sigmoid())
+            boxes.append(rows[..., 1:5] * 4)
+            points.append(rows[..., 5:] * 4)
+        return (*scores, *boxes, *points)

@@ -1,12 +1,13 @@
 """Train what looks at faces: the measure of likeness, the face pack's networks, the image encoder.
 
-Each is a stage of its own with the people's pictures as its only source; `EACH` lists them.
+Each is a stage of its own, with the people's pictures as its only source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional
 from app.pocket import crops, face_networks, faces, likeness, people, portraits
 from app.pocket.checkpoints import Stage, generator_of, rng_of
 from app.pocket.people import LOOKS, People
+from app.pocket.shards import mixed_precision
 
 BATCH = 64
 TEMPERATURE = 0.1
@@ -202,11 +204,8 @@ class ImageEncoderTask:
         return f"{self.heads.judge(vectors, some)}; norm {vectors.norm(dim=-1).mean() / 2:.1f}"
 
 
-EACH = {task.name: task for task in (LikenessTask, RecognitionTask, ImageEncoderTask)}
-
-
 def train(
-    name: str,
+    make: Callable[[], Any],
     some: People,
     held_out: People,
     folder: Path,
@@ -214,17 +213,17 @@ def train(
     seconds: float | None = None,
     report: Callable[[str], None] = print,
 ):
-    """The trained task, judged on people it has not seen; (task, whether it is complete)."""
-    torch.manual_seed(rng_of(some.seed, name).getrandbits(31))
-    task = EACH[name]()
+    """(the trained task, whether it is complete); it is judged on people it has not seen."""
+    torch.manual_seed(rng_of(some.seed, make.name).getrandbits(31))
+    task = make()
     modules = [task.network, task.heads]
     for module in modules:
         module.train()
-    stage = Stage(name, folder, modules, task.rate, steps)
+    stage = Stage(task.name, folder, modules, task.rate, steps)
 
     def step(number: int) -> float:
         batch = task.batch(some, number)
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with mixed_precision(torch.device("cpu")):
             loss = task.loss(*batch)
         loss.backward()
         return loss.item()
@@ -232,5 +231,5 @@ def train(
     complete = stage.run(step, seconds=seconds, report=report)
     for module in modules:
         module.eval().requires_grad_(False)
-    report(f"{name}: {task.judge(held_out)}")
+    report(f"{task.name}: {task.judge(held_out)}")
     return task, complete
