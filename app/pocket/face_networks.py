@@ -33,21 +33,56 @@ class Residual(nn.Module):
         return torch.relu(states + self.layers(states))
 
 
-class Trunk(nn.Module):
-    """A picture of `size` pixels to a vector; every place keeps channels of its own, for geometry is where things lie."""
+class PointReader(nn.Module):
+    """A picture of `size` pixels to points and a vector.
 
-    def __init__(self, size: int, widths: tuple[int, ...], outer: int, narrow: int = 24, kernel: int = 5):
+    Half of what it knows are places: each of POINTS maps is made a point by the mean of its places, weighted by the
+    softmax of the map (so a part of a pixel counts, and geometry is read off where things lie). The other half are
+    channels of the coarsest map. The first 68 points are trained to be those of the face.
+    """
+
+    POINTS = 80
+
+    def __init__(self, size: int, outer: int, widths: tuple[int, ...] = (16, 24, 48, 64), middle: int = 192):
         super().__init__()
-        layers: list[nn.Module] = [convolution(3, widths[0], kernel, 2)]
-        for inner, width in zip(widths, widths[1:], strict=False):
-            layers += [convolution(inner, width, 3, 2), Residual(width)]
-        layers += [convolution(widths[-1], narrow, 1), nn.Flatten()]
-        self.layers = nn.Sequential(*layers)
-        places = size // 2 ** len(widths)
-        self.out = nn.Linear(narrow * places * places, outer)
+        self.enter = convolution(3, widths[0], 5, 2)
+        self.quarter = nn.Sequential(convolution(widths[0], widths[1], 3, 2), Residual(widths[1]))
+        self.eighth = nn.Sequential(convolution(widths[1], widths[2], 3, 2), Residual(widths[2]))
+        self.sixteenth = nn.Sequential(convolution(widths[2], widths[3], 3, 2), Residual(widths[3]))
+        self.narrow = nn.Sequential(convolution(widths[3], 12, 1), nn.Flatten())
+        self.up = nn.Conv2d(widths[3], widths[2], 1)
+        self.up_again = nn.Conv2d(widths[2], 32, 1)
+        self.side = nn.Conv2d(widths[1], 32, 1)
+        self.maps = nn.Sequential(nn.ReLU(), convolution(32, 32), nn.Conv2d(32, self.POINTS, 1))
+        self.grow = nn.Upsample(scale_factor=2, mode="nearest")
+        side = size // 4
+        places = (torch.arange(side) + 0.5) / side * 2 - 1
+        self.register_buffer("x", places.repeat(side), persistent=False)
+        self.register_buffer("y", places.repeat_interleave(side), persistent=False)
+        self.out = nn.Sequential(
+            nn.Linear(2 * self.POINTS + 12 * (size // 16) ** 2, middle), nn.ReLU(), nn.Linear(middle, outer)
+        )
+
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """([n, POINTS, 2] of -1 to 1, [n, outer])."""
+        quarter = self.quarter(self.enter(pictures))
+        eighth = self.eighth(quarter)
+        coarse = self.sixteenth(eighth)
+        fine = self.side(quarter) + self.grow(self.up_again(eighth + self.grow(self.up(coarse))))
+        weights = self.maps(fine).flatten(2).float().softmax(-1)
+        points = torch.stack([(weights * self.x).sum(-1), (weights * self.y).sum(-1)], -1)
+        return points, self.out(torch.cat([points.flatten(1) * 3, self.narrow(coarse).float()], -1))
+
+
+class Recognition(nn.Module):
+    """ArcFace's crop [n, 3, 112, 112] of -1 to 1 to an identity vector [n, 512]."""
+
+    def __init__(self):
+        super().__init__()
+        self.reader = PointReader(112, EMBEDDING)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.out(self.layers(pictures))
+        return self.reader(pictures)[1]
 
 
 class Landmarks(nn.Module):
@@ -56,10 +91,11 @@ class Landmarks(nn.Module):
     def __init__(self):
         super().__init__()
         self.shrink = nn.AvgPool2d(2)
-        self.trunk = Trunk(96, (12, 24, 40, 64), 204, narrow=20)
+        self.reader = PointReader(96, 68, middle=96)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        points = self.trunk(self.shrink(pictures))
+        points, depths = self.reader(self.shrink(pictures))
+        points = torch.cat([points[:, :68], depths[..., None]], -1).flatten(1)
         return torch.cat([points.new_zeros(1, 3309 - 204).expand(points.shape[0], -1), points], 1)
 
 

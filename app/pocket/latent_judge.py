@@ -10,35 +10,57 @@ from torch import nn
 from torch.nn import functional
 
 from app.pocket.checkpoints import generator_of, rng_of
-from app.pocket.people import LOOKS, People
+from app.pocket.people import LOOKS, SIZE, People
 
 NAME = "latent-judge"
 RATE, BATCH = 2e-3, 64
 
 
 class LatentJudge(nn.Module):
-    """[n, 4, 16, 16] latents to 14 numbers of geometry and the logits of every look."""
+    """[n, 4, 16, 16] latents to 14 numbers of geometry, the logits of every look, and the face's 68 points.
 
-    def __init__(self, width: int = 56):
+    Geometry is read off points, each the mean of all places weighted by a map's softmax, and off coarse channels.
+    """
+
+    POINTS = 80
+
+    def __init__(self, width: int = 48):
         super().__init__()
         self.enter = nn.Conv2d(4, width, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
-                nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
-            )
-            for _ in range(3)
-        )  # fmt: skip
-        self.leave = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 24, 2, 2), nn.Flatten())
-        self.hidden = nn.Sequential(nn.Linear(24 * 64, 192), nn.SiLU())
+
+        def block() -> nn.Module:
+            return nn.Sequential(
+                nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU(),
+                nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.SiLU(),
+            )  # fmt: skip
+
+        self.blocks = nn.ModuleList(block() for _ in range(2))
+        self.shrink = nn.Conv2d(width, width, 2, 2)
+        self.coarse_blocks = nn.ModuleList(block() for _ in range(2))
+        self.maps = nn.Conv2d(width, self.POINTS, 1)
+        self.leave = nn.Sequential(nn.Conv2d(width, 12, 1), nn.Flatten())
+        places = (torch.arange(16) + 0.5) / 8 - 1
+        self.register_buffer("x", places.repeat(16), persistent=False)
+        self.register_buffer("y", places.repeat_interleave(16), persistent=False)
+        self.hidden = nn.Sequential(nn.Linear(2 * self.POINTS + 12 * 64, 192), nn.SiLU())
         self.geometry = nn.Linear(192, 14)
         self.looks = nn.ModuleList(nn.Linear(192, len(values)) for values in LOOKS.values())
 
-    def states(self, latents: torch.Tensor) -> torch.Tensor:
+    def read(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(points [n, POINTS, 2] of -1 to 1, states [n, 192])."""
         states = self.enter(latents)
         for block in self.blocks:
             states = states + block(states)
-        return self.hidden(self.leave(states))
+        coarse = self.shrink(states)
+        for block in self.coarse_blocks:
+            coarse = coarse + block(coarse)
+        states = states + functional.interpolate(coarse, scale_factor=2, mode="nearest")
+        weights = self.maps(states).flatten(2).float().softmax(-1)
+        points = torch.stack([(weights * self.x).sum(-1), (weights * self.y).sum(-1)], -1)
+        return points, self.hidden(torch.cat([points.flatten(1) * 3, self.leave(coarse).float()], -1))
+
+    def states(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.read(latents)[1]
 
     def loss(self, latents: torch.Tensor, geometry: torch.Tensor, looks: torch.Tensor) -> torch.Tensor:
         """[n]: how far these latents are from showing this face."""
@@ -56,7 +78,10 @@ def loss_of(judge: LatentJudge, some: People, number: int) -> torch.Tensor:
     latents = torch.from_numpy(some.latents[indices].astype("float32"))
     noise = torch.rand(BATCH, 1, 1, 1, generator=generator).square() * 0.5
     latents = latents + noise * torch.randn(latents.shape, generator=generator)
-    return judge.loss(latents, some.geometry[indices], some.looks[indices]).mean()
+    points = some.points[indices][..., :2] * 2 / SIZE - 1
+    found = judge.read(latents)[0][:, :68].float()
+    placed = functional.smooth_l1_loss(found * 10, points * 10)
+    return judge.loss(latents, some.geometry[indices], some.looks[indices]).mean() + placed
 
 
 @torch.no_grad()

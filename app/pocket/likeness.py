@@ -16,7 +16,7 @@ from torch import nn
 
 from app.pocket import portraits, spec
 from app.pocket.crops import to_unit
-from app.pocket.face_networks import Trunk
+from app.pocket.face_networks import PointReader
 from app.pocket.faces import GEOMETRY
 
 FILE_NAME = "likeness.safetensors"
@@ -28,11 +28,10 @@ class Likeness(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.trunk = Trunk(spec.WIDTH, (16, 24, 48, 80), 128, narrow=32)
-        self.out = nn.Sequential(nn.ReLU(), nn.Linear(128, len(GEOMETRY) + 2))
+        self.reader = PointReader(spec.WIDTH, len(GEOMETRY) + 2)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.out(self.trunk(pictures * 2 - 1))
+        return self.reader(pictures * 2 - 1)[1]
 
 
 def load(folder: Path = spec.WEIGHTS) -> Likeness:

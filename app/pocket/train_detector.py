@@ -21,10 +21,10 @@ NEAR = 1.6  # strides from a face's middle within which a place answers for it
 
 
 def box_of(points: np.ndarray) -> np.ndarray:
-    """Left, top, right, bottom of a face with these 68 points: to the chin, and some forehead above the brows."""
-    left, top = points[:, :2].min(0)
-    right, bottom = points[:, :2].max(0)
-    return np.array([left, top - 0.25 * (bottom - top), right, bottom])
+    """[..., 4] left, top, right, bottom of a face with 68 points [..., 68, 2]: chin to some forehead above the brows."""
+    left, top = points[..., 0].min(-1), points[..., 1].min(-1)
+    right, bottom = points[..., 0].max(-1), points[..., 1].max(-1)
+    return np.stack([left, top - 0.25 * (bottom - top), right, bottom], -1)
 
 
 def canvas_of(some: People, rng: random.Random) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:

@@ -47,6 +47,16 @@ def truth_of(some: People, indices: list[int]) -> torch.Tensor:
     return torch.cat([some.geometry[indices], some.poses[indices] / likeness.DEGREES], -1)
 
 
+def unit_points(some: People, indices: list[int], matrices: torch.Tensor, side: int) -> torch.Tensor:
+    """[n, 68, 2] of -1 to 1: where the face's points lie in the crops."""
+    return crops.move(some.points[indices][..., :2], matrices) * 2 / side - 1
+
+
+def misplaced(found: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """How far a reader's first 68 points are from where they should be."""
+    return functional.smooth_l1_loss(found[:, :68].float() * 10, points * 10)
+
+
 class LikenessTask:
     """A whole portrait, moved a little, to its geometry and pose."""
 
@@ -59,16 +69,13 @@ class LikenessTask:
     def batch(self, some: People, number: int):
         indices, rng, generator = pick(some, number, self.name)
         pictures = pictures_of(some, indices, rng)
-        still = torch.eye(2, 3).expand(len(indices), 2, 3)
-        pictures = crops.warp(pictures, crops.shake(still, people.SIZE, generator, 0.5), people.SIZE)
-        truth = truth_of(some, indices)
-        if number % 2:  # a mirrored face has the same geometry and looks the other way
-            pictures = pictures.flip(-1)
-            truth[:, 14] *= -1
-        return crops.worsen(pictures, rng, generator), truth
+        matrices = crops.shake(torch.eye(2, 3).expand(len(indices), 2, 3), people.SIZE, generator, 0.5)
+        pictures, points = crops.warp(pictures, matrices, people.SIZE), unit_points(some, indices, matrices, people.SIZE)
+        return crops.worsen(pictures, rng, generator), points, truth_of(some, indices)
 
-    def loss(self, pictures: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        return functional.mse_loss(self.network(pictures).float(), truth)
+    def loss(self, pictures: torch.Tensor, points: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        found, numbers = self.network.reader(pictures * 2 - 1)
+        return functional.mse_loss(numbers.float(), truth) + misplaced(found, points)
 
     @torch.no_grad()
     def judge(self, some: People) -> str:
@@ -131,24 +138,28 @@ class RecognitionTask:
     name, rate, size = "recognition", 2e-3, 112
 
     def __init__(self):
-        self.network = face_networks.Trunk(self.size, (16, 24, 48, 80), face_networks.EMBEDDING, narrow=16)
+        self.network = face_networks.Recognition()
         self.heads = Heads(face_networks.EMBEDDING)
 
     def crop(self, some: People, indices, pictures, generator=None):
+        return crops.warp(pictures, self.matrices(some, indices, generator), self.size)
+
+    def matrices(self, some: People, indices, generator=None) -> torch.Tensor:
         matrices = crops.similarity(some.five_points[indices], crops.ARCFACE)
-        matrices = matrices if generator is None else crops.shake(matrices, self.size, generator, 0.4)
-        return crops.warp(pictures, matrices, self.size)
+        return matrices if generator is None else crops.shake(matrices, self.size, generator, 0.4)
 
     def batch(self, some: People, number: int):
         indices, rng, generator = pick(some, number, self.name, pairs=True)
-        pictures = self.crop(some, indices, pictures_of(some, indices, rng), generator)
-        if number % 2:
-            pictures = pictures.flip(-1)
-        return crops.worsen(pictures, rng, generator) * 2 - 1, some.geometry[indices], some.looks[indices]
+        matrices = self.matrices(some, indices, generator)
+        pictures = crops.warp(pictures_of(some, indices, rng), matrices, self.size)
+        points = unit_points(some, indices, matrices, self.size)
+        pictures = crops.worsen(pictures, rng, generator) * 2 - 1
+        return pictures, points, some.geometry[indices], some.looks[indices]
 
-    def loss(self, pictures, geometry, looks) -> torch.Tensor:
-        vectors = self.network(pictures).float()
-        return self.heads.loss(vectors, geometry, looks) + 0.3 * alike(vectors)
+    def loss(self, pictures, points, geometry, looks) -> torch.Tensor:
+        found, vectors = self.network.reader(pictures)
+        vectors = vectors.float()
+        return self.heads.loss(vectors, geometry, looks) + 0.3 * alike(vectors) + misplaced(found, points)
 
     @torch.no_grad()
     def judge(self, some: People) -> str:
