@@ -12,6 +12,7 @@ POOLED = 768
 IMAGE_SIZE = 112  # of the image encoder
 PATCH = 16
 HEAD_DIM = 32
+PARSING_SIDE = 128
 
 
 def convolution(inner: int, outer: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -100,8 +101,11 @@ class Landmarks(nn.Module):
 
 
 def build_parsing() -> ParseNet:
-    """facexlib's ParseNet, narrow: any size that four halvings leave whole, to 19 classes."""
-    return ParseNet(in_size=512, out_size=512, min_feat_size=32, base_ch=8, parsing_ch=19, res_depth=2, ch_range=[8, 32])
+    """facexlib's ParseNet, narrow: [n, 3, 128, 128] of -1 to 1 to the scores of 19 classes at each pixel."""
+    return ParseNet(
+        in_size=PARSING_SIDE, out_size=PARSING_SIDE, min_feat_size=32, base_ch=12, parsing_ch=19, res_depth=4,
+        ch_range=[12, 40],
+    )  # fmt: skip
 
 
 def build_image_encoder(width: int = 64, depth: int = 6) -> Eva:

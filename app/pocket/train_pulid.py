@@ -39,6 +39,7 @@ LOOKS_UNSAID = 0.6  # of the captions leave to the face what it looks like
 IDENTITY_WEIGHT = 0.15
 ALIGNMENT_WEIGHT = 0.3
 ALIGNMENT_EVERY = 8
+HEAD_DIM = 64  # of the encoder's own attention, as in the published one
 FAST_STEPS = 4
 MODES = (("off", 0), ("ortho_v2", 8), ("ortho_v2", 20))
 WIDTHS = {"context": 256, "inner": 256, "dim": 128, "depth": 5, "queries": 8}
@@ -49,9 +50,9 @@ def build_encoder(version: str) -> nn.Module:
     width, clip = face_networks.EMBEDDING + face_networks.POOLED, 64
     if version == "v1":
         return pulid.IDEncoder(width, WIDTHS["context"], 5, clip, WIDTHS["inner"])
-    heads = WIDTHS["dim"] // face_networks.HEAD_DIM
+    heads = WIDTHS["dim"] // HEAD_DIM
     return pulid.IDFormer(
-        WIDTHS["dim"], WIDTHS["depth"], face_networks.HEAD_DIM, heads, 5, WIDTHS["queries"], WIDTHS["context"], width,
+        WIDTHS["dim"], WIDTHS["depth"], HEAD_DIM, heads, 5, WIDTHS["queries"], WIDTHS["context"], width,
         clip, WIDTHS["inner"],
     )  # fmt: skip
 
