@@ -1,7 +1,8 @@
 """Every error that a caller may meet, by class.
 
     ServiceError                    code: a stable slug; message: a sentence for a person
-    ├── InvalidRequest              UnreadableImage  MaskMismatch  NoFaceFound  TooLarge  UrlNotAllowed
+    ├── InvalidRequest              UnreadableImage  MaskMismatch  NoFaceFound  FaceNotChosen  TooLarge
+    │                               UrlNotAllowed
     ├── NotFound                    UnknownCapability  UnknownJob  UnknownBatch  UnknownImage
     │                               UnknownModel
     ├── Conflict                    the state of the thing does not allow it
@@ -55,6 +56,12 @@ class NoFaceFound(InvalidRequest):
     """No face stands in a picture that must show one."""
 
     code = "no_face_found"
+
+
+class FaceNotChosen(InvalidRequest):
+    """Which face is meant is not said, or what says it fits none; the details list the boxes that were seen."""
+
+    code = "face_not_chosen"
 
 
 class TooLarge(InvalidRequest):

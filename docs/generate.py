@@ -114,7 +114,7 @@ def models_page() -> str:
     rows = []
     known = {spec.id: spec for spec in MODELS}
     for spec in MODELS:
-        size = f"{spec.bytes / 1e9:.2f} GB" if spec.bytes >= 1e9 else f"{spec.bytes / 1e6:.0f} MB"
+        size = f"{spec.bytes / 1e9:.2f} GB" if spec.bytes >= 1e9 else f"{spec.bytes / 1e6:.0f} MB" if spec.bytes else ""
         licence = f"[{spec.licence.name}]({spec.licence.url})" + (" (asked)" if spec.licence.ask else "")
         needs = tiers_of(needed_bytes(spec, [known[part] for part in spec.parts]))
         tiers = ", ".join(f"{name}: {needs[name]}" for name in ("float16", "float32") if needs)

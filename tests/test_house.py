@@ -19,12 +19,22 @@ TORCHLESS_MODELS = {
     "app.models",
     "app.models.spec",
     "app.models.catalog",
+    "app.models.catalog_base",
+    "app.models.catalog_faces",
+    "app.models.catalog_identity",
+    "app.models.catalog_ip_adapters",
+    "app.models.checksums",
+    "app.models.choosing",
+    "app.models.conversion",
+    "app.models.embedded",
+    "app.models.licences",
     "app.models.library",
     "app.models.download",
     "app.models.inspect_file",
     "app.models.installed",
     "app.models.installing",
     "app.models.machine",
+    "app.models.tensor_files",
     "app.models.tiers",
 }
 TORCHLESS_POCKET = {"app.pocket", "app.pocket.spec"}
@@ -37,7 +47,8 @@ GROUND_FILES = {
     "app.errors",
     "app.strict_json",
 }
-CONTRACT = {"app.core.fields", "app.core.capability"}
+CONTRACT = {"app.core.fields", "app.core.capability", "app.core.attachments", "app.core.identity_fields"}
+SHARED = {"app.core.drawing", "app.core.identity", "app.core.face_swap"}
 
 
 def module_name(path: Path) -> str:
@@ -78,7 +89,7 @@ def imports(module: str) -> frozenset[str]:
 @cache
 def capability_modules() -> frozenset[str]:
     return frozenset(
-        name for name in imports("app.core.catalog") if name.startswith("app.core.") and name not in CONTRACT
+        name for name in imports("app.core.catalog") if name.startswith("app.core.") and name not in CONTRACT | SHARED
     )
 
 
@@ -94,6 +105,8 @@ def layer(module: str) -> str:
         return module.split(".")[1]
     if module in CONTRACT:
         return "contract"
+    if module in SHARED:
+        return "shared"
     if module in capability_modules():
         return "capability"
     if module == "app.core.catalog":
@@ -122,7 +135,8 @@ MAY_IMPORT = {
     "plain": GROUND | {"plain"},
     "imaging": GROUND | {"imaging"},
     "contract": GROUND | {"contract"},
-    "capability": GROUND | {"contract", "imaging", "plain"},
+    "shared": GROUND | {"shared", "contract", "imaging"},
+    "capability": GROUND | {"shared", "contract", "imaging", "plain"},
     "catalog": GROUND | {"capability", "contract"},
     "engine": GROUND | {"engine", "catalog", "contract", "imaging", "plain"},
     "api": GROUND | {"api", "engine", "catalog", "contract", "imaging", "plain"},

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from app.core.attachments import Attachment, FaceReference
 from app.core.fields import (
     SEED_LIMIT,
     ClipSkip,
@@ -113,6 +114,28 @@ class Pipeline(Protocol):
         """How often a call reports a step: some schedulers take two for one, `strength` leaves the first out."""
 
 
+class FaceReader(Protocol):
+    """What may be asked of the face models; faces, crops and matrices are those of `app.imaging.detected_faces`.
+
+    Each raises what a caller is told: `NoFaceFound`, `FaceNotChosen`, `InvalidRequest`.
+    """
+
+    def find(self, wish: FaceReference) -> Any:
+        """The `Face` that is meant."""
+
+    def points(self, wish: FaceReference) -> Any:
+        """68 points [68, 3] of the face that is meant, in its picture's pixels."""
+
+    def vector(self, wish: FaceReference) -> Any:
+        """ArcFace's vector [512] of the face that is meant; the cosine of two says whether they are one person."""
+
+    def parts(self, wish: FaceReference) -> tuple[Any, Any]:
+        """Which part each pixel of the upright face shows [512, 512], and the matrix [2, 3] from the picture to it."""
+
+    def all(self, image: Image.Image) -> list[Any]:
+        """Every `Face` of a picture, largest first."""
+
+
 class Context(Protocol):
     """The few things a run may do."""
 
@@ -135,8 +158,12 @@ class Context(Protocol):
         textual_inversions: Sequence[str] = (),
         scheduler: str | None = None,
         vae_tiling: bool = False,
+        attachments: Sequence[Attachment] = (),
     ) -> AbstractContextManager[Pipeline]:
-        """A pipeline of this model for this task, with its additions on; on leaving, they are off again."""
+        """A pipeline of this model for this task, with its additions and attachments; on leaving, all of it is off."""
+
+    def faces(self, model: str) -> AbstractContextManager[FaceReader]:
+        """The face models that belong to an identity model (the id of its row)."""
 
     def generators(self, seed: int, count: int = 1) -> list[Any]:
         """One noise source for each picture, with seeds seed, seed + 1, ... (modulo 2**32)."""
@@ -180,6 +207,9 @@ class Capability:
     sub-tabs of one tab. `summary` is one sentence. `needs` names the tasks that the request's model must serve (any
     of them; empty: no model). `example` validates as a Request once its picture fields are filled with references.
     `check` refuses, before there is a job, a resolved request that could only fail: it raises what the caller is told.
+    `additions` names, for each field that holds the id of a model which goes on the request's model, the task that it
+    must serve. `advise` says, from the request's values and the two rows' specs, what null fields mean here, before the
+    model's row is asked.
     """
 
     name: str
@@ -191,6 +221,8 @@ class Capability:
     example: Mapping[str, Any] = field(default_factory=dict)
     group_title: str | None = None
     check: Callable[[Any, Door], None] | None = None
+    additions: Mapping[str, str] = field(default_factory=dict)
+    advise: Callable[[Mapping[str, Any], Any, Mapping[str, Any]], Mapping[str, Any]] | None = None
 
     @property
     def group(self) -> str:

@@ -3,9 +3,13 @@
 from collections.abc import Iterable
 
 from app.core.capability import Capability
+from app.core.ecomid import ECOMID_GENERATE, ECOMID_MULTI_POSE
 from app.core.image_to_image import IMAGE_TO_IMAGE
 from app.core.inpaint import INPAINT
+from app.core.instantid import INSTANTID_GENERATE, INSTANTID_SWAP
+from app.core.ip_adapter import IP_ADAPTER
 from app.core.outpaint import OUTPAINT
+from app.core.pulid import PULID_EDIT, PULID_GENERATE, PULID_SWAP
 from app.core.text_to_image import TEXT_TO_IMAGE
 from app.errors import UnknownCapability
 
@@ -14,6 +18,14 @@ CATALOG: tuple[Capability, ...] = (
     IMAGE_TO_IMAGE,
     INPAINT,
     OUTPAINT,
+    PULID_GENERATE,
+    PULID_EDIT,
+    PULID_SWAP,
+    ECOMID_GENERATE,
+    ECOMID_MULTI_POSE,
+    INSTANTID_GENERATE,
+    INSTANTID_SWAP,
+    IP_ADAPTER,
 )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from app.core.capability import Pipeline
+from app.core.attachments import Attachment
+from app.core.capability import FaceReader, Pipeline
 from app.core.fields import SEED_LIMIT, WeightedModel
 from app.core.storage import Storage
 from app.errors import JobCancelled, NoDevice
@@ -77,8 +78,9 @@ class RunContext:
         textual_inversions: Sequence[str] = (),
         scheduler: str | None = None,
         vae_tiling: bool = False,
+        attachments: Sequence[Attachment] = (),
     ) -> AbstractContextManager[Pipeline]:
-        """A pipeline of this model for this task, with its additions on; on leaving, they are off again."""
+        """A pipeline of this model for this task, with its additions and attachments; on leaving, all of it is off."""
         self.check_cancelled()
         return self._noting(
             self._require_runtime().borrow(
@@ -88,10 +90,16 @@ class RunContext:
                 textual_inversions=tuple(textual_inversions),
                 scheduler=scheduler,
                 vae_tiling=vae_tiling,
+                attachments=tuple(attachments),
                 priority=self._priority,
                 check=self.check_cancelled,
             )
         )
+
+    def faces(self, model: str) -> AbstractContextManager[FaceReader]:
+        """The face models that belong to an identity model."""
+        self.check_cancelled()
+        return self._require_runtime().face_reader(model, priority=self._priority, check=self.check_cancelled)
 
     @contextmanager
     def _noting(self, borrowed: AbstractContextManager[Pipeline]) -> Iterator[Pipeline]:

@@ -4,6 +4,7 @@ from PIL import Image
 from pydantic import model_validator
 
 from app.core.capability import Capability, Context, Door, ModelRequest, Pipeline, Result
+from app.core.drawing import draw_each
 from app.core.fields import InitImage, Margin, Seam, Strength
 from app.imaging.canvas import Margins, border_mask, extend, seam_alpha
 from app.imaging.crop import Sheet, box_around, lay_out
@@ -47,22 +48,17 @@ def run(request: OutpaintRequest, context: Context) -> Result:
     canvas = extend(image, request.margins)
     mask = border_mask(image.size, request.margins, request.seam)
     with context.borrow(request.model, task="inpaint", **request.additions()) as pipeline:
-        steps = pipeline.count_timesteps(request.num_inference_steps, request.strength)
-        context.expect_steps(steps * request.num_images_per_prompt)
         sheet, notes = sheet_for(request, canvas, mask, pipeline)
-        painted = [
-            pipeline(
-                **request.arguments(),
-                image=sheet.image,
-                mask_image=sheet.mask,
-                width=sheet.image.width,
-                height=sheet.image.height,
-                strength=request.strength,
-                generator=generator,
-                callback_on_step_end=context.on_step,
-            ).images[0]
-            for generator in context.generators(request.seed, request.num_images_per_prompt)
-        ]
+        painted = draw_each(
+            request,
+            context,
+            pipeline,
+            image=sheet.image,
+            mask_image=sheet.mask,
+            width=sheet.image.width,
+            height=sheet.image.height,
+            strength=request.strength,
+        )
     alpha = seam_alpha(image.size, request.margins, request.seam)
     where = {"box": list(sheet.box), "work_size": list(sheet.scaled)}
     notes += lost_strength(request.num_inference_steps, request.strength)

@@ -140,6 +140,12 @@ class Submission:
             return None
         row = self._model(capability, values["model"])
         values["model"] = row.spec.id
+        put_on = {name: self._put_on(values[name], name, task, row) for name, task in capability.additions.items()}
+        values.update({name: found.spec.id for name, found in put_on.items()})
+        if capability.advise is not None:
+            specs = {name: found.spec for name, found in put_on.items()}
+            advised = capability.advise(values, row.spec, specs)
+            values.update({name: value for name, value in advised.items() if values.get(name) is None})
         additions = [self._addition(lora["model"], "loras", row) for lora in values.get("loras") or ()]
         for name in values.get("textual_inversions") or ():
             self._addition(name, "textual_inversions", row)
@@ -150,7 +156,7 @@ class Submission:
                 if name in values and values[name] is None:
                     values[name] = getattr(advice[0], name)
         base = row.spec.recommended
-        if base and not image_fields(capability.request):
+        if base and "image" not in values:
             for name in ("width", "height"):
                 if name in values and values[name] is None:
                     values[name] = getattr(base, name)
@@ -171,9 +177,20 @@ class Submission:
             )
         return found
 
+    def _put_on(self, wished: str, field: str, task: str, base: ModelRow) -> ModelRow:
+        """The model that serves this task on the base: the one that is wished for, or the best installed."""
+        if wished == "auto":
+            return self._models.choose_addition(task, base)
+        found = self._models.require(wished, task=task)
+        if not found.spec.fits(base.spec):
+            raise InvalidRequest(
+                f"{found.spec.id!r} was not made for the model {base.spec.id!r}.", field=field, model=found.spec.id
+            )
+        return found
+
     def _model(self, capability: Capability, wished: str) -> ModelRow:
         if wished == "auto":
-            return self._models.choose(capability.needs)
+            return self._models.choose(capability.needs, tuple(capability.additions.values()))
         served = self._models.get(wished).spec.tasks
         task = next((task for task in capability.needs if task in served), capability.needs[0])
         return self._models.require(wished, task=task)

@@ -2,9 +2,9 @@
 
 from PIL import Image
 
-from app.core.capability import Capability, Context, Door, ModelRequest, Pipeline, Result
+from app.core.capability import Capability, Context, Door, ModelRequest, Result
+from app.core.drawing import size_for
 from app.core.fields import Height, SecondPassScale, SecondPassSteps, SecondPassStrength, Width
-from app.errors import InvalidRequest
 from app.imaging.sizes import LARGEST_WORK, Size, lost_strength, require_a_step, require_pixels, round_up
 
 
@@ -30,7 +30,7 @@ def check(request: TextToImageRequest, door: Door) -> None:
 def run(request: TextToImageRequest, context: Context) -> Result:
     """One call for each picture, so that each is the same picture when it is asked for alone."""
     with context.borrow(request.model, task="text-to-image", **request.additions()) as pipeline:
-        width, height = size_for(request, pipeline)
+        width, height = size_for(request.width, request.height, pipeline)
         steps = pipeline.count_timesteps(request.num_inference_steps)
         if request.second_pass_scale is not None:
             require_pixels(enlarged_size(request, (width, height), pipeline.size_multiple), LARGEST_WORK)
@@ -82,16 +82,6 @@ def enlarged_size(request: TextToImageRequest, size: Size, multiple: int) -> Siz
     """The size of the second pass."""
     width, height = (round_up(side * request.second_pass_scale, multiple) for side in size)
     return width, height
-
-
-def size_for(request: TextToImageRequest, pipeline: Pipeline) -> Size:
-    """(width, height) as asked for, or the model's own."""
-    size = (request.width or pipeline.default_size[0], request.height or pipeline.default_size[1])
-    if any(side % pipeline.size_multiple for side in size):
-        raise InvalidRequest(
-            f"width and height must be multiples of {pipeline.size_multiple} for this model; got {size[0]}x{size[1]}."
-        )
-    return size
 
 
 TEXT_TO_IMAGE = Capability(

@@ -7,31 +7,38 @@ import numpy as np
 import torch
 from PIL import Image
 
+from app.models.adapters import Addition
 from app.models.controls import Control
 from app.models.row_attention import Branch
 
 
 @dataclass(frozen=True, eq=False)
 class Attached:
-    """Branches act on the rows of this borrow's calls; each control follows one of a call's control pictures."""
+    """Branches act on the rows of this borrow's calls; each control follows one of a call's control pictures.
+
+    `loras` belong to what is attached and are worn with the borrow's own.
+    """
 
     branches: tuple[Branch, ...] = ()
     controls: tuple[Control, ...] = ()
+    loras: tuple[Addition, ...] = ()
 
     @staticmethod
     def of(parts: Sequence["Attached | Branch | Control"]) -> "Attached":
         """All of these as one."""
         branches: list[Branch] = []
         controls: list[Control] = []
+        loras: list[Addition] = []
         for part in parts:
             if isinstance(part, Attached):
                 branches += part.branches
                 controls += part.controls
+                loras += part.loras
             elif isinstance(part, Branch):
                 branches.append(part)
             else:
                 controls.append(part)
-        return Attached(tuple(branches), tuple(controls))
+        return Attached(tuple(branches), tuple(controls), tuple(loras))
 
     def __bool__(self) -> bool:
         return bool(self.branches or self.controls)

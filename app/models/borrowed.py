@@ -51,10 +51,11 @@ class BorrowedPipeline:
         sliced_attention: bool = False,
         compiled: bool = False,
         attached: Attached | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.stock = stock
         self.task = task
-        self.notes: list[str] = []
+        self.notes: list[str] = list(notes)
         self._prompts = prompts
         self._device = device
         self._batcher = batcher or StepBatcher()

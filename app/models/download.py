@@ -5,7 +5,6 @@ the next process, goes on with. The token is sent to the hub's own origin and to
 transfer that is asked to stop does so between two blocks, in a wait, and in the middle of a silent read.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -26,13 +25,16 @@ import httpx
 
 from app.errors import InvalidRequest, NotFound, TransferFailed, UrlNotAllowed
 from app.guarded_http import GuardedClient
+from app.models.checksums import Sums
 
 WEIGHTS = ".safetensors"
 STORED = frozenset({WEIGHTS, ".json", ".txt"})
+PICKLES = frozenset({".bin", ".pt", ".pth"})
+BY_NAME = PICKLES | {".onnx"}
+"""Kinds that are fetched only where a row names the whole path: no pattern takes them."""
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 REDIRECTS = 5
 MAX_LISTING = 32 * 2**20
-BLOCK = 2**20
 PART = ".part"
 
 
@@ -48,12 +50,16 @@ class Patience:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository: LFS files state a SHA-256, small ones the SHA-1 of their git blob."""
+    """A file of a repository: LFS files state a SHA-256, small ones the SHA-1 of their git blob.
+
+    `url` is the address of one that lies in no repository.
+    """
 
     path: str
     size: int
     sha256: str | None
     git_sha1: str | None
+    url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Listing:
     files: tuple[RemoteFile, ...]
 
     def select(self, patterns: tuple[str, ...]) -> tuple[RemoteFile, ...]:
-        """The files that match, each pattern at least one; `*` stops at a slash, and only safe kinds are taken."""
+        """The files that match, each pattern at least one; `*` stops at a slash, takes no pickle and no ONNX."""
         chosen: dict[str, RemoteFile] = {}
         for pattern in patterns:
             matching = [file for file in self.files if _matches(file.path, pattern)]
@@ -167,13 +173,13 @@ class Hub:
 
         `TransferFailed` when the hub gives up or the bytes are not those that the hub stated; those are deleted.
         """
-        address = f"{self._url}/{quote(repo)}/resolve/{quote(commit, safe='')}/{quote(file.path)}"
+        address = file.url or f"{self._url}/{quote(repo)}/resolve/{quote(commit, safe='')}/{quote(file.path)}"
         part = target.with_name(target.name + PART)
         part.parent.mkdir(parents=True, exist_ok=True)
         tries = _Tries(self._patience, self._patience.attempts, stop)
         with part.open("ab+") as out:
-            sums = _Sums(file)
-            sums.read_from(out, stop)
+            sums = Sums(file.size, file.sha256, file.git_sha1)
+            sums.read_from(out, stop.check)
             if sums.count > file.size:
                 sums.restart(out)
             on_bytes(sums.count)
@@ -198,7 +204,7 @@ class Hub:
         return sums.sha256
 
     def _continue(
-        self, address: str, file: RemoteFile, out: Any, sums: "_Sums", on_bytes: Callable[[int], None], stop: Stop
+        self, address: str, file: RemoteFile, out: Any, sums: Sums, on_bytes: Callable[[int], None], stop: Stop
     ) -> None:
         headers = {"range": f"bytes={sums.count}-"} if sums.count else {}
         with self._open(address, headers) as response, stop.hanging_up(response):
@@ -297,60 +303,6 @@ class _Tries:
         self._stop.wait(min(self._patience.longest_wait, max(wait, wanted or 0.0)))
 
 
-class _Sums:
-    """Running count and hash of a file's bytes, and git's hash, which begins with the size, where that is stated."""
-
-    def __init__(self, file: RemoteFile) -> None:
-        self._file = file
-        self._reset()
-
-    def _reset(self) -> None:
-        self.count = 0
-        self._sha256 = hashlib.sha256()
-        header = f"blob {self._file.size}\0".encode()
-        self._git = hashlib.sha1(header, usedforsecurity=False) if self._file.git_sha1 else None
-
-    def add(self, data: bytes) -> None:
-        self.count += len(data)
-        self._sha256.update(data)
-        if self._git:
-            self._git.update(data)
-
-    def read_from(self, file: Any, stop: Stop) -> None:
-        """Hash what an earlier attempt left; the file is positioned at its end."""
-        file.seek(0)
-        while block := file.read(BLOCK):
-            stop.check()
-            self.add(block)
-
-    def restart(self, file: Any) -> None:
-        """Throw away what is there."""
-        file.truncate(0)
-        file.seek(0)
-        self._reset()
-
-    @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest()
-
-    def agree(self) -> bool:
-        """Whether the bytes are those that the hub stated."""
-        git = self._git.hexdigest() if self._git else None
-        return self._file.sha256 in (None, self.sha256) and self._file.git_sha1 == git
-
-
-def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
-    """The SHA-256 of a file; `on_bytes` hears how many bytes were read."""
-    digest, count = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-            count += len(block)
-            if on_bytes:
-                on_bytes(count)
-    return digest.hexdigest()
-
-
 def _listing(data: dict[str, Any]) -> Listing:
     commit = str(data["sha"])
     if not re.fullmatch(r"[0-9a-f]{40}", commit):
@@ -367,13 +319,15 @@ def _listing(data: dict[str, Any]) -> Listing:
 
 
 def _is_safe(path: str) -> bool:
-    """Whether a repository's path is a plain relative one of a kind that is stored."""
+    """Whether a repository's path is a plain relative one of a kind that is fetched."""
     pure = PurePosixPath(path)
     plain = all(part not in ("", ".", "..") and not part.startswith(".") for part in path.split("/"))
-    return plain and "\\" not in path and "\0" not in path and pure.suffix in STORED
+    return plain and "\\" not in path and "\0" not in path and pure.suffix in STORED | BY_NAME
 
 
 def _matches(path: str, pattern: str) -> bool:
+    if path != pattern and PurePosixPath(path).suffix in BY_NAME:
+        return False
     parts, wanted = path.split("/"), pattern.split("/")
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 

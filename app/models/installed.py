@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.models.spec import Licence, ModelSpec, Recommended
+from app.models.spec import Licence, ModelSpec, Recommended, Source
 
 RECORD = "model.json"
 FILES = "files"
@@ -76,6 +76,7 @@ def load(text: str) -> Installed:
                 "files": tuple(spec["files"]),
                 "tasks": tuple(spec["tasks"]),
                 "parts": tuple(spec["parts"]),
+                "sources": tuple(Source(**source) for source in spec.get("sources", ())),
             }
         ),
         files={name: InstalledFile(**file) for name, file in data.pop("files").items()},

@@ -16,13 +16,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from app.errors import Conflict, StorageFull, TransferFailed
-from app.models.download import BLOCK, STORED, WEIGHTS, Hub, RemoteFile, Stop, sha256_of
+from app.models.checksums import BLOCK, sha256_of
+from app.models.conversion import Converted, landing
+from app.models.download import BY_NAME, STORED, WEIGHTS, Hub, RemoteFile, Stop
 from app.models.installed import FILES, RECORD, Installed, InstalledFile, dump
+from app.models.spec import ModelSpec
 
 RESERVED_BYTES = 256 * 2**20
 SECONDS_BETWEEN_KNOCKS = 0.2
 BYTES_BETWEEN_CHECKS = 64 * 2**20
 SINGLE_FILE = "weights.safetensors"
+_HASHED = (WEIGHTS, *BY_NAME)
 
 
 class Workshop:
@@ -199,11 +203,13 @@ def full_disk_said(said: str = "The disk filled up on the way; what has arrived 
         raise StorageFull(said) from error
 
 
-def missing_bytes(staged: Path, files: tuple[RemoteFile, ...]) -> int:
+def missing_bytes(spec: ModelSpec, staged: Path, files: tuple[RemoteFile, ...]) -> int:
     """How many bytes of these files are not yet in the staging folder."""
-    missing = 0
+    missing, converted = 0, Converted(staged)
     for file in files:
-        target = staged / FILES / file.path
+        if converted.fetched(file.path):
+            continue
+        target = landing(spec, staged, file.path)
         for there in (target, target.with_name(target.name + ".part")):
             if there.is_file():
                 missing -= min(file.size, there.stat().st_size)
@@ -214,7 +220,7 @@ def missing_bytes(staged: Path, files: tuple[RemoteFile, ...]) -> int:
 
 def fetch_all(
     hub: Hub,
-    repo: str,
+    spec: ModelSpec,
     commit: str,
     files: tuple[RemoteFile, ...],
     staged: Path,
@@ -226,15 +232,19 @@ def fetch_all(
 
     `TransferFailed` where a file's SHA-256 is not the known one; the file is deleted.
     """
-    fetched, before = {}, 0
+    fetched, before, converted = {}, 0, Converted(staged)
     for file in files:
-        target = staged / FILES / file.path
-        if target.is_file() and target.stat().st_size == file.size:
+        target = landing(spec, staged, file.path)
+        done = converted.fetched(file.path)
+        if done is not None:
+            sha256 = done.sha256
+        elif target.is_file() and target.stat().st_size == file.size:
             sha256 = file.sha256 or sha256_of(target)
         else:
-            sha256 = hub.fetch(repo, commit, file, target, lambda count, base=before: on_bytes(base + count), stop)
+            report = lambda count, base=before: on_bytes(base + count)  # noqa: E731
+            sha256 = hub.fetch(spec.repo or "", commit, file, target, report, stop)
         if known.get(file.path, sha256) != sha256:
-            target.unlink()
+            target.unlink(missing_ok=True)
             raise TransferFailed(
                 f"{file.path} has other bytes than are known; it was deleted.",
                 file=file.path,
@@ -250,7 +260,7 @@ def check_stated(files: tuple[RemoteFile, ...], known: dict[str, str], model: st
     """`TransferFailed` before a byte is pulled: other contents are stated than are known, or weights without a hash."""
     for file in files:
         expected = known.get(file.path)
-        if not (expected or file.sha256 or file.git_sha1) and file.path.endswith(WEIGHTS):
+        if not (expected or file.sha256 or file.git_sha1) and file.path.endswith(_HASHED):
             raise TransferFailed(
                 f"The hub states no hash for {file.path} of {model!r} and none is known; nothing was pulled.",
                 file=file.path,

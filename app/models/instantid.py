@@ -101,7 +101,7 @@ def open_adapter(spec: ModelSpec, path: Path, device: TorchDevice) -> FaceTokens
 
 def attach(opened: InstantId, wish: InstantIdIdentity, *, faces: Any, **more: Any) -> Attached:
     """The face's tokens beside the text, and IdentityNet with them in the text's place."""
-    vectors = [faces.identify(face).arcface for face in wish.faces]
+    vectors = [faces.arcface(face) for face in wish.faces]
     tokens = opened.adapter.tokens(torch.stack(vectors).mean(0))
     region = mask_tensor(wish.region)
     branch = Branch(tokens, opened.layers, wish.ip_adapter_scale, region, wish.start, wish.end)

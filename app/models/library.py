@@ -11,15 +11,18 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
 from app.errors import Conflict, InvalidRequest, NotFound, UnknownModel, WeightsMissing
 from app.guarded_http import GuardedClient
-from app.models import inspect_file
+from app.models import choosing, conversion, inspect_file
 from app.models.catalog import CATALOG
-from app.models.download import Hub, Patience, RemoteFile, Stop, sha256_of
+from app.models.checksums import sha256_of, sha256_of_texts
+from app.models.choosing import ModelRow
+from app.models.download import Hub, Patience, RemoteFile, Stop
+from app.models.embedded import embedded_facts, is_folder
 from app.models.installed import FILES, Installed, InstalledModels
 from app.models.installing import (
     SINGLE_FILE,
@@ -49,21 +52,6 @@ ADDED_RANK: dict[tuple[Family, bool], int] = {
 
 LONGEST_TEXT = 200
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class ModelRow:
-    """A model and where it stands.
-
-    `path` is the folder (diffusers layout) or the file to open; None where the model or one of its parts is missing.
-    `sha256` is that of its largest file, as checked when it was installed.
-    """
-
-    spec: ModelSpec
-    installed: bool
-    path: Path | None
-    bytes_on_disk: int
-    sha256: str | None = None
 
 
 class ModelLibrary:
@@ -107,6 +95,8 @@ class ModelLibrary:
         row = self.get(id)
         if task is not None and task not in row.spec.tasks:
             raise InvalidRequest(f"The model {id!r} does not serve {task}.", model=id, task=task)
+        if not row.installed and row.spec.embedded:
+            raise WeightsMissing(f"The model {id!r} is not part of this copy of the service.", model=id)
         if not row.installed:
             raise WeightsMissing(
                 f"The model {id!r} is not installed; `eis models pull {id}` fetches it.",
@@ -115,21 +105,17 @@ class ModelLibrary:
             )
         return row
 
-    def choose(self, tasks: Sequence[str]) -> ModelRow:
-        """What `auto` means: the installed checkpoint of the highest rank that serves one of these tasks."""
-        candidates = [row for row in self.rows() if row.installed and set(tasks) & set(row.spec.tasks)]
-        if not candidates:
-            wanted = " or ".join(tasks)
-            line = next(
-                (
-                    f"; `eis models pull {spec.id}` fetches one"
-                    for spec in self._catalog.values()
-                    if set(tasks) & set(spec.tasks) and not spec.embedded
-                ),
-                "",
-            )
-            raise WeightsMissing(f"No installed model serves {wanted}{line}.")
-        return max(candidates, key=lambda row: row.spec.rank)
+    def choose(self, tasks: Sequence[str], additions: Sequence[str] = ()) -> ModelRow:
+        """What `auto` means: the installed checkpoint of the highest rank that serves one of these tasks.
+
+        `additions` are tasks of other models that go on it (`pulid`): only a checkpoint for which each is installed is
+        taken. `WeightsMissing` names the line that fetches what lacks.
+        """
+        return choosing.choose(self.rows(), tasks, additions)
+
+    def choose_addition(self, task: str, base: ModelRow) -> ModelRow:
+        """The best installed identity model or IP-Adapter for this task that fits the base; else `WeightsMissing`."""
+        return choosing.choose_addition(self.rows(), task, base.spec)
 
     @staticmethod
     def new_stop() -> Stop:
@@ -158,7 +144,7 @@ class ModelLibrary:
             self._keep(id)
             return row
         wanted = [spec for spec in self._with_parts(row.spec) if self._installed.get(spec.id) is None]
-        if any(spec.repo is None for spec in wanted):
+        if not all(spec.is_pullable for spec in wanted):
             raise InvalidRequest(f"The model {id!r} is not on a hub; it cannot be pulled.", model=id)
         if not accept_licence and (asked := self.licences_to_accept(id)):
             names = " and ".join(f"{licence.name} ({licence.url})" for licence in asked)
@@ -173,7 +159,8 @@ class ModelLibrary:
         needed = 0
         for spec, commit, files, _ in plan:
             with self._workshop.changing(spec.id, stop=stop):
-                needed += missing_bytes(self._workshop.staging(spec.id, commit), files)
+                needed += missing_bytes(spec, self._workshop.staging(spec.id, commit), files)
+        needed += max(conversion.room_to_convert(spec, files) for spec, _, files, _ in plan)
         self._workshop.check_room(needed)
         done = 0
         for spec, commit, files, known in plan:
@@ -190,7 +177,7 @@ class ModelLibrary:
     def licences_to_accept(self, id: str) -> list[Licence]:
         """The licences that limit use and that a pull of this model would need accepted now, its parts' among them."""
         missing = [spec for spec in self._with_parts(self.get(id).spec) if self._installed.get(spec.id) is None]
-        return list(dict.fromkeys(spec.licence for spec in missing if spec.licence.ask and spec.repo))
+        return list(dict.fromkeys(spec.licence for spec in missing if spec.licence.ask and spec.is_pullable))
 
     def add(
         self,
@@ -310,17 +297,18 @@ class ModelLibrary:
         return damaged
 
     def _row(self, spec: ModelSpec) -> ModelRow:
+        parts = [self._catalog.get(part) for part in spec.parts]
+        whole = all(part is not None and self._row(part).installed for part in parts)
         if spec.embedded:
-            folder = PACKAGE_PARENT / spec.embedded
-            if not (folder / "model_index.json").is_file():
+            facts = embedded_facts(PACKAGE_PARENT / spec.embedded)
+            if facts is None:
                 return ModelRow(spec, False, None, 0)
-            size, sha256 = _embedded_facts(folder)
-            return ModelRow(dataclasses.replace(spec, bytes=size), True, folder, size, sha256)
+            path = facts.folder if is_folder(spec) else facts.largest
+            embedded = dataclasses.replace(spec, bytes=facts.bytes)
+            return ModelRow(embedded, whole, path if whole else None, facts.bytes, facts.sha256)
         record = self._installed.get(spec.id)
         if record is None:
             return ModelRow(spec, False, None, 0)
-        parts = [self._catalog.get(part) for part in spec.parts]
-        whole = all(part is not None and self._row(part).installed for part in parts)
         path = self.folder / spec.id / record.path if whole else None
         return ModelRow(spec, whole, path, record.bytes, record.sha256)
 
@@ -346,11 +334,13 @@ class ModelLibrary:
 
     def _listed(self, spec: ModelSpec, update: bool, stop: Stop) -> tuple[str, tuple[RemoteFile, ...], dict[str, str]]:
         """The commit to pull, its files, and what is known of their SHA-256, against which they are checked."""
-        assert spec.repo is not None
         pin = None if update else self._workshop.pin(spec.id)
+        files = tuple(RemoteFile(source.path, source.bytes, source.sha256, None, source.url) for source in spec.sources)
+        if spec.repo is None:
+            return sha256_of_texts(file.sha256 or "" for file in files)[:40], files, {}
         fixed = re.fullmatch(r"[0-9a-f]{40}", spec.revision) is not None
         listing = self._hub.listing(spec.repo, pin[0] if pin and not fixed else spec.revision, stop)
-        files = listing.select(spec.files)
+        files += listing.select(spec.files)
         known = (pin[1] if pin and pin[0] == listing.commit else {}) | spec.sha256
         check_stated(files, known, spec.id)
         return listing.commit, files, known
@@ -366,25 +356,34 @@ class ModelLibrary:
         *,
         as_part: bool,
     ) -> None:
-        assert spec.repo is not None
         staged = self._workshop.staging(spec.id, commit)
-        fetched = fetch_all(self._hub, spec.repo, commit, files, staged, on_bytes, stop, known)
-        diffusers = spec.options.get("layout") == "diffusers"
-        path = FILES if diffusers else f"{FILES}/{max(files, key=lambda file: file.size).path}"
+        fetched = fetch_all(self._hub, spec, commit, files, staged, on_bytes, stop, known)
+        try:
+            stored = conversion.store_all(spec, staged, fetched, stop)
+        except InvalidRequest:
+            self._workshop.discard_staging(spec.id)
+            raise
+        if is_folder(spec):
+            path = "/".join(filter(None, (FILES, spec.options.get("folder", ""))))
+        else:
+            path = f"{FILES}/{max(stored, key=lambda name: stored[name].bytes)}"
+        facts = {"fetched": {name: asdict(file) for name, file in fetched.items() if name not in stored}}
         installed = Installed(
-            spec, "catalog", path, fetched, commit, as_part, licence_accepted=spec.licence.ask, installed=time.time()
+            spec,
+            "catalog",
+            path,
+            stored,
+            commit,
+            as_part,
+            licence_accepted=spec.licence.ask,
+            installed=time.time(),
+            facts=facts if facts["fetched"] else {},
         )
         self._workshop.install(staged, installed)
+        conversion.tidy(self.folder / spec.id)
         self._workshop.write_pin(spec.id, commit, fetched)
 
 
 def _report(progress: Progress | None, before: int, total: int, count: int) -> None:
     if progress is not None:
         progress(before + count, total)
-
-
-@functools.cache
-def _embedded_facts(folder: Path) -> tuple[int, str]:
-    """Bytes of an embedded model and the SHA-256 of its largest file, read once in a process."""
-    sizes = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    return sum(sizes.values()), sha256_of(max(sizes, key=sizes.__getitem__))

@@ -131,8 +131,10 @@ class IdentityBranch(Branch):
         if self.ortho == "off":
             return found
         text32, found32 = text.float(), found.float()
-        # Channel by channel, over all places.
-        along = (text32 * found32).sum(-2, keepdim=True) / (text32 * text32).sum(-2, keepdim=True) * text32
+        # Channel by channel, over all places. SDXL says "no negative prompt" with zeros, whose answer is zero: nothing
+        # lies along it, where the reference, which always has a negative prompt, would divide by zero.
+        length = (text32 * text32).sum(-2, keepdim=True)
+        along = torch.where(length > 0, (text32 * found32).sum(-2, keepdim=True) / length, 0.0) * text32
         if self.ortho == "ortho":
             return (found32 - along).to(found)
         looks = (query.float() @ key.float().transpose(-1, -2)).softmax(-1).mean(1)

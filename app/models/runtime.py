@@ -18,19 +18,17 @@ from PIL import Image
 from app.core.attachments import Attachment
 from app.core.model_offload import AUTO, ModelCache, ModelState, Offload
 from app.errors import InvalidRequest, OutOfMemory, ServiceError
-from app.models import adapters, compiling, previews
+from app.models import adapters, compiling, face_stack, previews
 from app.models.adapters import Addition
 from app.models.attached import Attached
 from app.models.borrowed import OUT_OF_MEMORY, BorrowedPipeline
 from app.models.device import TorchDevice, parked_default
 from app.models.library import ModelLibrary, ModelRow
+from app.models.licences import licence_notes
 from app.models.machine import check_package
 from app.models.pipelines import Checkpoint
 from app.models.prompts import Encoder, PromptEncoder
 from app.models.step_batching import Session, StepBatcher
-
-FACE_KINDS = ("faces", "image-encoder")
-"""Kinds of rows that a stack of face models is put together from."""
 
 
 class Runtime:
@@ -96,6 +94,7 @@ class Runtime:
                     for wish, other in zip(attachments, attached_rows, strict=True)
                 ]
             )
+            lora_additions += attached.loras
             stock = checkpoint.view(task, scheduler, [control.network for control in attached.controls])
             stack.enter_context(previews.watching(stock.scheduler))
             wardrobe = checkpoint.wardrobe
@@ -125,6 +124,9 @@ class Runtime:
                 sliced_attention=checkpoint.placement.strategy is Offload.ATTENTION,
                 compiled=checkpoint.is_compiled and not attached.branches,
                 attached=attached,
+                notes=licence_notes(
+                    part.spec for other in attached_rows for part in (other, *self._all_parts(other))
+                ),
             )
 
     @contextmanager
@@ -149,13 +151,24 @@ class Runtime:
             yield made
 
     @contextmanager
+    def face_reader(
+        self, model: str, *, priority: int = 5, check: Callable[[], None] = lambda: None
+    ) -> Iterator[face_stack.FaceStack]:
+        """The face models that belong to an identity model, while the device is held."""
+        row = self._library.require(model)
+        with self.faces(self._all_parts(row)) as faces, self.batcher.turn(Session(priority, check=check)):
+            if faces is None:
+                raise InvalidRequest(f"The model {model!r} has no face models beside it.", model=model)
+            yield faces
+
+    @contextmanager
     def faces(self, parts: Sequence[ModelRow]) -> Iterator[Any]:
         """The face models among these rows as one stack; None where there are none."""
-        mine = [part for part in parts if part.spec.kind in FACE_KINDS]
+        mine = [part for part in parts if face_stack.belongs(part)]
         if not any(part.spec.kind == "faces" for part in mine):
             yield None
             return
-        from_rows = functools.partial(importlib.import_module("app.models.faces").open_stack, mine, self.device)
+        from_rows = functools.partial(face_stack.open_stack, mine, self.device)
         estimate = sum(part.bytes_on_disk for part in mine)
         with self._cache.borrow(_key(mine[0], mine[1:], self.device), from_rows, estimate=estimate) as stack:
             yield stack
@@ -169,7 +182,7 @@ class Runtime:
 
         key = _key(row, parts, self.device)
         self._drop_replaced(row.spec.id, key)
-        own = [part for part in parts if part.spec.kind not in {*FACE_KINDS, "lora"}]
+        own = [part for part in parts if part.spec.kind not in {"faces", "lora"}]
         return self._cache.borrow(key, load, estimate=row.bytes_on_disk + sum(part.bytes_on_disk for part in own))
 
     def _fitting(self, id: str, base: ModelRow) -> ModelRow:

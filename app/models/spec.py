@@ -3,7 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["checkpoint", "lora", "embedding", "vae", "controlnet", "other"]
+Kind = Literal[
+    "checkpoint",
+    "lora",
+    "embedding",
+    "vae",
+    "controlnet",
+    "faces",
+    "image-encoder",
+    "identity",
+    "ip-adapter",
+    "other",
+]
 Family = Literal["sd15", "sdxl", "other"]
 
 
@@ -29,6 +40,16 @@ class Recommended:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A file that lies at an address of its own and in no repository, with what is known of its bytes."""
+
+    path: str
+    url: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One row: everything that is known about a checkpoint without opening it.
 
@@ -37,6 +58,11 @@ class ModelSpec:
     patterns allowed); `bytes` is their sum. `parts` names other rows that are put into this one (a VAE, a distilled
     UNet's LoRA). `tasks` are what the model serves; `rank` orders candidates for `model="auto"` (higher first).
     `sha256` holds what is known beforehand of single files' contents: a pull that is offered other bytes fails.
+    `sources` are files from elsewhere than the repository. A published pickle is named in `files` or `sources` by its
+    whole name and stored as safetensors: under the name that `stored_as` gives it, else its own with another ending. A
+    safetensors file that `stored_as` names is written anew too, as the option `store` says. `written` are small files,
+    by name, that the published weights come without and the pull adds. A row with parts and no files of its own is a
+    set: pulling it brings them all.
     """
 
     id: str
@@ -57,3 +83,19 @@ class ModelSpec:
     embedded: str | None = None
     options: dict[str, str] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
+    stored_as: dict[str, str] = field(default_factory=dict)
+    written: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_pullable(self) -> bool:
+        """Whether its files, or its parts, can be fetched."""
+        return self.repo is not None or bool(self.sources)
+
+    def fits(self, base: "ModelSpec") -> bool:
+        """Whether this addition was made for that checkpoint: of its family, and of it alone where the row names one.
+
+        A row that names none was made for the published checkpoints, never for an embedded one.
+        """
+        named = self.options.get("base")
+        return self.family == base.family and (named == base.id if named else base.embedded is None)

@@ -254,6 +254,22 @@ def model(question: Question) -> Control:
     )
 
 
+def addition(question: Question) -> Control:
+    """A model that goes on the chosen one: auto, or one of those that are installed and fit."""
+    name, choices = question.name, question.choices
+    widget = gr.Dropdown(choices.fitting(name, "auto"), value="auto", label=question.label, info=question.description)
+    control = plain(question, widget, lambda value: value or "auto")
+
+    def known(wished: str, model: str) -> str:
+        return wished if any(id == wished for _, id in choices.fitting(name, model)) else "auto"
+
+    control.show = lambda request: [
+        gr.update(value=known(request.get(name) or "auto", str(request.get("model") or "auto")))
+    ]
+    control.refresh = lambda model: [gr.update(choices=choices.fitting(name, model))]
+    return control
+
+
 def given_way(choices: ModelChoices, model: str) -> list[Any]:
     """Updates of the model's two widgets when auto takes the place of a model that is not there."""
     lost = f'<p class="eis-note">{escape(model)} is not installed here; auto stands in its place.</p>'

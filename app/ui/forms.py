@@ -17,6 +17,7 @@ from app.ui.controls import (
     WIDEST_SLIDER,
     Control,
     Question,
+    addition,
     bounds,
     choice,
     embeddings,
@@ -33,6 +34,7 @@ from app.ui.controls import (
     text,
     tick,
 )
+from app.ui.list_controls import numbers, several
 from app.ui.model_choices import ModelChoices
 
 IN_SIGHT = {"strength"}
@@ -51,6 +53,7 @@ def members(annotation: Any) -> set[Any]:
 KINDS: dict[str, Callable[[Question], Control]] = {
     "prompt": prompt,
     "model": model,
+    "addition": addition,
     "loras": loras,
     "embeddings": embeddings,
     "seed": seed,
@@ -59,7 +62,15 @@ KINDS: dict[str, Callable[[Question], Control]] = {
     "images": pictures,
     "mask": picture,
 }
+def is_list_of(annotation: Any, kind: Any) -> bool:
+    """Whether the annotation is a tuple of such values; `Literal` stands for any of its words."""
+    inner = get_args(annotation)[:1] if get_origin(annotation) is tuple else ()
+    return bool(inner) and (get_origin(inner[0]) is kind or inner[0] is kind)
+
+
 TYPES: tuple[tuple[Callable[[Any], bool], Callable[[Question], Control]], ...] = (
+    (lambda annotation: is_list_of(annotation, Literal), several),
+    (lambda annotation: is_list_of(annotation, float), numbers),
     (lambda annotation: bool(literal_values(annotation)), choice),
     (lambda annotation: bool in members(annotation), tick),
     (lambda annotation: bool({int, float} & members(annotation)), number),

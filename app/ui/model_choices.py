@@ -1,6 +1,6 @@
 """What a form says about models: which there are for a capability, and what `auto` means for each of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.errors import NotFound, WeightsMissing
@@ -18,9 +18,11 @@ SHAPES = (
 class ModelChoices:
     """The models that serve one capability, read from the library each time so that a pull shows at once."""
 
-    def __init__(self, library: Any, tasks: Sequence[str]) -> None:
+    def __init__(self, library: Any, tasks: Sequence[str], additions: Mapping[str, str] | None = None) -> None:
+        """`additions`: for each field that names a model which goes on another, the task that it must serve."""
         self._library = library
         self._tasks = set(tasks)
+        self._additions = dict(additions or {})
 
     def entries(self) -> list[tuple[str, str]]:
         """(text, id) for the dropdown: auto, the installed, then those that a pull line would fetch."""
@@ -40,9 +42,11 @@ class ModelChoices:
         """How to get a model that is not installed; empty when there is nothing to say."""
         try:
             if model == "auto":
-                self._library.choose(sorted(self._tasks))
+                self._choose()
             else:
-                self._library.require(model)
+                row = self._library.require(model)
+                for task in self._additions.values():
+                    self._library.choose_addition(task, row)
         except (WeightsMissing, NotFound) as error:
             return error.message
         return ""
@@ -77,6 +81,19 @@ class ModelChoices:
         value = getattr(recommended, name, None) if recommended else None
         return "auto" if value is None else f"auto ({value:g})" if isinstance(value, float) else f"auto ({value})"
 
+    def fitting(self, field: str, model: str) -> list[tuple[str, str]]:
+        """(text, id) for a field that names an addition: auto, then the installed ones that fit the model."""
+        task, base = self._additions[field], self._spec(model)
+        rows = [row for row in self._library.rows() if row.installed and task in row.spec.tasks]
+        fitting = [row for row in rows if base is not None and row.spec.fits(base)]
+        first = "auto · nothing that is installed fits"
+        if fitting:
+            first = f"auto · {self._library.choose_addition(task, self._library.get(base.id)).spec.title}"
+        return [(first, "auto"), *((row.spec.title, row.spec.id) for row in fitting)]
+
+    def _choose(self) -> Any:
+        return self._library.choose(sorted(self._tasks), tuple(self._additions.values()))
+
     def _spec(self, model: str) -> ModelSpec | None:
         """The row of this model, or of the one that auto means; None where there is none."""
         if model == "auto":
@@ -88,7 +105,7 @@ class ModelChoices:
 
     def _automatic(self) -> ModelSpec | None:
         try:
-            return self._library.choose(sorted(self._tasks)).spec
+            return self._choose().spec
         except WeightsMissing:
             return None
 

@@ -38,7 +38,7 @@ class Panel:
         self.session = session
         self.kept = kept
         self.targets: list[tuple[str, str]] = []
-        self.choices = ModelChoices(service.models, capability.needs)
+        self.choices = ModelChoices(service.models, capability.needs, capability.additions)
         self.form = Form(capability, self.choices)
         with gr.Row(elem_classes=["eis-panel"]):
             with gr.Column(elem_classes=["eis-words-column"]):

@@ -117,7 +117,7 @@ def test_additions_and_the_model_are_asked_for(mirrors, mirror):
     )
     image_to_image(request, mirrors)
     additions = {"loras": request.loras, "textual_inversions": ("neg",), "scheduler": "DDIM", "vae_tiling": True}
-    assert mirrors.borrowed == [("mine", {"task": "image-to-image", **additions})]
+    assert mirrors.borrowed == [("mine", {"task": "image-to-image", "attachments": (), **additions})]
     told = {name: mirror.calls[0][name] for name in ("prompt", "negative_prompt", "clip_skip", "num_inference_steps")}
     assert told == {"prompt": "a red car", "negative_prompt": "blurry", "clip_skip": 2, "num_inference_steps": 3}
 

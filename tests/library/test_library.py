@@ -1,5 +1,6 @@
 """What the library answers, adds, removes and finds damaged."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,7 +17,10 @@ from safetensors.numpy import save_file
 
 from app.errors import Conflict, InvalidRequest, NotFound, UnknownModel, WeightsMissing
 from app.models import catalog, installing
+from app.models.inspect_file import PICKLES
 from app.models.library import ModelLibrary, is_slug, slug
+from app.models.licences import licence_notes
+from app.models.spec import Licence
 from tests.library.hub_server import HubServer
 
 Maker = Callable[..., ModelLibrary]
@@ -70,25 +74,56 @@ def test_a_file_on_the_models_disk_needs_no_room_of_its_own(tmp_path: Path, monk
     assert ModelLibrary(tmp_path).add(file).installed
 
 
+UNPINNED = {"ecomid"}
+"""Whose commit and bytes no public source states: they are pinned by the first pull."""
+STORED_KINDS = ("/*", ".json", ".safetensors", ".onnx")
+
+
 def test_the_catalogs_rows_hold_together():
     ids = [spec.id for spec in catalog.CATALOG]
-    assert len(ids) == len(set(ids)) >= 9
+    assert len(ids) == len(set(ids)) >= 38
     for spec in catalog.CATALOG:
         assert is_slug(spec.id) and spec.title and spec.description and spec.licence.name
-        assert (spec.repo is None) == (spec.embedded is not None)
-        assert spec.embedded or re.fullmatch(r"[0-9a-f]{40}", spec.revision), f"{spec.id} is not pinned"
-        assert set(spec.parts) <= set(ids)
+        assert spec.is_pullable != (spec.embedded is not None)
+        pinned = re.fullmatch(r"[0-9a-f]{40}", spec.revision)
+        assert spec.embedded or spec.sources or bool(pinned) != (spec.id in UNPINNED), f"{spec.id} is not pinned"
+        assert set(spec.parts) <= set(ids) - {spec.id}
         assert spec.kind != "checkpoint" or (spec.tasks and spec.recommended)
-        assert spec.licence.ask == ("RAIL" in spec.licence.name)
-        for name in spec.files:
-            assert name.endswith(("/*", ".json", ".safetensors")), name
+        assert spec.licence.ask == ("RAIL" in spec.licence.name or not spec.licence.commercial)
+        names = (*spec.files, *(source.path for source in spec.sources))
+        for name in names:
+            assert name.endswith((*STORED_KINDS, *PICKLES)), name
+        assert set(spec.stored_as) <= set(names)
         for name, digest in spec.sha256.items():
-            assert name in spec.files and len(digest) == 64
-        largest = next((name for name in spec.files if name.endswith(".safetensors")), None)
-        assert spec.embedded or largest
+            assert name in spec.files and re.fullmatch(r"[0-9a-f]{64}", digest)
+        weights = [name for name in names if name.endswith((".safetensors", ".onnx", *PICKLES))]
+        assert spec.embedded or weights or (spec.parts and not names)
+        if spec.kind in ("faces", "image-encoder", "identity", "ip-adapter") and spec.repo:
+            assert set(weights) - set(spec.sha256) <= {"pulid_v1.bin", "diffusion_pytorch_model.safetensors"}
         if spec.options.get("layout") == "diffusers" and spec.kind == "checkpoint" and not spec.embedded:
             owns_vae = any(name.startswith("vae/") and name.endswith(".safetensors") for name in spec.files)
             assert owns_vae != ("sdxl-vae-fp16-fix" in spec.parts), "exactly one autoencoder"
+
+
+def test_every_adapters_row_names_the_encoder_that_is_its_part():
+    rows = {spec.id: spec for spec in catalog.CATALOG}
+    adapters = [spec for spec in rows.values() if spec.kind == "ip-adapter" and spec.tasks]
+    assert len(adapters) >= 12
+    for spec in adapters:
+        assert spec.options["projection"] in {"plain", "plus", "full", "faceid", "faceid-plus"}
+        assert spec.options["encoder"] in spec.parts
+        assert rows[spec.options["encoder"]].kind in {"image-encoder", "faces"}
+        if spec.options["projection"].startswith("faceid"):
+            assert rows[spec.options["faces"]].kind == "faces" and spec.options["faces"] in spec.parts
+
+
+def test_what_must_not_be_sold_is_said():
+    rows = {spec.id: spec for spec in catalog.CATALOG}
+    assert licence_notes([rows["sdxl"], rows["pulid"], rows["ip-adapter-plus-sdxl"]]) == []
+    notes = licence_notes([rows["pulid"], rows["antelopev2"], rows["instantid"], rows["buffalo_l"], rows["antelopev2"]])
+    assert len(notes) == 2 and "antelopev2, buffalo_l" in notes[0] and "no commercial use" in notes[0]
+    assert "instantid" in notes[1] and rows["instantid"].licence.url in notes[1]
+    assert not licence_notes([dataclasses.replace(rows["sdxl"], licence=Licence("not stated", "", commercial=False))])
 
 
 def test_pocket_is_what_auto_means_on_a_fresh_machine(tmp_path: Path):

@@ -21,6 +21,7 @@ LOADERS = {
     "pulid": "app.models.pulid:load",
     "instantid": "app.models.instantid:load",
     "ecomid": "app.models.ecomid:load",
+    "ip-adapter": "app.models.ip_adapter:load",
 }
 TEXT = 32
 """Width of each text encoder and of the pooled text, so that the case's UNet fits."""
@@ -33,14 +34,23 @@ class Shelf:
         self.folder = folder
         self.rows: dict[str, ModelRow] = {}
 
-    def put(self, id: str, path: Path, *, kind: str, task: str, parts: tuple[str, ...] = (), **options: str) -> None:
+    def put(
+        self,
+        id: str,
+        path: Path,
+        *,
+        kind: str,
+        task: str,
+        family: str = "sdxl",
+        parts: tuple[str, ...] = (),
+        **options: str,
+    ) -> None:
         """A row of these files."""
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         loader = LOADERS.get(task, "app.models.pipelines:load")
-        spec = ModelSpec(
-            id, id, kind, "sdxl", FREE, size, loader=loader, tasks=(task,), parts=parts, options=options
-        )  # fmt: skip
+        tasks = (task,) if task else ()
+        spec = ModelSpec(id, id, kind, family, FREE, size, loader=loader, tasks=tasks, parts=parts, options=options)
         self.rows[id] = ModelRow(spec, True, path, size)
 
     def require(self, id: str, *, task: str | None = None) -> ModelRow:
@@ -55,6 +65,9 @@ class GivenFaces:
 
     def identify(self, face: Any) -> Any:
         return self.features
+
+    def arcface(self, face: Any) -> Any:
+        return self.features.arcface
 
 
 class GivenRuntime(Runtime):

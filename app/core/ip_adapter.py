@@ -1,0 +1,61 @@
+"""IP-Adapter: pictures as a prompt beside the words: what they show, their style, or their layout."""
+
+from pydantic import model_validator
+
+from app.core.attachments import FaceReference, ImagePrompt
+from app.core.capability import Capability, Context, ModelRequest, Result
+from app.core.drawing import draw_each, size_for
+from app.core.fields import Height, Width
+from app.core.identity_fields import Blocks, IdEnd, IdStart, IpAdapterModel, IpScale, PromptImages, PromptWeights
+
+
+class IpAdapterRequest(ModelRequest):
+    """Pictures that say what the result is like, and words beside them."""
+
+    ip_adapter_images: PromptImages
+    weights: PromptWeights = ()
+    ip_adapter_model: IpAdapterModel = "auto"
+    ip_adapter_scale: IpScale = 0.6
+    blocks: Blocks = "all"
+    ip_start: IdStart = 0.0
+    ip_end: IdEnd = 1.0
+    width: Width = None
+    height: Height = None
+
+    @model_validator(mode="after")
+    def weighs_each(self) -> "IpAdapterRequest":
+        """A weight for each picture, or none at all."""
+        if self.weights and len(self.weights) != len(self.ip_adapter_images):
+            raise ValueError(f"{len(self.ip_adapter_images)} pictures need as many weights, not {len(self.weights)}")
+        return self
+
+
+def run(request: IpAdapterRequest, context: Context) -> Result:
+    """One call for each picture, so that each is the same picture when it is asked for alone."""
+    images = [context.image(reference) for reference in request.ip_adapter_images]
+    prompt = ImagePrompt(
+        request.ip_adapter_model,
+        request.ip_start,
+        request.ip_end,
+        images=images,
+        faces=[FaceReference(image) for image in images],
+        scale=request.ip_adapter_scale,
+        scales=request.weights,
+        blocks=request.blocks,
+    )
+    with context.borrow(request.model, task="text-to-image", attachments=[prompt], **request.additions()) as pipeline:
+        width, height = size_for(request.width, request.height, pipeline)
+        made = draw_each(request, context, pipeline, width=width, height=height)
+    return Result(images=made, seeds=request.seeds)
+
+
+IP_ADAPTER = Capability(
+    name="ip-adapter",
+    title="IP-Adapter",
+    summary="Make pictures from words and from other pictures.",
+    request=IpAdapterRequest,
+    run=run,
+    needs=("text-to-image",),
+    additions={"ip_adapter_model": "ip-adapter"},
+    example={"prompt": "a blue car", "seed": 7},
+)

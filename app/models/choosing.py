@@ -1,0 +1,79 @@
+"""Which model serves where a request names none: the best that is installed, else the line that fetches one."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.errors import WeightsMissing
+from app.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A model and where it stands.
+
+    `path` is the folder (diffusers layout) or the file to open; None where the model or one of its parts is missing.
+    `sha256` is that of its largest file, as checked when it was installed.
+    """
+
+    spec: ModelSpec
+    installed: bool
+    path: Path | None
+    bytes_on_disk: int
+    sha256: str | None = None
+
+
+def choose(rows: Sequence[ModelRow], tasks: Iterable[str], additions: Sequence[str] = ()) -> ModelRow:
+    """The installed model of the highest rank that serves one of the tasks and for which every addition is installed.
+
+    Where no installed model has them all, `WeightsMissing` names what fetches the addition for the best of them.
+    """
+    wanted = set(tasks)
+    serving = sorted(
+        (row for row in rows if row.installed and wanted & set(row.spec.tasks)),
+        key=lambda row: row.spec.rank,
+        reverse=True,
+    )
+    if not serving:
+        names = " or ".join(tasks)
+        raise WeightsMissing(
+            f"No installed model serves {names}{_line(rows, lambda spec: bool(wanted & set(spec.tasks)))}."
+        )
+    for row in serving:
+        if all(_installed_additions(rows, addition, row.spec) for addition in additions):
+            return row
+    for addition in additions:
+        choose_addition(rows, addition, serving[0].spec)
+    raise AssertionError("the best model lacks no addition")
+
+
+def choose_addition(rows: Sequence[ModelRow], task: str, base: ModelSpec) -> ModelRow:
+    """The best installed addition that serves this task on this base; `WeightsMissing` names what fetches one."""
+    fitting = _installed_additions(rows, task, base)
+    if fitting:
+        return max(fitting, key=lambda row: _rank_on(row.spec, base))
+    known = [row.spec for row in rows if task in row.spec.tasks and row.spec.fits(base) and row.spec.is_pullable]
+    if not known:
+        raise WeightsMissing(f"Nothing that is known serves {task} on the model {base.id!r}.", model=base.id)
+    best = max(known, key=lambda spec: _rank_on(spec, base))
+    raise WeightsMissing(
+        f"Nothing that is installed serves {task} on the model {base.id!r}; `eis models pull {best.id}` fetches what "
+        "does.",
+        model=best.id,
+        command=f"eis models pull {best.id}",
+    )
+
+
+def _installed_additions(rows: Sequence[ModelRow], task: str, base: ModelSpec) -> list[ModelRow]:
+    return [row for row in rows if row.installed and task in row.spec.tasks and row.spec.fits(base)]
+
+
+def _rank_on(spec: ModelSpec, base: ModelSpec) -> tuple[bool, int]:
+    return spec.options.get("best_on") == base.id, spec.rank
+
+
+def _line(rows: Sequence[ModelRow], serves: Callable[[ModelSpec], bool]) -> str:
+    for row in rows:
+        if row.spec.is_pullable and serves(row.spec):
+            return f"; `eis models pull {row.spec.id}` fetches one"
+    return ""
