@@ -54,6 +54,7 @@ def build(
     report: Callable[[str], None] = print,
 ) -> FaceFeatures:
     """Compute what the folder lacks, then open it. Delete the files when a network has changed."""
+    folder.mkdir(parents=True, exist_ok=True)
     count, width = len(some), encoder.network.embed_dim
     shapes = {
         "vectors": (2, count, face_networks.EMBEDDING + face_networks.POOLED),

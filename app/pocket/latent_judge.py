@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn import functional
 
 from app.pocket.checkpoints import generator_of, rng_of
+from app.pocket.face_networks import SHARPNESS
 from app.pocket.people import LOOKS, SIZE, People
 
 NAME = "latent-judge"
-RATE, BATCH = 2e-3, 64
+RATE, BATCH = 3e-3, 64
 
 
 class LatentJudge(nn.Module):
@@ -55,7 +56,7 @@ class LatentJudge(nn.Module):
         for block in self.coarse_blocks:
             coarse = coarse + block(coarse)
         states = states + functional.interpolate(coarse, scale_factor=2, mode="nearest")
-        weights = self.maps(states).flatten(2).float().softmax(-1)
+        weights = (self.maps(states).flatten(2).float() * SHARPNESS).softmax(-1)
         points = torch.stack([(weights * self.x).sum(-1), (weights * self.y).sum(-1)], -1)
         return points, self.hidden(torch.cat([points.flatten(1) * 3, self.leave(coarse).float()], -1))
 
@@ -80,7 +81,7 @@ def loss_of(judge: LatentJudge, some: People, number: int) -> torch.Tensor:
     latents = latents + noise * torch.randn(latents.shape, generator=generator)
     points = some.points[indices][..., :2] * 2 / SIZE - 1
     found = judge.read(latents)[0][:, :68].float()
-    placed = functional.smooth_l1_loss(found * 10, points * 10)
+    placed = 20 * (found - points).abs().mean()
     return judge.loss(latents, some.geometry[indices], some.looks[indices]).mean() + placed
 
 

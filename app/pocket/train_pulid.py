@@ -196,16 +196,16 @@ def train(
     folder: Path,
     seed: int,
     steps: int,
-    start: tuple[nn.Module, Attachment] | None = None,
+    begin: Path | None = None,
     seconds: float | None = None,
     report: Callable[[str], None] = print,
 ) -> tuple[nn.Module, Attachment, bool]:
-    """(encoder, attachment, whether it is complete); `start`: a v1.1 whose attachment the v1 begins with."""
+    """(encoder, attachment, whether it is complete); `begin`: a checkpoint whose attachment it takes."""
     torch.manual_seed(rng_of(seed, "pulid", version).getrandbits(31))
     frozen = Frozen(pipeline)
     encoder, attachment = build_encoder(version), Attachment(pipeline.unet)
-    if start is not None:
-        attachment.load_state_dict(start[1].state_dict())
+    if begin is not None and begin.exists():
+        attachment.load_state_dict(torch.load(begin, weights_only=True)["modules"][1])
     judge.eval().requires_grad_(False)
     stage = Stage(f"pulid-{version}", folder, [encoder, attachment], RATE, steps, horizon=200)
 
