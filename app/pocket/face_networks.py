@@ -35,17 +35,34 @@ class Residual(nn.Module):
         return torch.relu(states + self.layers(states))
 
 
-class PointReader(nn.Module):
-    """A picture of `size` pixels to points and a vector.
+class Standardise(nn.BatchNorm1d):
+    """Numbers [n, inner] with mean 0 and deviation 1; in words that ONNX's exporter takes for any n."""
 
-    Half of what it knows are places: each of POINTS maps is made a point by the mean of its places, weighted by the
-    softmax of the map (so a part of a pixel counts, and geometry is read off where things lie). The other half are
-    channels of the coarsest map. The first 68 points are trained to be those of the face.
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return super().forward(numbers)
+        return (numbers - self.running_mean) * (self.running_var + self.eps).rsqrt()
+
+
+def head_of(inner: int, middle: int, outer: int) -> nn.Sequential:
+    """From where things are to what that means. What is told is made as wide as everything else first: a nose moves
+    by parts of a pixel, and says as much as a head that moves by ten."""
+    return nn.Sequential(
+        Standardise(inner, affine=False),
+        nn.Linear(inner, middle), nn.ReLU(), nn.Linear(middle, middle), nn.ReLU(), nn.Linear(middle, outer),
+    )  # fmt: skip
+
+
+class PointReader(nn.Module):
+    """A picture of `size` pixels to points, and to channels of the coarsest map.
+
+    Each of POINTS maps is made a point by the mean of its places, weighted by the softmax of the map: so a part of a
+    pixel counts, and geometry is read off where things lie. The first 68 points are trained to be those of the face.
     """
 
     POINTS = 80
 
-    def __init__(self, size: int, outer: int, widths: tuple[int, ...] = (16, 24, 48, 64), middle: int = 192):
+    def __init__(self, size: int, widths: tuple[int, ...] = (16, 24, 48, 64)):
         super().__init__()
         self.enter = convolution(3, widths[0], 5, 2)
         self.quarter = nn.Sequential(convolution(widths[0], widths[1], 3, 2), Residual(widths[1]))
@@ -61,30 +78,41 @@ class PointReader(nn.Module):
         places = (torch.arange(side) + 0.5) / side * 2 - 1
         self.register_buffer("x", places.repeat(side), persistent=False)
         self.register_buffer("y", places.repeat_interleave(side), persistent=False)
-        self.out = nn.Sequential(
-            nn.Linear(2 * self.POINTS + 12 * (size // 16) ** 2, middle), nn.ReLU(), nn.Linear(middle, outer)
-        )
+        self.channels = 12 * (size // 16) ** 2
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """([n, POINTS, 2] of -1 to 1, [n, outer])."""
+        """([n, POINTS, 2] of -1 to 1, [n, channels])."""
         quarter = self.quarter(self.enter(pictures))
         eighth = self.eighth(quarter)
         coarse = self.sixteenth(eighth)
         fine = self.side(quarter) + self.grow(self.up_again(eighth + self.grow(self.up(coarse))))
         weights = (self.maps(fine).flatten(2).float() * SHARPNESS).softmax(-1)
         points = torch.stack([(weights * self.x).sum(-1), (weights * self.y).sum(-1)], -1)
-        return points, self.out(torch.cat([points.flatten(1) * 3, self.narrow(coarse).float()], -1))
+        return points, self.narrow(coarse).float().reshape(-1, self.channels)
+
+
+class Shape(nn.Module):
+    """A reader's points to numbers, and its channels to as many more: geometry is told by points, looks by colours."""
+
+    def __init__(self, reader: PointReader, outer: int):
+        super().__init__()
+        self.points = head_of(2 * reader.POINTS, 192, outer)
+        self.looks = head_of(reader.channels, 96, outer)
+
+    def forward(self, points: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.points(points.reshape(-1, 2 * PointReader.POINTS)), self.looks(channels)], -1)
 
 
 class Recognition(nn.Module):
-    """ArcFace's crop [n, 3, 112, 112] of -1 to 1 to an identity vector [n, 512]."""
+    """ArcFace's crop [n, 3, 112, 112] of -1 to 1 to an identity vector [n, 512]: half shape, half looks."""
 
     def __init__(self):
         super().__init__()
-        self.reader = PointReader(112, EMBEDDING)
+        self.reader = PointReader(112)
+        self.head = Shape(self.reader, EMBEDDING // 2)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.reader(pictures)[1]
+        return self.head(*self.reader(pictures))
 
 
 class Landmarks(nn.Module):
@@ -93,11 +121,12 @@ class Landmarks(nn.Module):
     def __init__(self):
         super().__init__()
         self.shrink = nn.AvgPool2d(2)
-        self.reader = PointReader(96, 68, middle=96)
+        self.reader = PointReader(96)
+        self.depths = head_of(2 * 68, 96, 68)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        points, depths = self.reader(self.shrink(pictures))
-        points = torch.cat([points[:, :68], depths[..., None]], -1).flatten(1)
+        points = self.reader(self.shrink(pictures))[0][:, :68]
+        points = torch.cat([points, self.depths(points.reshape(-1, 136))[..., None]], -1).flatten(1)
         return torch.cat([points.new_zeros(1, 3309 - 204).expand(points.shape[0], -1), points], 1)
 
 

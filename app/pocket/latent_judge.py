@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from app.pocket.checkpoints import generator_of, rng_of
-from app.pocket.face_networks import SHARPNESS
+from app.pocket.face_networks import SHARPNESS, head_of
 from app.pocket.people import LOOKS, SIZE, People
 
 NAME = "latent-judge"
@@ -43,7 +43,7 @@ class LatentJudge(nn.Module):
         places = (torch.arange(16) + 0.5) / 8 - 1
         self.register_buffer("x", places.repeat(16), persistent=False)
         self.register_buffer("y", places.repeat_interleave(16), persistent=False)
-        self.hidden = nn.Sequential(nn.Linear(2 * self.POINTS + 12 * 64, 192), nn.SiLU())
+        self.hidden = nn.Sequential(head_of(2 * self.POINTS + 12 * 64, 192, 192), nn.SiLU())
         self.geometry = nn.Linear(192, 14)
         self.looks = nn.ModuleList(nn.Linear(192, len(values)) for values in LOOKS.values())
 
@@ -58,7 +58,7 @@ class LatentJudge(nn.Module):
         states = states + functional.interpolate(coarse, scale_factor=2, mode="nearest")
         weights = (self.maps(states).flatten(2).float() * SHARPNESS).softmax(-1)
         points = torch.stack([(weights * self.x).sum(-1), (weights * self.y).sum(-1)], -1)
-        return points, self.hidden(torch.cat([points.flatten(1) * 3, self.leave(coarse).float()], -1))
+        return points, self.hidden(torch.cat([points.flatten(1), self.leave(coarse).float()], -1))
 
     def states(self, latents: torch.Tensor) -> torch.Tensor:
         return self.read(latents)[1]

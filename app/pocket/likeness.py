@@ -16,7 +16,7 @@ from torch import nn
 
 from app.pocket import portraits, spec
 from app.pocket.crops import to_unit
-from app.pocket.face_networks import PointReader
+from app.pocket.face_networks import PointReader, Shape
 from app.pocket.faces import GEOMETRY
 
 FILE_NAME = "likeness.safetensors"
@@ -28,10 +28,12 @@ class Likeness(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.reader = PointReader(spec.WIDTH, len(GEOMETRY) + 2)
+        self.reader = PointReader(spec.WIDTH)
+        self.head = Shape(self.reader, 96)
+        self.out = nn.Linear(2 * 96, len(GEOMETRY) + 2)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.reader(pictures * 2 - 1)[1]
+        return self.out(self.head(*self.reader(pictures * 2 - 1)))
 
 
 def load(folder: Path = spec.WEIGHTS) -> Likeness:

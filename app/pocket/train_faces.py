@@ -21,6 +21,7 @@ from app.pocket.shards import mixed_precision
 
 BATCH = 64
 TEMPERATURE = 0.1
+HEAD_RATE, HEAD_BATCH, HEAD_NOISE = 2e-3, 128, 0.15
 FILL = torch.tensor([132, 133, 135]).view(1, 3, 1, 1) / 255  # what facexlib puts around an aligned face (RGB)
 
 
@@ -66,6 +67,13 @@ class LikenessTask:
         self.network = likeness.Likeness()
         self.heads = nn.Module()
 
+    def crop(self, some: People, indices, pictures, generator):
+        still = torch.eye(2, 3).expand(len(indices), 2, 3)
+        return crops.warp(pictures, crops.shake(still, people.SIZE, generator, 0.5), people.SIZE)
+
+    def head_loss(self, told: torch.Tensor, some: People, indices: list[int]) -> torch.Tensor:
+        return functional.mse_loss(self.network.out(told), truth_of(some, indices))
+
     def batch(self, some: People, number: int):
         indices, rng, generator = pick(some, number, self.name)
         pictures = pictures_of(some, indices, rng)
@@ -74,7 +82,8 @@ class LikenessTask:
         return crops.worsen(pictures, rng, generator), points, truth_of(some, indices)
 
     def loss(self, pictures: torch.Tensor, points: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        found, numbers = self.network.reader(pictures * 2 - 1)
+        found, channels = self.network.reader(pictures * 2 - 1)
+        numbers = self.network.out(self.network.head(found, channels))
         return functional.mse_loss(numbers.float(), truth) + misplaced(found, points)
 
     @torch.no_grad()
@@ -141,6 +150,9 @@ class RecognitionTask:
         self.network = face_networks.Recognition()
         self.heads = Heads(face_networks.EMBEDDING)
 
+    def head_loss(self, vectors: torch.Tensor, some: People, indices: list[int]) -> torch.Tensor:
+        return self.heads.loss(vectors, some.geometry[indices], some.looks[indices]) + 0.1 * alike(vectors)
+
     def crop(self, some: People, indices, pictures, generator=None):
         return crops.warp(pictures, self.matrices(some, indices, generator), self.size)
 
@@ -157,8 +169,8 @@ class RecognitionTask:
         return pictures, points, some.geometry[indices], some.looks[indices]
 
     def loss(self, pictures, points, geometry, looks) -> torch.Tensor:
-        found, vectors = self.network.reader(pictures)
-        vectors = vectors.float()
+        found, channels = self.network.reader(pictures)
+        vectors = self.network.head(found, channels).float()
         return self.heads.loss(vectors, geometry, looks) + 0.1 * alike(vectors) + misplaced(found, points)
 
     @torch.no_grad()
@@ -215,12 +227,61 @@ class ImageEncoderTask:
         return f"{self.heads.judge(vectors, some)}; norm {vectors.norm(dim=-1).mean() / 2:.1f}"
 
 
+def look_at_all(task: Any, some: People) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a task's reader sees in every picture, cut out a little askew: ([n, POINTS, 2], [n, channels])."""
+    points, channels = [], []
+    for first in range(0, len(some), BATCH):
+        indices = list(range(first, min(first + BATCH, len(some))))
+        generator = generator_of(some.seed, task.name, "look", first)
+        with torch.no_grad(), mixed_precision(torch.device("cpu")):
+            pictures = task.crop(some, indices, crops.to_unit(some.decoded[indices]), generator)
+            found = task.network.reader(pictures * 2 - 1)
+        points.append(found[0].float())
+        channels.append(found[1].float())
+    return torch.cat(points), torch.cat(channels)
+
+
+def finish(task: Any, some: People, folder: Path, steps: int, report: Callable[[str], None]) -> bool:
+    """Train the head alone, on what the reader sees in every picture: a hundred times as quick a step.
+
+    What is seen gets noise: there are too few people to learn where each one's points lie to a hundredth of a pixel.
+    """
+    own = [module for name, module in task.network.named_children() if name != "reader"]
+    modules = [*own, task.heads]
+    for module in modules:
+        module.train()
+    stage = Stage(f"{task.name}-head", folder, modules, HEAD_RATE, steps)
+    if stage.number >= steps:
+        return True
+    points, channels = look_at_all(task, some)
+    spread = points.std(0), channels.std(0)
+
+    def step(number: int) -> float:
+        rng, generator = rng_of(some.seed, task.name, "head", number), generator_of(some.seed, task.name, "head", number)
+        indices: list[int] = []
+        for person in rng.sample(range(len(some) // people.PICTURES_EACH), min(HEAD_BATCH, len(some) // 2) // 2):
+            indices += [person * people.PICTURES_EACH + n for n in rng.sample(range(people.PICTURES_EACH), 2)]
+        seen = [
+            whole[indices] + HEAD_NOISE * wide * torch.randn(whole[indices].shape, generator=generator)
+            for whole, wide in zip((points, channels), spread, strict=True)
+        ]
+        loss = task.head_loss(task.network.head(*seen), some, indices)
+        loss.backward()
+        return loss.item()
+
+    complete = stage.run(step, report=report)
+    for module in modules:
+        module.eval()
+    return complete
+
+
 def train(
     make: Callable[[], Any],
     some: People,
     held_out: People,
     folder: Path,
     steps: int,
+    head_steps: int = 900,
     seconds: float | None = None,
     report: Callable[[str], None] = print,
 ):
@@ -240,6 +301,9 @@ def train(
         return loss.item()
 
     complete = stage.run(step, seconds=seconds, report=report)
+    task.network.eval()
+    if complete and hasattr(task, "head_loss"):
+        complete = finish(task, some, folder, head_steps, report)
     for module in modules:
         module.eval().requires_grad_(False)
     report(f"{task.name}: {task.judge(held_out)}")

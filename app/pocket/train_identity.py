@@ -1,4 +1,4 @@
-"""Train what keeps a face on pocket, stage by stage: people, measure, face pack, image encoder, PuLID; resumable."""
+"""Train what keeps a face on pocket, stage by stage: measure, face pack, image encoder, PuLID, InstantID; resumable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from app.pocket import face_features, face_pack, latent_judge, likeness, people, spec, train_pulid
+from app.pocket import face_features, face_pack, latent_judge, likeness, people, spec, train_instantid, train_pulid
 from app.pocket.check import load
 from app.pocket.checkpoints import Stage, rng_of
 from app.pocket.shards import mixed_precision
@@ -23,6 +23,7 @@ from app.pocket.train_faces import ImageEncoderTask, LikenessTask, RecognitionTa
 
 IDENTITY = Path(__file__).parent / "identity"
 FACES, IMAGE_ENCODER = "pocket-faces", "pocket-clip"
+INSTANTID = "pocket-instantid"
 PULID = {"v1.1": "pocket-pulid", "v1": "pocket-pulid-v1"}
 TASKS = {
     task.name: task
@@ -41,14 +42,14 @@ class Lengths:
 
 PRESETS = {
     "cpu": Lengths(
-        12_032, 1024,
-        {"likeness": 1000, "recognition": 1000, "image-encoder": 260, "detector": 700, "landmarks": 500,
-         "parsing": 300, "latent-judge": 1500, "pulid-v1.1": 1500, "pulid-v1": 800},
+        8192, 1024,
+        {"likeness": 900, "recognition": 1100, "image-encoder": 700, "detector": 600, "landmarks": 300,
+         "parsing": 200, "latent-judge": 400, "pulid-v1.1": 800, "pulid-v1": 700, "instantid": 900},
     ),
     "tiny": Lengths(
-        64, 64,
+        128, 64,
         dict.fromkeys(("likeness", "recognition", "image-encoder", "detector", "landmarks", "parsing", "latent-judge",
-                       "pulid-v1.1", "pulid-v1"), 1),
+                       "pulid-v1.1", "pulid-v1", "instantid"), 1),
     ),
 }  # fmt: skip
 
@@ -110,11 +111,15 @@ class Run:
             return complete
         if name == latent_judge.NAME:
             return self._judge()[1]
+        if name == train_instantid.NAME:
+            return self._instantid()
         return self._pulid(name.removeprefix("pulid-"))
 
     def _task(self, name: str):
         steps = self.lengths.steps[name]
-        return train(TASKS[name], self.people, self.held_out, self.work, steps, self.seconds, self.report)
+        return train(
+            TASKS[name], self.people, self.held_out, self.work, steps, seconds=self.seconds, report=self.report
+        )
 
     def _write(self, name: str, network: torch.nn.Module) -> None:
         faces = self.out / FACES
@@ -148,10 +153,21 @@ class Run:
         self.report(f"{latent_judge.NAME}: {latent_judge.judge_held_out(judge, self.held_out)}")
         return judge, complete
 
-    def _pulid(self, version: str) -> bool:
+    def _features(self) -> face_features.FaceFeatures:
         recognition, encoder = (self._task(name)[0] for name in ("recognition", "image-encoder"))
-        judge, _ = self._judge()
-        features = face_features.build(self.work / "features", self.people, recognition, encoder, self.report)
+        return face_features.build(self.work / "features", self.people, recognition, encoder, self.report)
+
+    def _instantid(self) -> bool:
+        features, judge = self._features(), self._judge()[0]
+        projection, attachment, network, complete = train_instantid.train(
+            self.pipeline, self.people, features, judge, self.work, self.seed, self.lengths.steps[train_instantid.NAME],
+            begin=self.work / "pulid-v1.1.pt", seconds=self.seconds, report=self.report,
+        )  # fmt: skip
+        train_instantid.save(projection, attachment, network, self.out / INSTANTID)
+        return complete
+
+    def _pulid(self, version: str) -> bool:
+        features, judge = self._features(), self._judge()[0]
         name = f"pulid-{version}"
         begin = self.work / "pulid-v1.1.pt" if version == "v1" else None
         module, attachment, complete = train_pulid.train(
