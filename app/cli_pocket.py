@@ -1,4 +1,4 @@
-"""`eis pocket train | check`: the embedded model's own commands, with their own flags."""
+"""`eis pocket train | check | train-identity | check-identity`: the embedded model's own commands and flags."""
 
 import argparse
 import importlib
@@ -9,6 +9,8 @@ from app.errors import InvalidRequest
 COMMANDS = {
     "train": ("train the embedded model again from nothing", "app.pocket.train"),
     "check": ("draw prompts of its grammar and measure the pictures", "app.pocket.check"),
+    "train-identity": ("train what keeps a face on it", "app.pocket.train_identity"),
+    "check-identity": ("draw unseen people anew and measure who is seen", "app.pocket.check_identity"),
 }
 
 

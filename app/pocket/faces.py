@@ -16,6 +16,7 @@ class Face:
 
     def __init__(self, geometry: tuple[float, ...], yaw: float, pitch: float, expression: str):
         """`geometry`: one value of -1 to 1 per name in GEOMETRY; `yaw`, `pitch` in degrees."""
+        self.description = (geometry, yaw, pitch, expression)
         g = dict(zip(GEOMETRY, geometry, strict=True))
         self.width = 0.5 * (1 + 0.11 * g["face_width"])
         self.height = 0.6 * (1 + 0.07 * g["face_length"])
@@ -130,6 +131,19 @@ class Face:
             *outer,
             *inner,
         ]
+
+    def depths(self) -> list[float]:
+        """How far each of the 68 points lies towards the viewer, from the middle of the head."""
+        geometry, yaw, pitch, expression = self.description
+        profile = Face(geometry, yaw + 90, pitch, expression)  # what was depth is its picture's x
+        points, sides = self.keypoints(), profile.keypoints()
+        jaw = []
+        for x, y in points[:17]:  # the silhouette is drawn flat, whichever way the head turns
+            u, v = x / self.width, (y - self.y) / self.height
+            jaw.append(self.width * DEPTH * math.sqrt(max(0.0, 1 - 0.9 * u * u - 0.6 * v * v)))
+        eyes = [profile.eye(side)[0] for side in (-1, 1) for _ in range(6)]
+        flat = [*jaw, *(x for x, _ in sides[17:36]), *eyes, *(x for x, _ in sides[48:])]
+        return [z - (y - self.y) * self.sine_pitch for z, (_, y) in zip(flat, points, strict=True)]
 
 
 def five_points(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

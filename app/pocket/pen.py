@@ -69,7 +69,8 @@ class Pen:
         """`x`, `y`: the centre, `scale`: half the thing's size, all as a share of the picture; `tilt` in degrees."""
         self.x, self.y, self.scale = x, y, scale
         self.cosine, self.sine = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
-        self.shapes: list[tuple[list[Point], Colour, bool]] = []
+        self.shapes: list[tuple[list[Point], Colour | None, bool, int]] = []
+        self.part = 0  # the class of what is drawn next, for `put_parts`
 
     def place(self, point: Point) -> Point:
         x, y = point
@@ -78,8 +79,9 @@ class Pen:
             self.y + self.scale * (x * self.sine + y * self.cosine),
         )
 
-    def polygon(self, points: Sequence[Point], colour: Colour, outlined: bool = True) -> None:
-        self.shapes.append(([self.place(point) for point in points], colour, outlined))
+    def polygon(self, points: Sequence[Point], colour: Colour | None, outlined: bool = True) -> None:
+        """A filled shape; without a colour it is seen by `put_parts` alone."""
+        self.shapes.append(([self.place(point) for point in points], colour, outlined, self.part))
 
     def ellipse(self, x, y, rx, ry, colour: Colour, outlined: bool = True) -> None:
         self.polygon(oval(x, y, rx, ry), colour, outlined)
@@ -113,7 +115,9 @@ class Pen:
         """Draw everything: first the fattened shapes in the outline's colour, then the shapes themselves."""
         side = canvas.im.size[0]
         pixels = [
-            ([(x * side, y * side) for x, y in points], colour, outlined) for points, colour, outlined in self.shapes
+            ([(x * side, y * side) for x, y in points], colour, outlined)
+            for points, colour, outlined, _ in self.shapes
+            if colour is not None
         ]
         width = round(OUTLINE_WIDTH * side)
         if outline is not None:
@@ -123,6 +127,12 @@ class Pen:
                     canvas.line([*points, points[0], points[1]], outline, width, joint)
         for points, colour, _ in pixels:
             canvas.polygon(points, colour)
+
+    def put_parts(self, canvas: ImageDraw.ImageDraw) -> None:
+        """Draw every shape in the number of its part instead of its colour."""
+        side = canvas.im.size[0]
+        for points, _, _, part in self.shapes:
+            canvas.polygon([(x * side, y * side) for x, y in points], part)
 
 
 def blank(size: int, colour: Colour) -> Image.Image:

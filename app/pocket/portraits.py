@@ -43,6 +43,11 @@ POSES: dict[str, tuple[float, float]] = {  # yaw and pitch in degrees, of the pi
     "down": (0, 24),
 }
 INK = (40, 36, 40)
+PARTS = (  # what a pixel of a portrait shows, in the order in which facexlib's BiSeNet counts its classes
+    "background", "skin", "left_brow", "right_brow", "left_eye", "right_eye", "glasses", "left_ear", "right_ear",
+    "earring", "nose", "mouth", "upper_lip", "lower_lip", "neck", "necklace", "clothes", "hair", "hat",
+)  # fmt: skip
+_PART = {name: number for number, name in enumerate(PARTS)}
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,11 @@ def draw_person(pen: Pen, person: Person, face: Face, clothing_colour: Colour) -
     """The whole portrait, back to front."""
     skin = SKINS[person.skin]
     hair = HAIR_COLOURS[person.hair_colour]
+    pen.part = _PART["hair"]
     _back_hair(pen, person, face, hair)
     _clothes(pen, person.clothing, clothing_colour, skin)
     for side in (-1, 1):  # an ear that the head turns away from goes behind it
+        pen.part = _PART["left_ear" if side < 0 else "right_ear"]
         shift = -0.3 * face.sine_yaw * face.width
         pen.ellipse(
             side * face.width * 1.02 + shift,
@@ -77,23 +84,30 @@ def draw_person(pen: Pen, person: Person, face: Face, clothing_colour: Colour) -
             face.ear,
             darker(skin, 0.08),
         )
+    pen.part = _PART["skin"]
     pen.polygon(face.outline(), skin)
     if person.beard:
         _beard(pen, face, hair)
     for side in (-1, 1):
+        pen.part = _PART["skin"]
         cheek = face.at(side * 0.56, face.nose_v + 0.08)
         if not person.beard:
             pen.ellipse(*cheek, 0.085, 0.06, mix(skin, (225, 90, 80), 0.22), False)
+        pen.part = _PART["left_eye" if side < 0 else "right_eye"]
         _eye(pen, person, face, side, skin)
+        pen.part = _PART["left_brow" if side < 0 else "right_brow"]
         pen.stroke(
             face.brow(side),
             face.brow_thickness * (1.25 if person.kind == "man" else 0.85),
             darker(hair, 0.35) if sum(hair) > 200 else hair,
         )
+    pen.part = _PART["nose"]
     _nose(pen, face, skin)
     _mouth(pen, person, face, skin)
+    pen.part = _PART["skin" if person.hair_style == "bald" else "hair"]
     _front_hair(pen, person, face, hair)
     if person.glasses != "none":
+        pen.part = _PART["glasses"]
         _glasses(pen, person.glasses, face)
 
 
@@ -133,7 +147,11 @@ def _nose(pen: Pen, face: Face, skin: Colour) -> None:
 def _mouth(pen: Pen, person: Person, face: Face, skin: Colour) -> None:
     outer, inner = face.mouth()
     lips = (200, 50, 70) if person.kind == "woman" else mix(skin, (150, 50, 50), 0.5)
+    pen.part = _PART["lower_lip"]
     pen.polygon(smooth(outer, 3), lips, False)
+    pen.part = _PART["upper_lip"]
+    pen.polygon([*smooth(outer, 3)[:19], *smooth(inner, 3)[12:0:-1]], None, False)
+    pen.part = _PART["mouth"]
     if person.expression in ("happy", "angry"):
         pen.polygon(smooth(inner, 3), (250, 250, 250), False)
     elif person.expression == "surprised":
@@ -242,7 +260,9 @@ def _front_hair(pen: Pen, person: Person, face: Face, hair: Colour) -> None:
 
 
 def _clothes(pen: Pen, clothing: str, colour: Colour, skin: Colour) -> None:
+    pen.part = _PART["neck"]
     pen.box(-0.2, 0.3, 0.2, 0.72, darker(skin, 0.16))
+    pen.part = _PART["clothes"]
     shoulders = [
         (-0.95, 1.05),
         (-0.9, 0.86),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, replace
 
@@ -136,6 +137,15 @@ def draw(scene: Scene, size: int = 128) -> Image.Image:
     return finish(image)
 
 
+def parts(scene: Scene, size: int = 128) -> Image.Image:
+    """Which of portraits.PARTS each pixel of a portrait shows: "L", `size` pixels square."""
+    image = Image.new("L", (size, size))
+    pen, face = _portrait_pen(scene)
+    portraits.draw_person(pen, scene.person, face, COLOURS[scene.person.clothing_colour])
+    pen.put_parts(ImageDraw.Draw(image))
+    return image
+
+
 def layout(scene: Scene) -> list[tuple[float, float, float, float]]:
     """Centre x, centre y and side (shares of the picture) and tilt (degrees) of each thing."""
     rng = random.Random(scene.variation)
@@ -168,6 +178,18 @@ def keypoints(scene: Scene, size: int = 128) -> list[tuple[float, float]]:
     """The 68 face points of a portrait in pixels, in the order of faces.Face.keypoints."""
     pen, face = _portrait_pen(scene)
     return [(x * size, y * size) for x, y in map(pen.place, face.keypoints())]
+
+
+def pose(scene: Scene) -> tuple[float, float]:
+    """Yaw and pitch of a portrait in degrees, its small shift included."""
+    _, face = _portrait_pen(scene)
+    return math.degrees(math.asin(face.sine_yaw)), math.degrees(math.asin(face.sine_pitch))
+
+
+def keypoint_depths(scene: Scene, size: int = 128) -> list[float]:
+    """How far each of the 68 points lies towards the viewer, in pixels, from the middle of the head."""
+    _, face = _portrait_pen(scene)
+    return [z * size / 2 for z in face.depths()]
 
 
 def same_person(scene: Scene, rng: random.Random) -> Scene:

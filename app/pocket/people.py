@@ -1,0 +1,139 @@
+"""The training set of the identity modules: portraits of many people, several of each, drawn once and kept on disk.
+
+An entry is a function of the seed and its index, so the files hold only what is slow to make: the picture, what the
+autoencoder makes of it (what the UNet draws looks like that), its parts, and its latents.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from app.pocket import portraits, spec, world
+from app.pocket.checkpoints import rng_of
+from app.pocket.shards import mixed_precision
+from app.pocket.train_autoencoder import to_tensor
+
+PICTURES_EACH = 4
+SIZE = spec.WIDTH
+BATCH = 32
+LOOKS: dict[str, tuple] = {  # what of a person stays the same from picture to picture, beside the geometry
+    "kind": portraits.KINDS,
+    "hair_style": portraits.HAIR_STYLES,
+    "hair_colour": tuple(portraits.HAIR_COLOURS),
+    "eye_colour": tuple(portraits.EYE_COLOURS),
+    "skin": tuple(portraits.SKINS),
+    "glasses": portraits.GLASSES,
+    "beard": (False, True),
+}
+
+
+def scene_of(seed: object, index: int) -> world.Scene:
+    """The scene of one entry; PICTURES_EACH after one another show the same person."""
+    person, number = divmod(index, PICTURES_EACH)
+    scene = world.random_portrait(rng_of(seed, "person", person))
+    return scene if number == 0 else world.same_person(scene, rng_of(seed, "person", person, number))
+
+
+def looks_of(scene: world.Scene) -> list[int]:
+    """The number of each look in LOOKS."""
+    return [values.index(getattr(scene.person, name)) for name, values in LOOKS.items()]
+
+
+@dataclass(frozen=True)
+class People:
+    """The whole set; first axis: entries. Pictures are RGB, 0 to 255; points are pixels of the SIZE wide picture."""
+
+    seed: object
+    scenes: list[world.Scene]
+    pictures: np.ndarray  # [n, size, size, 3] uint8
+    decoded: np.ndarray  # the same through the autoencoder
+    parts: np.ndarray  # [n, size, size] uint8, portraits.PARTS
+    latents: np.ndarray  # [n, 4, size / 8, size / 8] float16
+    geometry: torch.Tensor  # [n, 14] -1 to 1
+    poses: torch.Tensor  # [n, 2] yaw and pitch, degrees
+    points: torch.Tensor  # [n, 68, 3] x, y and depth towards the viewer
+    looks: torch.Tensor  # [n, 7] numbers in LOOKS
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    @property
+    def five_points(self) -> torch.Tensor:
+        """[n, 5, 2] eyes, nose tip, mouth corners."""
+        flat = self.points[..., :2]
+        eyes = torch.stack([flat[:, 36:42].mean(1), flat[:, 42:48].mean(1)], 1)
+        return torch.cat([eyes, flat[:, [30, 48, 54]]], 1)
+
+
+_FILES = {
+    "pictures": (np.uint8, (SIZE, SIZE, 3)),
+    "decoded": (np.uint8, (SIZE, SIZE, 3)),
+    "parts": (np.uint8, (SIZE, SIZE)),
+    "latents": (np.float16, (4, SIZE // 8, SIZE // 8)),
+}
+
+
+def build(
+    folder: Path, seed: object, count: int, autoencoder: AutoencoderKL, report: Callable[[str], None] = print
+) -> People:
+    """Draw what the folder lacks of `count` entries (a multiple of BATCH), then open it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}-{seed}.bin" for name in _FILES}
+    sizes = {name: np.dtype(kind).itemsize * int(np.prod(shape)) for name, (kind, shape) in _FILES.items()}
+    done = min(paths[n].stat().st_size // sizes[n] if paths[n].exists() else 0 for n in _FILES) // BATCH * BATCH
+    files = {}
+    for name, path in paths.items():
+        path.touch()
+        files[name] = open(path, "r+b")
+        files[name].truncate(max(done, 0) * sizes[name])
+        files[name].seek(0, 2)
+    reported = time.monotonic()
+    for first in range(done, count, BATCH):
+        scenes = [scene_of(seed, index) for index in range(first, first + BATCH)]
+        images = [world.draw(scene, SIZE) for scene in scenes]
+        with torch.no_grad(), mixed_precision(torch.device("cpu")):
+            latents = autoencoder.encode(to_tensor(images)).latent_dist.mean
+            decoded = autoencoder.decode(latents + 0.1 * torch.randn_like(latents)).sample
+        files["pictures"].write(np.stack([np.asarray(image) for image in images]).tobytes())
+        files["decoded"].write(
+            ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+        )
+        files["parts"].write(np.stack([np.asarray(world.parts(scene, SIZE)) for scene in scenes]).tobytes())
+        files["latents"].write(latents.float().numpy().astype(np.float16).tobytes())
+        if time.monotonic() - reported > 20:
+            reported = time.monotonic()
+            report(f"people: {first + BATCH} of {count} portraits")
+    for file in files.values():
+        file.close()
+    return open_people(folder, seed, count)
+
+
+def open_people(folder: Path, seed: object, count: int) -> People:
+    """The set that `build` wrote."""
+    scenes = [scene_of(seed, index) for index in range(count)]
+    arrays = {
+        name: np.memmap(folder / f"{name}-{seed}.bin", kind, "r", shape=(count, *shape))
+        for name, (kind, shape) in _FILES.items()
+    }
+    points = [
+        [(x, y, z) for (x, y), z in zip(world.keypoints(scene), world.keypoint_depths(scene), strict=True)]
+        for scene in scenes
+    ]
+    return People(
+        seed,
+        scenes,
+        **arrays,
+        geometry=torch.tensor([scene.geometry for scene in scenes]),
+        poses=torch.tensor([world.pose(scene) for scene in scenes]),
+        points=torch.tensor(points),
+        looks=torch.tensor([looks_of(scene) for scene in scenes]),
+    )
+
+

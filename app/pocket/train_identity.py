@@ -1,0 +1,182 @@
+"""Train what keeps a face on pocket, stage by stage: measure, face pack, image encoder, PuLID, InstantID; resumable."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from app.pocket import face_features, face_pack, latent_judge, likeness, people, spec, train_instantid, train_pulid
+from app.pocket.check import load
+from app.pocket.checkpoints import Stage, rng_of
+from app.pocket.shards import mixed_precision
+from app.pocket.train import say
+from app.pocket.train_detector import DetectorTask
+from app.pocket.train_face_parts import LandmarksTask, ParsingTask
+from app.pocket.train_faces import ImageEncoderTask, LikenessTask, RecognitionTask, train
+
+IDENTITY = Path(__file__).parent / "identity"
+FACES, IMAGE_ENCODER = "pocket-faces", "pocket-clip"
+INSTANTID = "pocket-instantid"
+PULID = {"v1.1": "pocket-pulid", "v1": "pocket-pulid-v1"}
+TASKS = {
+    task.name: task
+    for task in (RecognitionTask, ImageEncoderTask, DetectorTask, LandmarksTask, ParsingTask, LikenessTask)
+}
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How many portraits there are, and how many steps each stage takes."""
+
+    portraits: int
+    held_out: int
+    steps: dict[str, int]
+
+
+PRESETS = {
+    "cpu": Lengths(
+        8192, 1024,
+        {"likeness": 900, "recognition": 1100, "image-encoder": 700, "detector": 600, "landmarks": 300,
+         "parsing": 200, "latent-judge": 400, "pulid-v1.1": 800, "pulid-v1": 700, "instantid": 900},
+    ),
+    "tiny": Lengths(
+        128, 64,
+        dict.fromkeys(("likeness", "recognition", "image-encoder", "detector", "landmarks", "parsing", "latent-judge",
+                       "pulid-v1.1", "pulid-v1", "instantid"), 1),
+    ),
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the options and train; returns the exit code."""
+    parser = argparse.ArgumentParser("eis pocket train-identity", description=__doc__)
+    parser.add_argument("--out", type=Path, default=IDENTITY, help="folder of the finished modules, one folder each")
+    parser.add_argument("--measure", type=Path, default=spec.WEIGHTS, help="folder of the finished measure of likeness")
+    parser.add_argument(
+        "--work", type=Path, default=Path.home() / ".cache/eis-train/pocket-identity", help="folder of checkpoints"
+    )
+    parser.add_argument("--weights", type=Path, default=spec.WEIGHTS, help="pocket's own weights")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu")
+    parser.add_argument("--only", nargs="+", choices=tuple(PRESETS["cpu"].steps), help="these stages alone")
+    parser.add_argument("--steps", type=int, help="how long those stages are (the preset says it)")
+    parser.add_argument("--seconds", type=float, help="stop each stage after this long; the next run goes on")
+    parser.add_argument("--seed", default="train")
+    parser.add_argument("--fresh", action="store_true", help="forget the checkpoints")
+    options = parser.parse_args(argv)
+    lengths = PRESETS[options.preset]
+    chosen = options.only or list(lengths.steps)
+    if options.steps is not None:
+        lengths = replace(lengths, steps=lengths.steps | dict.fromkeys(chosen, options.steps))
+    if options.fresh and options.work.exists():
+        shutil.rmtree(options.work)
+    run = Run(lengths, options.work, options.out, options.measure, options.weights, options.seed, options.seconds)
+    complete = all([run.stage(name) for name in chosen])
+    print(f"pocket identity: {'complete' if complete else 'not complete yet: the same command goes on'}")
+    return 0
+
+
+class Run:
+    """One run: everything is made when the first stage asks for it."""
+
+    def __init__(
+        self,
+        lengths: Lengths,
+        work: Path,
+        out: Path,
+        measure: Path,
+        weights: Path,
+        seed: str,
+        seconds: float | None = None,
+        report: Callable[[str], None] = say,
+    ):
+        self.lengths, self.work, self.out, self.measure = lengths, work, out, measure
+        self.seed, self.seconds, self.report = seed, seconds, report
+        self.pipeline: StableDiffusionXLPipeline = load(weights)
+        build = partial(people.build, work / "people", autoencoder=self.pipeline.vae, report=report)
+        self.held_out = build("held-out", lengths.held_out)
+        self.people = build(seed, lengths.portraits)
+
+    def stage(self, name: str) -> bool:
+        """Train one stage to its end (or for the run's seconds) and write its file; True when it is complete."""
+        if name in TASKS:
+            task, complete = self._task(name)
+            self._write(name, task.network)
+            return complete
+        if name == latent_judge.NAME:
+            return self._judge()[1]
+        if name == train_instantid.NAME:
+            return self._instantid()
+        return self._pulid(name.removeprefix("pulid-"))
+
+    def _task(self, name: str):
+        steps = self.lengths.steps[name]
+        return train(
+            TASKS[name], self.people, self.held_out, self.work, steps, seconds=self.seconds, report=self.report
+        )
+
+    def _write(self, name: str, network: torch.nn.Module) -> None:
+        faces = self.out / FACES
+        if name == "likeness":
+            likeness.save(network, self.measure)
+        elif name == "recognition":
+            face_pack.write_recognition(network, faces / "recognition.onnx")
+        elif name == "detector":
+            face_pack.write_detector(network, faces / "det.onnx")
+        elif name == "landmarks":
+            face_pack.write_landmarks(network, faces / "1k3d68.onnx")
+        elif name == "parsing":
+            face_pack.write_parsing(network, faces / "parsing.safetensors")
+        else:
+            face_pack.write_image_encoder(network, self.out / IMAGE_ENCODER / "eva02_clip.safetensors")
+
+    def _judge(self) -> tuple[latent_judge.LatentJudge, bool]:
+        torch.manual_seed(rng_of(self.seed, "judge").getrandbits(31))
+        judge = latent_judge.LatentJudge()
+        steps = self.lengths.steps[latent_judge.NAME]
+        stage = Stage(latent_judge.NAME, self.work, [judge], latent_judge.RATE, steps)
+
+        def step(number: int) -> float:
+            with mixed_precision(torch.device("cpu")):
+                loss = latent_judge.loss_of(judge, self.people, number)
+            loss.backward()
+            return loss.item()
+
+        complete = stage.run(step, seconds=self.seconds, report=self.report)
+        judge.eval()
+        self.report(f"{latent_judge.NAME}: {latent_judge.judge_held_out(judge, self.held_out)}")
+        return judge, complete
+
+    def _features(self) -> face_features.FaceFeatures:
+        recognition, encoder = (self._task(name)[0] for name in ("recognition", "image-encoder"))
+        return face_features.build(self.work / "features", self.people, recognition, encoder, self.report)
+
+    def _instantid(self) -> bool:
+        features, judge = self._features(), self._judge()[0]
+        projection, attachment, network, complete = train_instantid.train(
+            self.pipeline, self.people, features, judge, self.work, self.seed, self.lengths.steps[train_instantid.NAME],
+            begin=self.work / "pulid-v1.1.pt", seconds=self.seconds, report=self.report,
+        )  # fmt: skip
+        train_instantid.save(projection, attachment, network, self.out / INSTANTID)
+        return complete
+
+    def _pulid(self, version: str) -> bool:
+        features, judge = self._features(), self._judge()[0]
+        name = f"pulid-{version}"
+        begin = self.work / "pulid-v1.1.pt" if version == "v1" else None
+        module, attachment, complete = train_pulid.train(
+            version, self.pipeline, self.people, features, judge, self.work, self.seed, self.lengths.steps[name], begin,
+            self.seconds, self.report,
+        )  # fmt: skip
+        train_pulid.save(module, attachment, self.out / PULID[version] / f"pulid_{version}.safetensors")
+        return complete
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,40 @@
+"""The identity modules train from nothing with one command, go on where they were cut off, and open as the product's."""
+
+from types import SimpleNamespace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from app.models import eva_clip, faces, instantid, pulid  # noqa: E402
+from app.models.device import TorchDevice  # noqa: E402
+from app.pocket import train_identity  # noqa: E402
+
+
+def command(folder, *more):
+    return [
+        "--preset", "tiny", "--work", str(folder / "work"), "--out", str(folder / "out"), "--measure", str(folder), *more,
+    ]  # fmt: skip
+
+
+def test_every_stage_ends_in_files_that_the_product_opens(tmp_path):
+    assert train_identity.main(command(tmp_path)) == 0
+    out, device = tmp_path / "out", TorchDevice("cpu")
+    clip = eva_clip.open_file(out / "pocket-clip/eva02_clip.safetensors", 32)
+    faces.open_analyser([out / "pocket-faces"], device, clip)
+    for row, version in (("pocket-pulid", "v1.1"), ("pocket-pulid-v1", "v1")):
+        file = next((out / row).glob("*.safetensors"))
+        assert pulid.load(SimpleNamespace(id=row, options={}), file, device).version == version
+    opened = instantid.load(SimpleNamespace(id="pocket-instantid", options={}), out / "pocket-instantid", device)
+    assert opened.adapter.tokens(torch.zeros(512)).prompt.shape == (1, 8, 256)
+    assert (tmp_path / "likeness.safetensors").exists()
+    for folder in out.iterdir():
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 15_000_000
+
+
+def test_a_stage_that_was_cut_off_goes_on(tmp_path):
+    assert train_identity.main(command(tmp_path, "--only", "pulid-v1.1", "--steps", "1")) == 0
+    before = torch.load(tmp_path / "work/pulid-v1.1.pt", weights_only=True)
+    assert train_identity.main(command(tmp_path, "--only", "pulid-v1.1", "--steps", "2")) == 0
+    after = torch.load(tmp_path / "work/pulid-v1.1.pt", weights_only=True)
+    assert (before["number"], after["number"]) == (1, 2)
