@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from app.core.attachments import Box, FaceReference
 from app.core.capability import Context, FaceReader, ModelRequest
 from app.core.identity_fields import FaceBox, FaceImage, FaceImages, FaceIndex
-from app.errors import FaceNotChosen, InvalidRequest, NoFaceFound
+from app.errors import InvalidRequest
 from app.imaging.keypoints import draw_keypoints
 from app.imaging.sizes import Size
 
@@ -54,8 +54,8 @@ def likeness(
 ) -> dict[str, Any]:
     """For the answer's data: how alike each picture's face is to the one that was wanted.
 
-    The cosine of ArcFace's vectors: near 1 for one person, near 0 for two; None where a picture shows no face. `near`
-    says where in each picture the face is; else its largest counts.
+    The cosine of ArcFace's vectors: near 1 for one person, near 0 for two; None where a picture shows no face that can be known.
+    `near` says where in each picture the face is; else its largest counts.
     """
     target = reader.vector(wanted)
     found = []
@@ -64,7 +64,8 @@ def likeness(
         reference = FaceReference(image, None if box else 0, box)
         try:
             found.append(round(cosine(target, reader.vector(reference)), 4))
-        except (NoFaceFound, FaceNotChosen):
+        except InvalidRequest:
+            # Nobody is there, or too small to be known: what was made is kept all the same.
             found.append(None)
     return {"identity_similarity": found}
 

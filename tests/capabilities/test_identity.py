@@ -13,9 +13,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from app.core import ecomid, ecommerce, instantid, ip_adapter, pulid
+from app.core.attachments import FaceReference
 from app.core.catalog import find
 from app.core.drawing import draw_each
-from app.core.identity import Placement
+from app.core.identity import Placement, likeness
 from app.core.submission import Submission
 from app.errors import InvalidRequest, NoFaceFound, WeightsMissing
 from app.imaging.detected_faces import Face, choose_face
@@ -118,6 +119,14 @@ def test_pulid_draws_each_picture_as_alone_and_says_how_alike(people):
     alike = both.data["identity_similarity"]
     assert len(alike) == 2 and all(-1 <= value <= 1 for value in alike)
     assert people.steps_reported()[-1][0] > 0
+
+
+def test_a_picture_in_which_the_face_cannot_be_known_is_kept():
+    """Nobody, or somebody too small: likeness is not told, and nothing is lost."""
+    reader = DrawnFaces()
+    somebody, nobody, tiny = noise((64, 64), 1), Image.new("RGB", (64, 64), "gray"), noise((12, 12), 1)
+    told = likeness(reader, FaceReference(somebody), [somebody, nobody, tiny])
+    assert told == {"identity_similarity": [1.0, None, None]}
 
 
 def test_several_pictures_of_one_person_act_together(people):
