@@ -86,7 +86,9 @@ class Identities:
         file = next((self.folder / row).glob("*.safetensors"))
         opened = pulid.load(SimpleNamespace(id=row, options={}), file, self.device)
         halves = [
-            opened.tokens([(torch.tensor(f.arcface), torch.tensor(f.clip_pooled), [torch.tensor(h) for h in f.clip_hidden])])
+            opened.tokens(
+                [(torch.tensor(f.arcface), torch.tensor(f.clip_pooled), [torch.tensor(h) for h in f.clip_hidden])]
+            )
             for f in self.identify(images)
         ]
         settings = {"scale": ID_SCALE, "num_zero": NUM_ZERO, "ortho": ORTHO} | mode
@@ -148,9 +150,7 @@ def measured(identities: Identities, cases: Sequence[Case], images: Sequence[Ima
         likeness.error(geometry, np.roll(truth, away, axis=0)),
         np.array([measure.background_colour(i) == c.wish.background for i, c in zip(images, cases, strict=True)]),
         np.array([clothing_colour(i) == c.wish.person.clothing_colour for i, c in zip(images, cases, strict=True)]),
-        np.array(
-            [likeness.pose_name(*a) == c.wish.person.pose for a, c in zip(angles.tolist(), cases, strict=True)]
-        ),
+        np.array([likeness.pose_name(*a) == c.wish.person.pose for a, c in zip(angles.tolist(), cases, strict=True)]),
     )
 
 
@@ -184,7 +184,9 @@ def main(argv: list[str] | None = None) -> int:
     cases = [case_of(options.seed, number) for number in range(options.faces)]
     references = [world.draw(case.reference) for case in cases]
     drawn: dict[str, list[Image.Image]] = {}
-    print("| module | error, own face | error, another's | ratio | of the true geometry | background | clothing | poses |")
+    print(
+        "| module | error, own face | error, another's | ratio | of the true geometry | background | clothing | poses |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     _report("the references themselves", measured(identities, cases, references), None)
     reached = True
@@ -210,7 +212,9 @@ def _report(name: str, figures: Figures, poses: np.ndarray | None) -> None:
     )
 
 
-def contact_sheet(references: Sequence[Image.Image], drawn: dict[str, list[Image.Image]], count: int = 10) -> Image.Image:
+def contact_sheet(
+    references: Sequence[Image.Image], drawn: dict[str, list[Image.Image]], count: int = 10
+) -> Image.Image:
     """A row of references, and below each what every module made of it."""
     side = references[0].width
     sheet = Image.new("RGB", (side * count, (side + 14) * (1 + len(drawn))), "white")

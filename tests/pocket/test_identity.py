@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from app.pocket import check_identity, likeness, people, train_identity, world  # noqa: E402
-from app.pocket.checkpoints import rng_of  # noqa: E402
+from app.pocket import check_identity, likeness, people, train_identity, world
+from app.pocket.checkpoints import rng_of
 
 FACES = 12
 
