@@ -64,4 +64,7 @@ def error(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def pose_name(yaw: float, pitch: float) -> str:
     """The pose of portraits.POSES that lies nearest."""
-    return min(portraits.POSES, key=lambda name: (portraits.POSES[name][0] - yaw) ** 2 + (portraits.POSES[name][1] - pitch) ** 2)
+    return min(
+        portraits.POSES,
+        key=lambda name: (portraits.POSES[name][0] - yaw) ** 2 + (portraits.POSES[name][1] - pitch) ** 2,
+    )

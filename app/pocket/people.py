@@ -6,6 +6,7 @@ autoencoder makes of it (what the UNet draws looks like that), its parts, and it
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,12 +89,9 @@ def build(
     paths = {name: folder / f"{name}-{seed}.bin" for name in _FILES}
     sizes = {name: np.dtype(kind).itemsize * int(np.prod(shape)) for name, (kind, shape) in _FILES.items()}
     done = min(paths[n].stat().st_size // sizes[n] if paths[n].exists() else 0 for n in _FILES) // BATCH * BATCH
-    files = {}
     for name, path in paths.items():
         path.touch()
-        files[name] = open(path, "r+b")
-        files[name].truncate(max(done, 0) * sizes[name])
-        files[name].seek(0, 2)
+        os.truncate(path, done * sizes[name])
     reported = time.monotonic()
     for first in range(done, count, BATCH):
         scenes = [scene_of(seed, index) for index in range(first, first + BATCH)]
@@ -101,17 +99,18 @@ def build(
         with torch.no_grad(), mixed_precision(torch.device("cpu")):
             latents = autoencoder.encode(to_tensor(images)).latent_dist.mean
             decoded = autoencoder.decode(latents + 0.1 * torch.randn_like(latents)).sample
-        files["pictures"].write(np.stack([np.asarray(image) for image in images]).tobytes())
-        files["decoded"].write(
-            ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-        )
-        files["parts"].write(np.stack([np.asarray(world.parts(scene, SIZE)) for scene in scenes]).tobytes())
-        files["latents"].write(latents.float().numpy().astype(np.float16).tobytes())
+        made = {
+            "pictures": np.stack([np.asarray(image) for image in images]),
+            "decoded": ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy(),
+            "parts": np.stack([np.asarray(world.parts(scene, SIZE)) for scene in scenes]),
+            "latents": latents.float().numpy().astype(np.float16),
+        }
+        for name, array in made.items():
+            with open(paths[name], "ab") as file:
+                file.write(array.tobytes())
         if time.monotonic() - reported > 20:
             reported = time.monotonic()
             report(f"people: {first + BATCH} of {count} portraits")
-    for file in files.values():
-        file.close()
     return open_people(folder, seed, count)
 
 
@@ -135,5 +134,3 @@ def open_people(folder: Path, seed: object, count: int) -> People:
         points=torch.tensor(points),
         looks=torch.tensor([looks_of(scene) for scene in scenes]),
     )
-
-

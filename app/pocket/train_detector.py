@@ -21,7 +21,7 @@ NEAR = 1.6  # strides from a face's middle within which a place answers for it
 
 
 def box_of(points: np.ndarray) -> np.ndarray:
-    """[..., 4] left, top, right, bottom of a face with 68 points [..., 68, 2]: chin to some forehead above the brows."""
+    """[..., 4] left, top, right, bottom of the face with points [..., 68, 2]: from the chin to some forehead."""
     left, top = points[..., 0].min(-1), points[..., 1].min(-1)
     right, bottom = points[..., 0].max(-1), points[..., 1].max(-1)
     return np.stack([left, top - 0.25 * (bottom - top), right, bottom], -1)

@@ -59,7 +59,8 @@ class LandmarksTask:
         indices = list(range(256))
         pictures, target = self.crop(some, indices, crops.to_unit(some.decoded[indices]))
         gap = (self.network(pictures * 2 - 1)[:, -204:] - target).view(-1, 68, 3) * LANDMARKS_SIDE / 2
-        return f"mean distance {gap[..., :2].norm(dim=-1).mean():.2f} px of {LANDMARKS_SIDE}, depth {gap[..., 2].abs().mean():.2f}"
+        flat, depth = gap[..., :2].norm(dim=-1).mean(), gap[..., 2].abs().mean()
+        return f"mean distance {flat:.2f} px of {LANDMARKS_SIDE}, depth {depth:.2f}"
 
 
 class ParsingTask:

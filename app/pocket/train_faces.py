@@ -78,7 +78,10 @@ class LikenessTask:
         indices, rng, generator = pick(some, number, self.name)
         pictures = pictures_of(some, indices, rng)
         matrices = crops.shake(torch.eye(2, 3).expand(len(indices), 2, 3), people.SIZE, generator, 0.5)
-        pictures, points = crops.warp(pictures, matrices, people.SIZE), unit_points(some, indices, matrices, people.SIZE)
+        pictures, points = (
+            crops.warp(pictures, matrices, people.SIZE),
+            unit_points(some, indices, matrices, people.SIZE),
+        )
         return crops.worsen(pictures, rng, generator), points, truth_of(some, indices)
 
     def loss(self, pictures: torch.Tensor, points: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -95,7 +98,10 @@ class LikenessTask:
             left = ((read - truth) ** 2).mean(0) / truth.var(0)
             names = [*faces.GEOMETRY, "yaw", "pitch"]
             each = ", ".join(f"{n} {1 - v:.2f}" for n, v in zip(names, left, strict=True))
-            lines.append(f"R2 {name}: {each}; mean {1 - left[:14].mean():.3f}, rms {(read - truth)[:, :14].square().mean().sqrt():.3f}")
+            lines.append(
+                f"R2 {name}: {each}; mean {1 - left[:14].mean():.3f}, "
+                f"rms {(read - truth)[:, :14].square().mean().sqrt():.3f}"
+            )
         return "\n".join(lines)
 
 
@@ -257,7 +263,10 @@ def finish(task: Any, some: People, folder: Path, steps: int, report: Callable[[
     spread = points.std(0), channels.std(0)
 
     def step(number: int) -> float:
-        rng, generator = rng_of(some.seed, task.name, "head", number), generator_of(some.seed, task.name, "head", number)
+        rng, generator = (
+            rng_of(some.seed, task.name, "head", number),
+            generator_of(some.seed, task.name, "head", number),
+        )
         indices: list[int] = []
         for person in rng.sample(range(len(some) // people.PICTURES_EACH), min(HEAD_BATCH, len(some) // 2) // 2):
             indices += [person * people.PICTURES_EACH + n for n in rng.sample(range(people.PICTURES_EACH), 2)]

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -142,9 +143,9 @@ class Frozen:
     def velocity(self, noisy, time, text, branches=(), **more) -> torch.Tensor:
         hidden, pooled = text
         conditions = {"text_embeds": pooled, "time_ids": self.time_ids.expand(len(noisy), -1)}
-        with mixed_precision(torch.device("cpu")), sdpa_kernel(SDPBackend.MATH):
-            with attending(self.unet, [Part(len(noisy), tuple(branches), guided=False)]):
-                return self.unet(noisy, time, hidden, added_cond_kwargs=conditions, **more).sample.float()
+        parts = [Part(len(noisy), tuple(branches), guided=False)]
+        with mixed_precision(torch.device("cpu")), sdpa_kernel(SDPBackend.MATH), attending(self.unet, parts):
+            return self.unet(noisy, time, hidden, added_cond_kwargs=conditions, **more).sample.float()
 
     @contextmanager
     def queries(self):
@@ -250,7 +251,7 @@ def _fast_loss(frozen: Frozen, noise, text, branch, unlikeness) -> torch.Tensor:
     """From noise in a few steps: who is seen at the end, and at the first step how the queries have moved."""
     times = [999 - 1000 * n // FAST_STEPS for n in range(FAST_STEPS)] + [-1]
     latents, aligned = noise, None
-    for number, (now, then) in enumerate(zip(times, times[1:], strict=False)):
+    for number, (now, then) in enumerate(pairwise(times)):
         time = torch.full((len(noise),), now)
         signal, sigma = frozen.levels(time)
         learns = number >= FAST_STEPS - 2

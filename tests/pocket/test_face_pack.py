@@ -5,14 +5,14 @@ import pytest
 
 pytest.importorskip("torch")
 
-import torch  # noqa: E402
-from insightface.app import FaceAnalysis  # noqa: E402
-from PIL import Image  # noqa: E402
+import torch
+from insightface.app import FaceAnalysis
+from PIL import Image
 
-from app.models import eva_clip, faces  # noqa: E402
-from app.models.device import TorchDevice  # noqa: E402
-from app.pocket import people, portraits, train_identity, world  # noqa: E402
-from app.pocket.checkpoints import rng_of  # noqa: E402
+from app.models import eva_clip, faces
+from app.models.device import TorchDevice
+from app.pocket import people, portraits, train_identity, world
+from app.pocket.checkpoints import rng_of
 
 FOLDER = train_identity.IDENTITY / train_identity.FACES
 

@@ -1,4 +1,4 @@
-"""The identity modules train from nothing with one command, go on where they were cut off, and open as the product's."""
+"""The identity modules train from nothing, go on where they were cut off, and end in files that the product opens."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,8 @@ from app.pocket import train_identity  # noqa: E402
 
 def command(folder, *more):
     return [
-        "--preset", "tiny", "--work", str(folder / "work"), "--out", str(folder / "out"), "--measure", str(folder), *more,
+        "--preset", "tiny", "--work", str(folder / "work"), "--out", str(folder / "out"),
+        "--measure", str(folder), *more,
     ]  # fmt: skip
 
 

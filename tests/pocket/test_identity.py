@@ -1,0 +1,53 @@
+"""The shipped identity modules keep a face: measured on people that no training saw, by a judge that was no loss."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from app.pocket import check_identity, likeness, people, train_identity, world
+from app.pocket.checkpoints import rng_of
+
+FACES = 12
+
+
+@pytest.fixture(scope="module")
+def identities():
+    return check_identity.Identities()
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return [check_identity.case_of("test", number) for number in range(FACES)]
+
+
+def test_the_measure_reads_pose_and_face_off_a_portrait(identities):
+    scenes = [people.scene_of("likeness test", index) for index in range(40)]
+    geometry, poses = likeness.read(identities.likeness, [world.draw(scene) for scene in scenes])
+    truth = np.array([scene.geometry for scene in scenes])
+    own = likeness.error(geometry, truth).mean()
+    other = likeness.error(geometry, np.roll(truth, 20, axis=0)).mean()
+    assert own < 0.7 * other
+    named = [likeness.pose_name(*pose) == scene.person.pose for pose, scene in zip(poses, scenes, strict=True)]
+    assert np.mean(named) > 0.95
+
+
+def test_the_measure_reads_the_same_face_off_two_pictures(identities):
+    scenes = [people.scene_of("likeness test", index) for index in range(40)]
+    geometry, _ = likeness.read(identities.likeness, [world.draw(scene) for scene in scenes])
+    one, another = geometry[0::4], geometry[1::4]
+    assert likeness.error(one, another).mean() < 0.6 * likeness.error(one, np.roll(another, 5, axis=0)).mean()
+
+
+def test_clothes_are_measured_by_their_own_pixels():
+    rng = rng_of("clothes")
+    scenes = [world.random_portrait(rng) for _ in range(60)]
+    right = [check_identity.clothing_colour(world.draw(s)) == s.person.clothing_colour for s in scenes]
+    assert np.mean(right) > 0.97
+
+
+def test_every_module_is_small():
+    folders = [folder for folder in train_identity.IDENTITY.iterdir() if folder.is_dir()]
+    assert len(folders) >= 3
+    for folder in folders:
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 15_000_000
