@@ -54,8 +54,8 @@ def likeness(
 ) -> dict[str, Any]:
     """For the answer's data: how alike each picture's face is to the one that was wanted.
 
-    The cosine of ArcFace's vectors: near 1 for one person, near 0 for two; None where a picture shows no face that can be known.
-    `near` says where in each picture the face is; else its largest counts.
+    The cosine of ArcFace's vectors: near 1 for one person, near 0 for two; None where a picture shows no face that can
+    be known. `near` says where in each picture the face is; else its largest counts.
     """
     target = reader.vector(wanted)
     found = []
