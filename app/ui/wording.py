@@ -10,7 +10,7 @@ LABELS = {
     "clip_skip": "CLIP skip",
     "draw": "Draw the faces on the picture",
     "face_image": "Person",
-    "face_images": "More pictures of the person",
+    "face_images": "Further picture",
     "guidance_scale": "Guidance",
     "image": "Picture",
     "mask_image": "Mask",
