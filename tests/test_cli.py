@@ -24,6 +24,7 @@ from tests.api.conftest import picture
 from tests.api.serving import Running, serving
 from tests.engine.capabilities import squares
 from tests.engine.ledger import files_of
+from tests.library.test_inspect_file import sparse
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "diffusers", "transformers", "gradio")
@@ -340,6 +341,28 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "show", "sdxl"]) == 0
     assert "eis models pull sdxl" in (told := capsys.readouterr().out) and "https://" in told
     assert cli.main(["models", "pull", "pocket"]) == 0 and "already" in capsys.readouterr().out
+
+
+def test_a_parts_licence_and_a_files_own_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert cli.main(["models", "pull", "pulid"]) == 2
+    said = capsys.readouterr().err
+    assert "insightface, non-commercial research only" in said and "(no commercial use)" in said
+    assert cli.main(["models", "show", "pulid"]) == 0
+    assert "eis models pull pulid" in capsys.readouterr().out
+    assert cli.main(["models", "show", "facexlib"]) == 0
+    assert "releases/download" in capsys.readouterr().out
+    assert cli.main(["models", "show", "pocket-pulid"]) == 0
+    shown = capsys.readouterr().out
+    assert "eis models pull" not in shown, "what comes with the service is not pulled"
+    shapes = {"image_proj.proj.0.weight": (1024, 512), "ip_adapter.1.to_k_ip.weight": (320, 768)}
+    file = sparse(tmp_path / "faceid.safetensors", shapes)
+    assert cli.main(["models", "add", str(file)]) == 2
+    assert "--accept-licence" in capsys.readouterr().err
+    assert cli.main(["models", "add", str(file), "--accept-licence"]) == 0
+    assert "faceid: ip-adapter, sd15" in capsys.readouterr().out
 
 
 def test_a_licence_is_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from app.core.capability import Capability
 from app.core.detect_faces import DETECT_FACES
 from app.core.ecomid import ECOMID_GENERATE, ECOMID_MULTI_POSE
+from app.core.ecommerce import ECOMID_ECOMMERCE
 from app.core.image_to_image import IMAGE_TO_IMAGE
 from app.core.inpaint import INPAINT
 from app.core.instantid import INSTANTID_GENERATE, INSTANTID_SWAP
@@ -24,6 +25,7 @@ CATALOG: tuple[Capability, ...] = (
     PULID_SWAP,
     ECOMID_GENERATE,
     ECOMID_MULTI_POSE,
+    ECOMID_ECOMMERCE,
     INSTANTID_GENERATE,
     INSTANTID_SWAP,
     IP_ADAPTER,

@@ -5,9 +5,10 @@ from typing import Any
 
 from PIL import Image
 
-from app.core.attachments import EcomIdIdentity, FaceReference
+from app.core.attachments import FaceReference
 from app.core.capability import Capability, Context, Result
 from app.core.drawing import draw_each, size_for
+from app.core.ecomid_settings import advise, identity_of
 from app.core.fields import Height, Width
 from app.core.identity import IdentityRequest, Placement, likeness, placement_for, placement_of, references
 from app.core.identity_fields import (
@@ -23,14 +24,6 @@ from app.core.identity_fields import (
 )
 from app.imaging.grid import grid_of
 from app.imaging.keypoints import POSES, turn_keypoints
-
-METHODS: dict[str, dict[str, Any]] = {
-    "fidelity": {"num_zero": 8, "ortho": "ortho_v2"},
-    "style": {"num_zero": 16, "ortho": "ortho"},
-    "neutral": {"num_zero": 0, "ortho": "off"},
-}
-SETTINGS = {"num_inference_steps": 25, "guidance_scale": 3.5, "scheduler": "DPM2", "id_scale": 0.3}
-"""Of the published workflows."""
 
 
 class EcomIdRequest(IdentityRequest):
@@ -57,28 +50,6 @@ class EcomIdMultiPoseRequest(EcomIdRequest):
     """A person, and the ways the head is to look: one picture each, and all of them on a sheet."""
 
     poses: Poses = ("front", "left", "right", "up", "down")
-
-
-def advise(values: Mapping[str, Any], base: Any, added: Mapping[str, Any]) -> dict[str, Any]:
-    """The published settings; an embedded base, a few-step one and weights that state their own keep those."""
-    recommended, options = base.recommended, added["ecomid_model"].options
-    scale = {"id_scale": float(options["id_scale"])} if "id_scale" in options else {"id_scale": SETTINGS["id_scale"]}
-    if recommended is None or base.embedded or recommended.num_inference_steps <= 8:
-        return scale
-    return SETTINGS | scale
-
-
-def identity_of(request: EcomIdRequest, faces: Sequence[FaceReference]) -> EcomIdIdentity:
-    """The wish's face as it is put on a model."""
-    return EcomIdIdentity(
-        request.ecomid_model,
-        request.id_start,
-        request.id_end,
-        faces=faces,
-        id_scale=request.id_scale,
-        controlnet_conditioning_scale=request.controlnet_conditioning_scale,
-        **METHODS[request.method],
-    )
 
 
 def generate(request: EcomIdGenerateRequest, context: Context) -> Result:

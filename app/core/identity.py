@@ -117,7 +117,7 @@ def placement_for(request: Any, context: Context, reader: FaceReader, person: Fa
     points = np.asarray(numbers_in(request.keypoints), np.float32).reshape(5, 2)
     size = (request.width, request.height)
     if not all(size):
-        raise InvalidRequest("keypoints are in the result's pixels: say its width and height.", field="keypoints")
+        raise InvalidRequest("keypoints are in the result's pixels, so its size must be stated.", field="keypoints")
     if (points >= size).any():
         raise InvalidRequest(f"A keypoint lies outside the result of {size[0]}x{size[1]}.", field="keypoints")
     middle, reach = points.mean(0), REACH * np.ptp(points, axis=0).max()

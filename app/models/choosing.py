@@ -46,8 +46,33 @@ def choose(rows: Sequence[ModelRow], tasks: Iterable[str], additions: Sequence[s
         if all(_installed_additions(rows, addition, row.spec) for addition in additions):
             return row
     for addition in additions:
-        choose_addition(rows, addition, serving[0].spec)
+        if not _installed_additions(rows, addition, serving[0].spec):
+            raise _lack(rows, wanted, addition, serving[0].spec)
     raise AssertionError("the best model lacks no addition")
+
+
+def _lack(rows: Sequence[ModelRow], tasks: set[str], addition: str, best: ModelSpec) -> WeightsMissing:
+    """What fetches the addition for the best base; where none is known for it, a base and what goes on that."""
+    if _known_additions(rows, addition, best):
+        return _missing(rows, addition, best)
+    bases = [row.spec for row in rows if tasks & set(row.spec.tasks) and row.spec.is_pullable]
+    for base in bases:
+        known = _known_additions(rows, addition, base)
+        if known:
+            lines = [f"eis models pull {base.id}", f"eis models pull {known[0].id}"]
+            return WeightsMissing(
+                f"Nothing that is known serves {addition} on the model {best.id!r}; "
+                f"`{lines[0]}` and `{lines[1]}` fetch a model and what goes on it.",
+                model=known[0].id,
+                command=" && ".join(lines),
+            )
+    return _missing(rows, addition, best)
+
+
+def _known_additions(rows: Sequence[ModelRow], task: str, base: ModelSpec) -> list[ModelSpec]:
+    """What could be fetched for this task on this base, the best first."""
+    known = [row.spec for row in rows if task in row.spec.tasks and row.spec.fits(base) and row.spec.is_pullable]
+    return sorted(known, key=lambda spec: _rank_on(spec, base), reverse=True)
 
 
 def choose_addition(rows: Sequence[ModelRow], task: str, base: ModelSpec) -> ModelRow:
@@ -55,11 +80,15 @@ def choose_addition(rows: Sequence[ModelRow], task: str, base: ModelSpec) -> Mod
     fitting = _installed_additions(rows, task, base)
     if fitting:
         return max(fitting, key=lambda row: _rank_on(row.spec, base))
-    known = [row.spec for row in rows if task in row.spec.tasks and row.spec.fits(base) and row.spec.is_pullable]
+    raise _missing(rows, task, base)
+
+
+def _missing(rows: Sequence[ModelRow], task: str, base: ModelSpec) -> WeightsMissing:
+    known = _known_additions(rows, task, base)
     if not known:
-        raise WeightsMissing(f"Nothing that is known serves {task} on the model {base.id!r}.", model=base.id)
-    best = max(known, key=lambda spec: _rank_on(spec, base))
-    raise WeightsMissing(
+        return WeightsMissing(f"Nothing that is known serves {task} on the model {base.id!r}.", model=base.id)
+    best = known[0]
+    return WeightsMissing(
         f"Nothing that is installed serves {task} on the model {base.id!r}; `eis models pull {best.id}` fetches what "
         "does.",
         model=best.id,

@@ -130,6 +130,8 @@ def _open_model(file: Path, providers: Sequence[object]) -> tuple[str, object] |
     """What a file is for, and its model; None for what is not used here (age and gender, 106 points)."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Threads that wait busily would take the cores from torch's own between two passes.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
     inputs, outputs = session.get_inputs()[0].shape, session.get_outputs()
     if len(outputs) in (9, 15):

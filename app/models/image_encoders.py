@@ -1,5 +1,7 @@
 """Image encoders for pictures as prompts: CLIP's vision tower, or EVA02-CLIP's, under one set of questions."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +12,9 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from app.models import eva_clip
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
+from app.models.spec import ModelSpec
+
+EVA_LOADER = "app.models.eva_clip:load"
 
 
 class PictureEncoder(Protocol):
@@ -33,10 +38,10 @@ class PictureEncoder(Protocol):
 class Clip:
     """transformers' CLIPVisionModelWithProjection, in the folder layout of the hub."""
 
-    def __init__(self, row: ModelRow, device: TorchDevice) -> None:
-        self.id = row.spec.id
+    def __init__(self, id: str, path: Path, device: TorchDevice) -> None:
+        self.id = id
         self.network = CLIPVisionModelWithProjection.from_pretrained(
-            row.path, dtype=device.dtype, use_safetensors=True, local_files_only=True
+            path, dtype=device.dtype, use_safetensors=True, local_files_only=True
         )
         self.network.eval().requires_grad_(False)
         config = self.network.config
@@ -79,6 +84,13 @@ class Eva:
         return self.network.encode(pixels).hidden[-1]
 
 
+def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow] = ()) -> Clip:
+    """Open CLIP's vision tower: the folder that holds its config.json."""
+    return Clip(spec.id, path, device)
+
+
 def open_encoder(row: ModelRow, device: TorchDevice) -> PictureEncoder:
     """The encoder of a row, by the loader that it names."""
-    return Eva(row, device) if row.spec.loader == "app.models.eva_clip:load" else Clip(row, device)
+    if row.spec.loader == EVA_LOADER:
+        return Eva(row, device)
+    return load(row.spec, row.path, device)

@@ -206,7 +206,7 @@ def _clip(folder: Path) -> Inspection | None:
         "image-encoder",
         "other",
         options={"layout": "folder"},
-        loader="app.models.ip_adapter:load_encoder",
+        loader="app.models.image_encoders:load",
         stands_for=encoder,
         files=("config.json", weights.name),
     )

@@ -62,7 +62,7 @@ class IpAdapter(Weights):
         convert = UNet2DConditionLoadersMixin._convert_ip_adapter_image_proj_to_diffusers
         self.projection = convert(None, part, low_cpu_mem_usage=False).float().eval().requires_grad_(False)
         if isinstance(self.projection, IPAdapterFaceIDPlusImageProjection):
-            self.projection.shortcut = spec.options.get("projection") == "faceid-plusv2"
+            self.projection.shortcut = spec.options.get("shortcut") == "true"
         self._check_encoder()
         modules = [self.projection] + ([encoder.network] if encoder else [])
         super().__init__(device, modules, layers_from(state, KEY, VALUE))

@@ -133,7 +133,7 @@ class ModelLibrary:
             self._keep(id)
             return row
         wanted = self._lacking(id)
-        if not all(spec.is_pullable for spec in wanted):
+        if not wanted or not all(spec.is_pullable for spec in wanted):
             raise InvalidRequest(f"The model {id!r} is not on a hub; it cannot be pulled.", model=id)
         if not accept_licence:
             self.check_licences(id)
@@ -304,7 +304,8 @@ class ModelLibrary:
         """The parts, theirs before them, and the model itself last; each once."""
         found: dict[str, ModelSpec] = {}
         for part in spec.parts:
-            found |= {other.id: other for other in self._with_parts(self.get(part).spec)}
+            if part in self._catalog:  # a row of an earlier version may name what is known no more
+                found |= {other.id: other for other in self._with_parts(self._catalog[part])}
         return [*found.values(), spec]
 
     def _lacking(self, id: str) -> list[ModelSpec]:

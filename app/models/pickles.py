@@ -112,7 +112,7 @@ def _end_with_the_one_that_asked() -> None:
     """The standard input is a pipe that nobody writes to: it ends when the process at its other end does."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        os.read(sys.stdin.fileno(), 1)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -7,7 +7,7 @@ between, and every call puts the number formats back.
 import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import diffusers
@@ -18,10 +18,10 @@ from PIL import Image
 from app.core.attachments import Attachment
 from app.core.model_offload import AUTO, ModelCache, ModelState, Offload
 from app.errors import InvalidRequest, OutOfMemory, ServiceError
-from app.imaging.opencv import load_opencv
 from app.models import adapters, compiling, previews
 from app.models.adapters import Addition
 from app.models.attached import Attached
+from app.models.attaching import Attacher, drop_replaced, key_of, model_of, settings_of
 from app.models.borrowed import OUT_OF_MEMORY, BorrowedPipeline
 from app.models.device import TorchDevice, parked_default
 from app.models.library import ModelLibrary, ModelRow
@@ -31,8 +31,8 @@ from app.models.pipelines import Checkpoint
 from app.models.prompts import Encoder, PromptEncoder
 from app.models.step_batching import Session, StepBatcher
 
-FACE_ENCODER = "app.models.eva_clip:load"
-"""The loader of the one image encoder that looks at aligned faces."""
+ATTACHED = adapters.Outfit(("attached",))
+"""Nothing on, but blocks must not run compiled: a compiler would write them anew for every face."""
 
 
 class Runtime:
@@ -51,6 +51,7 @@ class Runtime:
         parked = parked_default() if parked_memory_bytes is None else parked_memory_bytes
         self._cache = ModelCache(device, budget=model_memory_bytes, parked_budget=parked)
         self.batcher = StepBatcher(device.is_out_of_memory)
+        self._attacher = Attacher(library, self._cache, self.batcher)
 
     @contextmanager
     def borrow(
@@ -73,28 +74,26 @@ class Runtime:
         """
         row = self._library.require(model, task=task)
         parts = [self._library.require(part) for part in row.spec.parts]
-        attached_rows = [self._fitting(wish.model, row) for wish in attachments]
-        lora_parts = [
-            Addition(part.spec.id, part.path)
-            for part in (*parts, *(part for other in attached_rows for part in self._all_parts(other)))
-            if part.spec.kind == "lora"
-        ]
+        attacher, turn = self._attacher, Session(priority, check=check)
+        attached_rows = [attacher.fitting(wish.model, row) for wish in attachments]
+        beside = [part for other in attached_rows for part in (other, *attacher.all_parts(other))]
+        lora_parts = [Addition(part.spec.id, part.path) for part in (*parts, *beside) if part.spec.kind == "lora"]
         lora_additions = lora_parts + [self._addition(lora.model, "lora", row, lora.weight) for lora in loras]
         inversions = [self._addition(id, "embedding", row) for id in textual_inversions]
         at = self.device
-        key = _key(row, parts, at)
+        key = key_of(row, parts, at)
 
         def load() -> Checkpoint:
             module, _, name = row.spec.loader.partition(":")
             device = at.for_model(self._stored(row, parts))
             return getattr(importlib.import_module(module), name)(row.spec, row.path, device, parts=parts)
 
-        self._drop_replaced(row.spec.id, key)
+        drop_replaced(self._cache, row.spec.id, key)
         with ExitStack() as stack:
             checkpoint = stack.enter_context(self._cache.borrow(key, load, estimate=self._estimate(row, parts)))
             attached = Attached.of(
                 [
-                    stack.enter_context(self._attached(wish, other, checkpoint, row.spec.id, priority, check))
+                    stack.enter_context(attacher.attached(wish, other, checkpoint, row.spec.id, turn))
                     for wish, other in zip(attachments, attached_rows, strict=True)
                 ]
             )
@@ -102,7 +101,8 @@ class Runtime:
             stock = checkpoint.view(task, scheduler, [control.network for control in attached.controls])
             stack.enter_context(previews.watching(stock.scheduler))
             wardrobe = checkpoint.wardrobe
-            outfit = stack.enter_context(self._dressed(checkpoint, stock, lora_additions, inversions, priority, check))
+            plain = ATTACHED if attached.branches and checkpoint.is_compiled else adapters.PLAIN
+            outfit = stack.enter_context(self._dressed(checkpoint, stock, lora_additions, inversions, turn, plain))
             session = Session(priority, outfit.key, check, functools.partial(wardrobe.wear, outfit))
             prompts = _prompt_encoder(checkpoint, outfit.vectors, plain=not lora_additions and not inversions)
 
@@ -128,79 +128,14 @@ class Runtime:
                 sliced_attention=checkpoint.placement.strategy is Offload.ATTENTION,
                 compiled=checkpoint.is_compiled and not attached.branches,
                 attached=attached,
-                notes=licence_notes(part.spec for other in attached_rows for part in (other, *self._all_parts(other))),
+                notes=licence_notes(part.spec for part in beside),
             )
-
-    @contextmanager
-    def _attached(
-        self,
-        wish: Attachment,
-        row: ModelRow,
-        checkpoint: Checkpoint,
-        model: str,
-        priority: int,
-        check: Callable[[], None],
-    ) -> Iterator[Any]:
-        """What carries this wish out, its weights pinned for the block; face models are there only to make it."""
-        parts = self._all_parts(row)
-        module, _, name = wish.attach.partition(":")
-        attach = getattr(importlib.import_module(module), name)
-        with self._opened(row, parts) as opened:
-            unet = checkpoint.components["unet"]
-            opened.check_fit(unet, model)
-            with self.faces(parts) as faces, self.batcher.turn(Session(priority, check=check)):
-                made = attach(opened, wish, faces=faces, unet=unet)
-            yield made
 
     @contextmanager
     def face_reader(self, model: str, *, priority: int = 5, check: Callable[[], None] = lambda: None) -> Iterator[Any]:
         """The face models that belong to an identity model, or are this one, while the device is held."""
-        row = self._library.require(model)
-        with self.faces([*self._all_parts(row), row]) as faces, self.batcher.turn(Session(priority, check=check)):
-            if faces is None:
-                raise InvalidRequest(f"The model {model!r} has no face models beside it.", model=model)
+        with self._attacher.face_reader(model, self.device, Session(priority, check=check)) as faces:
             yield faces
-
-    @contextmanager
-    def faces(self, parts: Sequence[ModelRow]) -> Iterator[Any]:
-        """The face models among these rows as one stack; None where there are none."""
-        mine = [part for part in parts if part.spec.kind == "faces" or part.spec.loader == FACE_ENCODER]
-        if not any(part.spec.kind == "faces" for part in mine):
-            yield None
-            return
-        from_rows = functools.partial(_open_face_stack, mine, self.device)
-        estimate = sum(part.bytes_on_disk for part in mine)
-        with self._cache.borrow(_key(mine[0], mine[1:], self.device), from_rows, estimate=estimate) as stack:
-            yield stack
-
-    def _opened(self, row: ModelRow, parts: Sequence[ModelRow]) -> AbstractContextManager[Any]:
-        """The weights of a row that stands beside checkpoints, on the device and pinned for the block."""
-
-        def load() -> Any:
-            module, _, name = row.spec.loader.partition(":")
-            return getattr(importlib.import_module(module), name)(row.spec, row.path, self.device, parts=parts)
-
-        key = _key(row, parts, self.device)
-        self._drop_replaced(row.spec.id, key)
-        own = [part for part in parts if part.spec.kind not in {"faces", "lora"}]
-        return self._cache.borrow(key, load, estimate=row.bytes_on_disk + sum(part.bytes_on_disk for part in own))
-
-    def _fitting(self, id: str, base: ModelRow) -> ModelRow:
-        """The installed row of this id; `InvalidRequest` where it is known to be made for another model."""
-        row = self._library.require(id)
-        if row.spec.family not in {base.spec.family, "other"}:
-            raise InvalidRequest(
-                f"{id!r} was made for {row.spec.family}; the model {base.spec.id!r} is {base.spec.family}.", model=id
-            )
-        return row
-
-    def _all_parts(self, row: ModelRow) -> list[ModelRow]:
-        """The rows that this one needs, and those that they need; each once."""
-        found: dict[str, ModelRow] = {}
-        for id in row.spec.parts:
-            part = self._library.require(id)
-            found |= {other.spec.id: other for other in self._all_parts(part)} | {id: part}
-        return list(found.values())
 
     @contextmanager
     def _dressed(
@@ -209,19 +144,19 @@ class Runtime:
         stock: Any,
         loras: Sequence[Addition],
         inversions: Sequence[Addition],
-        priority: int,
-        check: Callable[[], None],
+        turn: Session,
+        plain: adapters.Outfit,
     ) -> Iterator[adapters.Outfit]:
         """The outfit of these additions; on leaving it comes off, unless another borrow has changed clothes since."""
         if not loras and not inversions:
-            yield adapters.PLAIN
+            yield plain
             return
-        with self.batcher.turn(Session(priority, check=check)):
+        with self.batcher.turn(turn):
             outfit = checkpoint.wardrobe.make(stock, loras, inversions)
         try:
             yield outfit
         finally:
-            with self.batcher.turn(Session(priority)):
+            with self.batcher.turn(Session(turn.priority)):
                 if checkpoint.wardrobe.worn is outfit:
                     checkpoint.wardrobe.wear(None)
 
@@ -267,7 +202,7 @@ class Runtime:
         self.device = device
         parked = parked_default() if parked_memory_bytes is None else parked_memory_bytes
         self._cache.set_budgets(model_memory_bytes, parked)
-        self._cache.keep_only(lambda key: key.endswith(_settings_of(device)))
+        self._cache.keep_only(lambda key: key.endswith(settings_of(device)))
 
     def clean_up(self) -> None:
         """Drop every model that no job uses, also those parked in RAM, and give freed memory back to the machine."""
@@ -276,9 +211,7 @@ class Runtime:
 
     def resident(self) -> list[str]:
         """Ids of the models on the device, most recently used first."""
-        return [
-            _model_of(entry["key"]) for entry in self._cache.describe() if entry["state"] == ModelState.PLACED.value
-        ]
+        return [model_of(entry["key"]) for entry in self._cache.describe() if entry["state"] == ModelState.PLACED.value]
 
     def translate(self, error: BaseException) -> ServiceError | None:
         """What a caller may be told of this error; None where it means nothing to one."""
@@ -304,12 +237,6 @@ class Runtime:
             )
         return Addition(id, found.path, weight, found.spec.options.get("token"))
 
-    def _drop_replaced(self, id: str, key: str) -> None:
-        """Drop what was read from files that have been replaced since."""
-        known = [entry["key"] for entry in self._cache.describe()]
-        if any(_model_of(other) == id and other != key for other in known):
-            self._cache.keep_only(lambda other: _model_of(other) != id or other == key)
-
     def _estimate(self, row: ModelRow, parts: Sequence[ModelRow]) -> int:
         """Bytes by the files, as if they held the device's number format or half of a 32-bit one."""
         stored = self._stored(row, parts)
@@ -318,12 +245,6 @@ class Runtime:
 
     def _stored(self, row: ModelRow, parts: Sequence[ModelRow]) -> int:
         return row.bytes_on_disk + sum(part.bytes_on_disk for part in parts if part.spec.kind != "lora")
-
-
-def _open_face_stack(rows: Sequence[ModelRow], device: TorchDevice) -> Any:
-    """Opened by name: what face models stand on takes seconds to import, and machines without it draw all the rest."""
-    load_opencv()
-    return importlib.import_module("app.models.face_stack").open_stack(rows, device)
 
 
 def _prompt_encoder(checkpoint: Checkpoint, vectors: adapters.Vectors, plain: bool) -> PromptEncoder:
@@ -370,21 +291,6 @@ def open_runtime(
     )
 
 
-def _key(row: ModelRow, parts: Sequence[ModelRow], device: TorchDevice) -> str:
-    """Id, what the files were when they were read, and under which settings: what has changed is loaded anew."""
-    stamps = [str(part.path.stat().st_mtime_ns) for part in (row, *parts) if part.path]
-    return "@".join([row.spec.id, ".".join(stamps)]) + _settings_of(device)
-
-
-def _settings_of(device: TorchDevice) -> str:
-    """The end of every key of a model that was opened under these settings."""
-    return f"@{device.precision}/{device.offload or AUTO}"
-
-
-def _model_of(key: str) -> str:
-    return key.partition("@")[0]
-
-
 def _described(entry: dict[str, Any], model: Any) -> dict[str, Any]:
     """A model's account with the strategy it stands under; an entry's key is the cache's own affair.
 
@@ -392,4 +298,4 @@ def _described(entry: dict[str, Any], model: Any) -> dict[str, Any]:
     """
     placement = getattr(model, "placement", None) if entry["state"] == ModelState.PLACED else None
     strategy = placement.strategy.value if placement is not None else None
-    return {"model": _model_of(entry["key"]), **{k: v for k, v in entry.items() if k != "key"}, "strategy": strategy}
+    return {"model": model_of(entry["key"]), **{k: v for k, v in entry.items() if k != "key"}, "strategy": strategy}

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from app.core import ecomid, instantid, ip_adapter, pulid
+from app.core import ecomid, ecommerce, instantid, ip_adapter, pulid
 from app.core.catalog import find
 from app.core.drawing import draw_each
 from app.core.identity import Placement
@@ -239,6 +239,45 @@ def test_given_keypoints_stand_where_they_were_given(people, drawings):
     with pytest.raises(InvalidRequest, match="outside the result"):
         request = ecomid.EcomIdGenerateRequest(**wish, face_image=face, keypoints=points.replace("90,30", "200,30"))
         ecomid.generate(request, people)
+
+
+def product():
+    """A red ring on white, and its mask."""
+    image, mask = Image.new("RGB", (80, 60), "white"), Image.new("L", (80, 60))
+    for canvas, fill in ((image, (200, 20, 30)), (mask, 255)):
+        ImageDraw.Draw(canvas).ellipse((20, 10, 60, 50), fill=fill)
+    return image, mask
+
+
+@pytest.mark.parametrize("with_person", [False, True])
+def test_a_product_keeps_its_own_pixels_on_a_new_scene(people, with_person):
+    """At the shop's size, whether or not somebody is shown with it; the mask is found by itself."""
+    image, _ = product()
+    more = {"face_image": people.put(noise((64, 64), 1))} if with_person else {}
+    request = ecommerce.EcommerceRequest(
+        **COMMON, ecomid_model="ecomid", id_scale=0.5, prompt="a car", product_image=people.put(image),
+        shop="pinterest", product_scale=0.5, product_y=0.7, **more,
+    )  # fmt: skip
+    result = ecommerce.run(request, people)
+    assert result.images[0].size == (1000, 1500) and result.data["size"] == [1000, 1500]
+    left, top, right, bottom = result.data["product_box"]
+    assert max(right - left, bottom - top) == 500 and abs((top + bottom) / 2 - 1050) < 2
+    seen = pixels(result.images[0])
+    inner = seen[top + 60 : bottom - 60, left + 150 : right - 150]
+    assert np.abs(inner - (200, 20, 30)).max() == 0
+    assert seen[:top].std() > 2
+    assert "even background" in result.notes[0]
+    assert ("identity_similarity" in result.data) is with_person
+
+
+def test_a_mask_that_shows_no_product_is_refused(people):
+    image, _ = product()
+    door = SimpleNamespace(mask=lambda reference: Image.new("L", image.size, 255))
+    request = ecommerce.EcommerceRequest(
+        **COMMON, prompt="a car", product_image="a" * 26, product_mask="b" * 26, ecomid_model="ecomid"
+    )
+    with pytest.raises(InvalidRequest, match="white on the product alone"):
+        ecommerce.check(request, door)
 
 
 def test_a_placement_fits_whole_into_another_size():

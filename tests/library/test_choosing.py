@@ -95,3 +95,11 @@ def test_an_embedded_model_is_there_with_its_weights_and_its_parts(tmp_path: Pat
     row = library.require("pocket-pulid")
     assert row.path == folder / "pocket-pulid" / "weights.safetensors" and row.bytes_on_disk == 230
     assert library.get("pocket-faces").path == folder / "pocket-faces"
+
+
+def test_where_nothing_goes_on_the_best_base_a_base_and_what_goes_on_it_are_named():
+    """A fresh copy whose embedded base has no such addition: both lines, in order."""
+    with pytest.raises(WeightsMissing) as found:
+        choosing.choose(rows("pocket"), TASK, ["ecomid"])
+    assert missing(found) == "eis models pull sdxl && eis models pull ecomid"
+    assert "`eis models pull sdxl` and `eis models pull ecomid`" in found.value.message

@@ -126,6 +126,7 @@ def unpickled(source: Path, target: Path, *arguments: str) -> dict:
     command = [sys.executable, "-m", "app.models.pickles", str(source), str(target), *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         said = child.stdout.read()
+        assert child.wait() == 0
     return json.loads(said)
 
 

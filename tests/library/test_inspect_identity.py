@@ -159,6 +159,11 @@ def test_a_community_pulid_comes_in_under_pulids_own_names(tmp_path: Path):
     library = ModelLibrary(tmp_path / "home")
     row = library.add(tmp_path / "ip-adapter_pulid_sdxl.safetensors", id="mine")
     assert not row.installed and row.spec.parts == ROWS["pulid-v1"].parts, "it works once its parts are there"
+    assert library.is_pullable("mine"), "a pull brings its parts"
+    strange = ModelLibrary(tmp_path / "home", catalog=(ROWS["sdxl"],))
+    assert strange.licences_to_accept("mine") == [] and not strange.is_pullable("mine")
+    with pytest.raises(InvalidRequest, match="cannot be pulled"):
+        strange.pull("mine")
     stored = load_file(tmp_path / "home" / "models" / "mine" / "files" / "weights.safetensors")
     assert sorted(stored) == sorted(pulid("1"))
     assert numpy.array_equal(stored["id_adapter.body.0.weight"], content["image_proj.body.0.weight"])

@@ -198,3 +198,21 @@ def test_sdxl_counts_its_cross_attentions_down_up_mid():
     assert all(names[number].endswith("attn2.processor") for number in modules)
     widths = [module.inner_dim for module in modules.values()]
     assert widths == [640] * 4 + [1280] * 20 + [1280] * 30 + [640] * 6 + [1280] * 10
+
+
+def test_identity_networks_compute_in_the_checkpoints_number_format(runtime, monkeypatch):
+    """A full-size checkpoint computes in bfloat16 on a processor that has it; what stands beside it does so too."""
+    from app.models import device
+
+    monkeypatch.setattr(device, "FULL_SIZE", 1)
+    monkeypatch.setattr(device, "cpu_has_bfloat16", lambda: True)
+    profiled = type(runtime)(
+        device.TorchDevice("cpu", "auto"), runtime._library, model_memory_bytes=None, parked_memory_bytes=None
+    )
+    profiled.given = runtime.given
+    with profiled.borrow("base", task="text-to-image", attachments=wishes()["ecomid"]) as pipeline:
+        formats = {module.dtype for module in (pipeline.stock.unet, pipeline.stock.controlnet)}
+    assert formats == {torch.bfloat16}
+    picture = draw(profiled, wishes()["ecomid"])
+    assert np.isfinite(picture).all() and picture.std() > 1
+    profiled.close()

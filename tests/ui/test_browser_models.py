@@ -9,9 +9,10 @@ from PIL import Image
 from safetensors.numpy import save
 
 from app.imaging.infotext import build_infotext
+from app.models.catalog import CATALOG as PRODUCT
 from tests.api.serving import Running, serving
-from tests.api.test_models import lora_file
-from tests.library.conftest import hub, library_at  # noqa: F401 - fixtures
+from tests.api.test_models import lora_file, safetensors
+from tests.library.conftest import CATALOG, hub, library_at  # noqa: F401 - fixtures
 from tests.library.hub_server import Fault, HubServer
 from tests.ui.serving import answers
 
@@ -26,6 +27,15 @@ def pulling(tmp_path, monkeypatch, library_at) -> Iterator[Running]:  # noqa: F8
         for _ in range(600):
             if answers(f"{running.address}/config", ""):
                 break
+        yield running
+
+
+@pytest.fixture
+def knowing_faces(tmp_path, monkeypatch, library_at) -> Iterator[Running]:  # noqa: F811
+    """The same, with the face stack of the product's catalog in its own."""
+    rows = (*CATALOG, *(spec for spec in PRODUCT if spec.id == "buffalo_l"))
+    monkeypatch.setattr("app.core.service.ModelLibrary", lambda home, **settings: library_at(home, catalog=rows))
+    with serving(tmp_path / "home", ui=True, ready_seconds=60) as running:
         yield running
 
 
@@ -101,6 +111,30 @@ def test_an_added_lora_is_offered_with_a_weight_and_travels_with_the_wish(
     row.wait_for(state="detached")
     tab(page, "Text to image")
     page.locator("text=No LoRA is installed").locator("visible=true").wait_for()
+
+
+def test_a_licence_that_allows_no_commercial_use_is_said_and_asked_for_at_an_upload(
+    knowing_faces: Running, open_page, tmp_path
+) -> None:
+    page = open_page(knowing_faces.address)
+    tab(page, "Models")
+    file = tmp_path / "faceid.safetensors"
+    shapes = {"image_proj.proj.0.weight": [1024, 512], "image_proj.norm.weight": [768]}
+    file.write_bytes(safetensors(shapes | {"ip_adapter.1.to_k_ip.weight": [320, 768]}))
+    page.locator("[data-model=vae]").wait_for()
+    page.locator(".eis-add input[type=file]").set_input_files(file)
+    question = page.locator(".eis-add .eis-ask")
+    assert "allows no commercial use" in question.inner_text() and "FaceID" in question.inner_text()
+    question.get_by_role("button", name="Not now").click()
+    question.wait_for(state="detached")
+    assert page.locator("[data-model=faceid]").count() == 0
+    page.locator(".eis-add input[type=file]").set_input_files(file)
+    question.get_by_role("button", name="I accept, add").click()
+    row = page.locator("[data-model=faceid]")
+    row.locator("text=no commercial use").wait_for()
+    assert page.locator("h2", has_text="IP-Adapters").count() == 1
+    assert all("409" in complaint for complaint in open_page.complaints), open_page.complaints
+    open_page.complaints.clear()
 
 
 def test_a_pull_is_stopped_and_its_looks_leave_the_other_rows_alone(

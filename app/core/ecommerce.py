@@ -1,0 +1,168 @@
+"""A product on a new scene, with a person beside it if wished: the product keeps its pixels, all else is painted."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from PIL import Image
+
+from app.core import identity_fields as fields
+from app.core.attachments import FaceReference
+from app.core.capability import Capability, Context, Door, ModelRequest, Result
+from app.core.drawing import draw_each
+from app.core.ecomid_settings import advise, identity_of
+from app.core.fields import ImageReference, field
+from app.core.identity import Placement, box_of, likeness, placement_for
+from app.imaging.cutout import Placed, cut_out, place, require_product
+from app.imaging.sizes import Size, of_area, require_a_step, whole_strength
+
+SHOPS: dict[str, Size] = {
+    "amazon": (2000, 2000),
+    "ebay": (1600, 1600),
+    "etsy": (2700, 2025),
+    "shopify": (2048, 2048),
+    "instagram": (1080, 1350),
+    "story": (1080, 1920),
+    "pinterest": (1000, 1500),
+}
+"""Pixels that the shops ask for, or recommend, of a product's picture."""
+ProductImage = Annotated[ImageReference, field("The product, whole, on any background.", kind="image")]
+ProductMask = Annotated[
+    ImageReference | None,
+    field("Where the product is, as large as its picture: white is product; null: found by itself.", kind="mask"),
+]
+Person = Annotated[
+    ImageReference | None, field("A picture of the person who is shown with it; null: nobody.", kind="image")
+]
+Shop = Annotated[
+    Literal["model", "amazon", "ebay", "etsy", "shopify", "instagram", "story", "pinterest"],
+    field("Whose picture size the result has; model: what the model draws at."),
+]
+Share = Annotated[float, field("Share of the picture that the product's longer side takes.", ge=0.1, le=0.95)]
+Across = Annotated[float, field("Where the product's middle lies: 0 left, 1 right.", ge=0, le=1)]
+Down = Annotated[float, field("Where the product's middle lies: 0 top, 1 bottom.", ge=0, le=1)]
+Shadow = Annotated[bool, field("Begin with a soft shadow under the product.")]
+
+
+class EcommerceRequest(ModelRequest):
+    """A product, the scene in words, where the product stands, and who is shown with it."""
+
+    product_image: ProductImage
+    product_mask: ProductMask = None
+    face_image: Person = None
+    face_images: fields.FaceImages = ()
+    face_index: fields.FaceIndex = None
+    face_box: fields.FaceBox = None
+    pose_image: fields.PoseImage = None
+    keypoints: fields.Keypoints = None
+    ecomid_model: fields.EcomIdModel = "auto"
+    method: fields.EcomIdMethod = "fidelity"
+    id_scale: fields.IdScale = None
+    controlnet_conditioning_scale: fields.ControlScale = 0.8
+    id_start: fields.IdStart = 0.0
+    id_end: fields.IdEnd = 1.0
+    shop: Shop = "model"
+    product_scale: Share = 0.6
+    product_x: Across = 0.5
+    product_y: Down = 0.6
+    shadow: Shadow = True
+
+    @property
+    def width(self) -> int | None:
+        """Keypoints are given in the shop's pixels."""
+        return SHOPS[self.shop][0] if self.shop in SHOPS else None
+
+    @property
+    def height(self) -> int | None:
+        """See `width`."""
+        return SHOPS[self.shop][1] if self.shop in SHOPS else None
+
+
+def check(request: EcommerceRequest, door: Door) -> None:
+    """There is a step to take, and a given mask shows a product."""
+    require_a_step(request.num_inference_steps, whole_strength(request.num_inference_steps))
+    if request.product_mask is not None:
+        require_product(door.mask(request.product_mask))
+
+
+def run(request: EcommerceRequest, context: Context) -> Result:
+    """All but the product painted from noise at the model's own area; the product laid over at the shop's size."""
+    product = context.image(request.product_image)
+    notes = []
+    if request.product_mask is not None:
+        mask = context.mask(request.product_mask)
+    else:
+        mask, how = cut_out(product)
+        notes.append(f"The product was cut out by {how}; product_mask does it by hand.")
+    faces = people_of(request, context)
+    placement = None
+    if faces:
+        with context.faces(request.ecomid_model) as reader:
+            placement = placement_for(request, context, reader, faces[0])
+    more = request.additions() | {"attachments": [identity_of(request, faces)] if faces else []}
+    with context.borrow(request.model, task="inpaint", **more) as pipeline:
+        final = SHOPS.get(request.shop, pipeline.default_size)
+        size = of_area(final, pipeline.default_size[0] * pipeline.default_size[1], pipeline.size_multiple)
+        start = placed(request, product, mask, size)
+        painted = draw_each(
+            request,
+            context,
+            pipeline,
+            image=start.image,
+            mask_image=start.mask.point(lambda grey: 255 if grey < 128 else 0),
+            width=size[0],
+            height=size[1],
+            strength=whole_strength(request.num_inference_steps),
+            **control_of(placement, size),
+        )
+    over = placed(request, product, mask, final)
+    images = [lay_product_over(picture.resize(final, Image.Resampling.LANCZOS), over) for picture in painted]
+    data: dict[str, Any] = {
+        "size": list(final),
+        "work_size": list(size),
+        "product_box": list(over.mask.getbbox()),
+    }
+    if faces:
+        with context.faces(request.ecomid_model) as reader:
+            data |= likeness(reader, faces[0], images)
+    return Result(images=images, seeds=request.seeds, data=data, notes=notes)
+
+
+def people_of(request: EcommerceRequest, context: Context) -> tuple[FaceReference, ...]:
+    """The person's pictures; none where nobody is to be shown."""
+    if request.face_image is None:
+        return ()
+    first = FaceReference(context.image(request.face_image), request.face_index, box_of(request.face_box))
+    return (first, *(FaceReference(context.image(other)) for other in request.face_images))
+
+
+def placed(request: EcommerceRequest, product: Image.Image, mask: Image.Image, size: Size) -> Placed:
+    """The product where the wish puts it, on a canvas of this size."""
+    at = (request.product_x, request.product_y)
+    return place(product, mask, size, scale=request.product_scale, at=at, shadow=request.shadow)
+
+
+def control_of(placement: Placement | None, size: Size) -> Mapping[str, Any]:
+    """The keypoint drawing of a call, where a person is shown."""
+    return {} if placement is None else {"control_image": [placement.on(size).drawing()]}
+
+
+def lay_product_over(picture: Image.Image, over: Placed) -> Image.Image:
+    """The painted scene with the product's own pixels in their place."""
+    picture = picture.copy()
+    picture.paste(over.image, (0, 0), over.mask)
+    return picture
+
+
+ECOMID_ECOMMERCE = Capability(
+    name="ecomid/ecommerce",
+    title="E-commerce",
+    summary="Set a product on a new scene, with a person beside it, and keep the product's own pixels.",
+    request=EcommerceRequest,
+    run=run,
+    needs=("inpaint",),
+    check=check,
+    additions={"ecomid_model": "ecomid"},
+    advise=advise,
+    group_title="EcomID",
+    example={"prompt": "a red car, blue background", "seed": 7},
+)
