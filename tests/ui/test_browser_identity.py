@@ -1,16 +1,21 @@
 """Through a real browser: faces are found, shown on their picture and chosen; results say how alike they are."""
 
 import json
+import random
 
 import pytest
+from PIL import Image
 
+from app.models.catalog import CATALOG
+from app.pocket import world
 from tests.ui.people import picture_of
-from tests.ui.serving import server
+from tests.ui.serving import ROOT, server
 from tests.ui.test_browser_jobs import reload, tab
 from tests.ui.test_browser_pictures import fetch
 
 pytestmark = pytest.mark.browser
 
+SPECS = {spec.id: spec for spec in CATALOG}
 LARGE, SMALL = (20, 40, 80, 200), (150, 60, 50, 120)
 """The two faces of a picture of 240 x 160, number 0 and number 1."""
 
@@ -166,3 +171,34 @@ def test_poses_are_named_and_the_sheet_is_last(people_server, open_page, picture
     stage.locator("[data-client=pick]").nth(3).click()
     line = stage.locator(".eis-alike:visible").inner_text()
     assert "All poses" in line and "face 0." not in line
+
+
+@pytest.fixture(scope="module")
+def whole_server(tmp_path_factory):
+    if not (ROOT / SPECS["pocket-faces"].embedded).is_dir():
+        pytest.skip("this copy comes without the embedded face models")
+    with server(tmp_path_factory.mktemp("whole"), devices="cpu") as address:
+        yield address
+
+
+def test_the_embedded_face_models_find_two_people(whole_server, open_page, tmp_path):
+    """Nothing stands in: the product's catalog, its worker, and the face models that it comes with."""
+    source = random.Random(3)
+    sheet = Image.new("RGB", (640, 400), (200, 205, 210))
+    for side, corner in ((320, (20, 40)), (220, (380, 120))):
+        sheet.paste(world.draw(world.random_portrait(source), side), corner)
+    sheet.save(tmp_path / "couple.png")
+    page = open_page(whole_server)
+    tab(page, "PuLID")
+    put(page, "Person", tmp_path / "couple.png")
+    picker = picker_of(page, "Person")
+    picker.get_by_role("button", name="Find faces").click()
+    picker.get_by_text("2 faces were found").wait_for()
+    picker.locator(".eis-face").nth(1).click()
+    picker.get_by_text("Face 1 is meant.").wait_for()
+    tab(page, "Detect faces")
+    put(page, "Picture", tmp_path / "couple.png")
+    page.locator("#generate-detect-faces").click()
+    page.wait_for_selector("#stage-detect-faces .eis-alike >> text=2 faces")
+    drawn = fetch(page, whole_server, page.locator("#stage-detect-faces .eis-picture"))
+    assert drawn.size == (640, 400) and drawn.tobytes() != sheet.tobytes()
