@@ -292,6 +292,10 @@ def open_runtime(
 
 
 def _described(entry: dict[str, Any], model: Any) -> dict[str, Any]:
-    """A model's account with the strategy it stands under; an entry's key is the cache's own affair."""
-    strategy = model.placement.strategy.value if model is not None and entry["state"] == ModelState.PLACED else None
+    """A model's account with the strategy it stands under; an entry's key is the cache's own affair.
+
+    What stands beside checkpoints (face models, identity weights) knows no strategy: it is placed whole.
+    """
+    placement = getattr(model, "placement", None) if entry["state"] == ModelState.PLACED else None
+    strategy = placement.strategy.value if placement is not None else None
     return {"model": model_of(entry["key"]), **{k: v for k, v in entry.items() if k != "key"}, "strategy": strategy}

@@ -31,9 +31,10 @@
     const root = element.querySelector(".eis-face-picker");
     const line = make("p", { className: "eis-hint eis-face-line" });
     line.setAttribute("role", "status");
-    pictureFrame(root, props, watch, title, report, (body, value, { replace, clear }) => {
+    pictureFrame(root, props, watch, title, report, (body, value, { replace, clear, redraw }) => {
       const state = props.value || {};
-      const choose = (chosen) => { props.value = { ...props.value, chosen, told: null }; };
+      const become = (changes) => { props.value = { ...props.value, ...changes }; redraw(); };
+      const choose = (chosen) => become({ chosen, told: null });
       root.classList.toggle("busy", Boolean(state.looking));
       line.textContent = words(state);
       if (!value && Number.isInteger(state.chosen)) {
@@ -53,7 +54,7 @@
       if (!value.faces) {
         const find = make("button", { type: "button", className: "eis-button", textContent: "Find faces" });
         find.onclick = () => {
-          props.value = { ...props.value, looking: true, told: "Looking for faces …" };
+          become({ looking: true, told: "Looking for faces …" });
           report({ action: "faces" });
         };
         bar.append(find);

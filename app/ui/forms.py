@@ -151,10 +151,11 @@ class Form:
 
     def build(self, group: Literal["words", "knobs", "advanced"]) -> None:
         """Lay out one group where the caller's Gradio context stands."""
-        order = {"image": 0, "images": 0, "mask": 0}
+        order = {"image": 1, "mask": 1, "images": 2}
         questions = [(question, kind) for own, question, kind in self._pending if own == group]
         if group == "words":
-            questions.sort(key=lambda item: order.get(item[1] or "", 1))
+            # First the picture that is changed, then those that say how.
+            questions.sort(key=lambda item: 0 if item[0].name == "image" else order.get(item[1] or "", 3))
         elif group == "knobs":
             questions.sort(key=lambda item: knob_rank(*item))
         for boxes, run in groupby(questions, key=lambda item: group == "knobs" and is_box(*item)):

@@ -12,6 +12,8 @@ import gradio as gr
 
 from app.errors import InvalidRequest
 
+FLAT = " eis-flat"
+
 
 def part(value: str = "", **settings: Any) -> gr.HTML:
     """HTML written by Python; a click on an element with `data-action` arrives at `.act` listeners as its data."""
@@ -29,21 +31,22 @@ def own_input(kind: str, script: str, value: Any = None, **options: Any) -> gr.H
     )
 
 
-def picture_picker(title: str) -> gr.HTML:
+def picture_picker(title: str, *, optional: bool = False) -> gr.HTML:
     """A picture: `{"image": id, "width", "height"}`, or null. Drop, choose, or paste.
 
-    Where its file says how it was made, buttons report `take` (into this form) and `settings` (as it was made).
+    Where its file says how it was made, buttons report `take` (into this form) and `settings` (as it was made). An
+    `optional` one is flat while it is empty.
     """
-    return own_input("eis-picker", "picker", title=title)
+    return own_input(f"eis-picker{FLAT if optional else ''}", "picker", title=title)
 
 
-def face_picker(title: str) -> gr.HTML:
+def face_picker(title: str, *, optional: bool = False) -> gr.HTML:
     """A picture of people: `{"image", "width", "height", "faces", "chosen", "told"}`, or null.
 
     `faces` (each with its `box`) are framed on the picture, `chosen` is the number of the one that was clicked, `told`
     a line for the person. A button reports `faces` where they are not known yet.
     """
-    return own_input("eis-picker eis-face-picker", "facePicker", title=title)
+    return own_input(f"eis-picker eis-face-picker{FLAT if optional else ''}", "facePicker", title=title)
 
 
 def mask_painter(title: str) -> gr.HTML:

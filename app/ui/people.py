@@ -15,6 +15,9 @@ ALIKE, RESEMBLING = 0.5, 0.3
 CHOOSABLE = {"face_image", "image"}
 """Fields of a picture for whose faces a wish has a number."""
 
+SAYING_WHICH = ("face_index", "target_face_index", "face_box")
+"""Fields that say which face is meant; where one did, the refusal has more to tell than that one is to be chosen."""
+
 MEANING = "The cosine of the two faces' vectors: 1 is the same picture, strangers are around 0."
 HIGHEST = 420
 """Of the picture in which a face is to be chosen, in pixels."""
@@ -53,7 +56,10 @@ def which_face(job: Job, choice: Choice, chosen: int | None = None) -> str:
         frame_of(face["box"], number, choice, job.id, number == chosen) for number, face in enumerate(choice.faces)
     )
     if chosen is None:
-        title, text = "Which face?", (job.error or {}).get("message", "")
+        stated = any(job.request.get(name) is not None for name in SAYING_WHICH)
+        count = len(choice.faces)
+        ask = f"The picture shows {count} faces: click the one that is meant."
+        title, text = "Which face?", job.error["message"] if stated or count < 2 else ask
     else:
         title, text = f"Face {chosen} is chosen", "Press Generate to go on with it."
     return (

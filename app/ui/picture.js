@@ -79,7 +79,7 @@
       drop.hidden = Boolean(value);
       body.hidden = !value;
       root.classList.toggle("filled", Boolean(value));
-      show(body, value, { replace: () => file.click(), clear, say });
+      show(body, value, { replace: () => file.click(), clear, say, redraw: draw });
       lookInto(value ? value.image : null);
     }
     watch("value", draw);

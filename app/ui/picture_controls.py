@@ -25,7 +25,7 @@ def picture(question: Question) -> Control:
         return gr.update(value=value) if isinstance(value, Mapping) else gr.skip()
 
     if name != "image" or mask is None:
-        widget = picture_picker(question.label)
+        widget = picture_picker(question.label, optional=not question.info.is_required())
 
         def read(value: Mapping[str, Any] | None) -> dict[str, Any]:
             if value and value.get("image"):
@@ -53,7 +53,7 @@ def picture(question: Question) -> Control:
 def picture_of_faces(question: Question) -> Control:
     """A picture and which of its faces is meant; where the picture may be left out, the face is then another one's."""
     name, face = question.name, question.face
-    widget = face_picker(question.label)
+    widget = face_picker(question.label, optional=not question.info.is_required())
 
     def read(value: Mapping[str, Any] | None) -> dict[str, Any]:
         value = value or {}
@@ -73,10 +73,18 @@ def picture_of_faces(question: Question) -> Control:
 
 
 def pictures(question: Question) -> Control:
-    """Several pictures in order: as many inputs as the field allows, at most `MOST_PICTURES`; empty ones are left."""
+    """Several pictures in order: as many inputs as the field allows, at most `MOST_PICTURES`; empty ones are left.
+
+    Of the empty ones the page shows the first only.
+    """
     name = question.name
     count = min(question.limits.get("max_length", MOST_PICTURES), MOST_PICTURES)
-    widgets = [picture_picker(f"{question.label} {number}") for number in range(1, count + 1)]
+    required = question.info.is_required()
+    with gr.Column(elem_classes=["eis-several"]):
+        widgets = [
+            picture_picker(f"{question.label} {number}", optional=number > 1 or not required)
+            for number in range(1, count + 1)
+        ]
 
     def read(*values: Mapping[str, Any] | None) -> dict[str, Any]:
         chosen = [value["image"] for value in values if value and value.get("image")]

@@ -103,6 +103,13 @@ def test_a_model_finds_with_the_pack_that_is_its_part_and_one_without_cannot(stu
         look(studio, picture, faces_model="faceless")
 
 
+def test_the_account_of_the_memory_names_the_pack(studio, opened):
+    look(studio, squares((128, 128, 32, WHITE)))
+    (account,) = [entry for entry in opened.memory()["models"] if entry["model"] == "pack"]
+    assert account["state"] == "placed" and account["strategy"] is None and account["bytes"] > 0
+    assert "pack" in opened.resident()
+
+
 def test_a_refusal_names_the_field_whose_picture_it_is_about(opened):
     picture = squares((128, 128, 32, WHITE), (448, 320, 32, WHITE))
     with opened.face_reader("pack") as reader:

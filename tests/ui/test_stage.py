@@ -6,7 +6,7 @@ import pytest
 
 from app.core.jobs import Job, JobEvent, JobStatus
 from app.errors import InvalidRequest
-from app.ui import stage
+from app.ui import people, stage
 from app.ui.gallery import tile
 from app.ui.panel import decode_data_uri, picture_seed
 from app.ui.session import Session
@@ -108,3 +108,51 @@ def test_a_session_shows_its_jobs_in_order_and_leaves_out_what_was_cancelled_in_
     session.shown("slow", "c")
     assert session.next("slow") is None
     assert session.next("other") is None
+
+
+REFUSED = {
+    "code": "face_not_chosen",
+    "message": EVIL,
+    "details": {"field": "face_image", "faces": [{"box": [-10, 20, 110, 140]}, {"box": [150, 60, 200, 110]}]},
+}
+
+
+def refusal(field="face_image", **facts):
+    error = {**REFUSED, "details": {**REFUSED["details"], "field": field}}
+    return job(JobStatus.FAILED, request={"face_image": "0" * 26, "pose_image": "1" * 26, **facts}, error=error)
+
+
+def test_a_refusal_asks_with_a_button_inside_the_picture_for_each_face():
+    refused = refusal()
+    choice = people.choice_of(refused, (200, 160))
+    asked = people.which_face(refused, choice)
+    assert asked.count('data-action="face"') == 2 and "The picture shows 2 faces" in asked
+    assert "left:0.00%;top:12.50%;width:55.00%;height:75.00%" in asked, "it is cut off at the picture's edge"
+    chosen = people.which_face(refused, choice, 1)
+    assert chosen.count('aria-pressed="true"') == 1 and "Face 1 is chosen" in chosen
+    told = people.which_face(refusal(face_index=7), choice)
+    assert "&lt;img src=x" in told and "<img src=x" not in told, "a number that fits none is told in its own words"
+
+
+def test_only_a_picture_for_whose_faces_there_is_a_number_asks():
+    assert people.refused_picture(refusal()) == ("face_image", "0" * 26)
+    assert people.refused_picture(refusal("pose_image")) is None
+    assert people.refused_picture(refusal("face_images")) is None
+    assert people.refused_picture(job(JobStatus.FAILED, error={"code": "no_face_found", "message": "x"})) is None
+
+
+def test_a_picture_says_how_alike_and_in_which_pose_and_the_sheet_says_neither():
+    images = [{"id": str(n) * 26, "width": 8, "height": 8, "seed": n} for n in range(3)]
+    data = {"identity_similarity": [0.871, None], "poses": ["front", "left"], "grid": 2}
+    made = job(JobStatus.SUCCEEDED, result={"images": images, "data": data})
+    shown = stage.finished(made, {}, [], reference="9" * 26)
+    assert "same face 0.87" in shown and "no face seen" in shown and shown.count("All poses") == 2
+    assert shown.count('class="eis-beside"') == 3 and shown.count("9" * 26) == 3
+    assert 'class="eis-beside"' not in stage.finished(made, {}, []), "the person's picture has gone"
+    plain = stage.finished(job(JobStatus.SUCCEEDED, result={"images": images, "data": {}}), {}, [], reference="9" * 26)
+    assert "eis-alike" not in plain and "eis-beside" not in plain
+
+
+def test_a_picture_of_nobody_is_told_in_words():
+    made = job(JobStatus.SUCCEEDED, result={"images": [], "data": {"size": [8, 8], "faces": []}})
+    assert "No face was found" in stage.finished(made, {}, [])
