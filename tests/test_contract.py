@@ -43,7 +43,7 @@ def client(application):
         yield running
 
 
-PEOPLE = {"pulid", "ecomid", "instantid"}
+PEOPLE = {"pulid", "ecomid", "instantid", "faces"}
 """Tasks of what goes on a model to keep a face."""
 
 
@@ -58,8 +58,10 @@ def portrait() -> bytes:
 
 def lack(capability: Capability, application) -> WeightsMissing | None:
     """What this copy of the service has no weights for, where the capability needs more than a base."""
+    if not capability.needs:
+        return None
     try:
-        application.service.models.choose(capability.needs or ("text-to-image",), tuple(capability.additions.values()))
+        application.service.models.choose(capability.needs, tuple(capability.additions.values()))
     except WeightsMissing as error:
         return error
     return None
@@ -81,7 +83,7 @@ def wish(capability: Capability, application=None) -> dict:
         if capability.request.model_fields[name].is_required():
             stored = REFERENCE
             if application is not None:
-                shows_people = PEOPLE & set(capability.additions.values()) and name in {"face_image", "image"}
+                shows_people = PEOPLE & {*capability.additions.values()} and name in {"face_image", "image"}
                 content = portrait() if shows_people else picture(kind)
                 record = application.service.storage.put(content, kind="mask" if kind == "mask" else "image")
                 application.service.record_upload(record, owner="", kind="mask" if kind == "mask" else "image")
