@@ -56,7 +56,7 @@ class LandmarksTask:
 
     @torch.no_grad()
     def judge(self, some: People) -> str:
-        indices = list(range(256))
+        indices = list(range(min(256, len(some))))
         pictures, target = self.crop(some, indices, crops.to_unit(some.decoded[indices]))
         gap = (self.network(pictures * 2 - 1)[:, -204:] - target).view(-1, 68, 3) * LANDMARKS_SIDE / 2
         flat, depth = gap[..., :2].norm(dim=-1).mean(), gap[..., 2].abs().mean()
@@ -89,7 +89,7 @@ class ParsingTask:
 
     @torch.no_grad()
     def judge(self, some: People) -> str:
-        indices = list(range(128))
+        indices = list(range(min(128, len(some))))
         matrices = self.matrices(some, indices)
         pictures = crops.warp(crops.to_unit(some.decoded[indices]), matrices, PARSING_SIDE, 0.52)
         found = self.network(pictures * 2 - 1)[0].argmax(1)

@@ -79,7 +79,7 @@ class RowsOfFaces(IdentityBranch):
     def _keys_and_values(self, layer, heads, negative, query):
         tokens = self._tokens(negative)
         return tuple(
-            functional.linear(tokens, weight).unflatten(-1, (heads, -1)).transpose(1, 2).to(query)
+            functional.linear(tokens, weight.to(tokens)).unflatten(-1, (heads, -1)).transpose(1, 2).to(query)
             for weight in self.layers[layer]
         )
 
