@@ -62,7 +62,7 @@ def test_every_field_meets_every_value(server: Running, capability: Any) -> None
                 form = {**{key: str(one) for key, one in capability.example.items()}, name: value}
                 files = {key: (None, text) for key, text in form.items()}
                 check(server.client.post(path, files=files), ("form", name, value))
-    assert sent >= 10 * VALUES_EACH
+    assert sent == len(capability.request.model_fields) * VALUES_EACH > 0
     assert server.client.get("/health").status_code == 200
 
 
@@ -70,7 +70,8 @@ def test_fields_together(server: Running) -> None:
     chance = random.Random(20261123)
     for _ in range(150):
         capability = chance.choice(CAPABILITIES)
-        names = chance.sample(sorted(capability.request.model_fields), 4)
+        fields = sorted(capability.request.model_fields)
+        names = chance.sample(fields, min(4, len(fields)))
         body = {**capability.example, **{name: chance.choice(AWKWARD) for name in names}}
         check(server.client.post(f"/api/v1/{capability.name}?wait=0", json=body), body)
 
