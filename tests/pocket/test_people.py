@@ -74,10 +74,14 @@ def test_a_crop_shows_the_points_where_the_template_has_them():
         assert np.abs(ours - crop).mean() < 2
 
 
-def test_a_reader_finds_a_bright_spot_to_a_part_of_a_pixel():
-    """The points are means of places, so a map that looks at brightness gives the spot's own centre."""
-    reader = face_networks.PointReader(64, 4).eval()
+def test_a_map_with_one_bright_place_is_a_point_there():
+    reader = face_networks.PointReader(64).eval()
     assert (reader.x.min(), reader.x.max()) == (-1 + 1 / 16, 1 - 1 / 16)
-    points, vector = reader(torch.zeros(2, 3, 64, 64))
-    assert points.shape == (2, reader.POINTS, 2) and vector.shape == (2, 4)
-    assert points.abs().max() < 0.5  # of a map that says nothing: near the middle
+    bright = torch.zeros(1, reader.POINTS, 16, 16)
+    bright[0, 0, 3, 12] = 100
+    reader.maps = torch.nn.Sequential()
+    reader.maps.forward = lambda _: bright
+    points, channels = reader(torch.zeros(1, 3, 64, 64))
+    assert channels.shape == (1, reader.channels)
+    assert torch.allclose(points[0, 0], torch.tensor([12.5 / 8 - 1, 3.5 / 8 - 1]), atol=1e-5)
+    assert points[0, 1].abs().max() < 1e-5  # a map that says nothing: the middle
