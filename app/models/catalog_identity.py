@@ -144,6 +144,9 @@ def _embedded(
     )
 
 
+_OWN_SETTINGS = {"id_scale": "1.0", "num_zero": "0", "ortho": "off"}
+"""What the miniatures were trained with: the published modes' zero tokens would leave little of a face."""
+
 EMBEDDED: tuple[ModelSpec, ...] = (
     _embedded(
         "pocket-faces",
@@ -170,6 +173,7 @@ EMBEDDED: tuple[ModelSpec, ...] = (
         "PuLID v1.1 in miniature.",
         tasks=("pulid",),
         parts=("pocket-faces", "pocket-clip"),
+        options=_OWN_SETTINGS,
     ),
     _embedded(
         "pocket-pulid-v1",
@@ -179,6 +183,7 @@ EMBEDDED: tuple[ModelSpec, ...] = (
         "PuLID v1 in miniature: a part of pocket's EcomID.",
         tasks=("pulid",),
         parts=("pocket-faces", "pocket-clip"),
+        options=_OWN_SETTINGS,
     ),
     _embedded(
         "pocket-instantid",

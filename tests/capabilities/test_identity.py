@@ -331,6 +331,12 @@ def test_an_embedded_base_keeps_its_own_scheduler_and_guidance():
     assert (advised["scheduler"], advised["guidance_scale"], advised["num_inference_steps"]) == ("DDIM", 2.0, 50)
 
 
+def test_weights_that_state_their_own_settings_keep_them():
+    added = {"pulid_model": SPECS["pocket-pulid"]}
+    advised = pulid.advise({"mode": None}, base(16, embedded="x"), added)
+    assert (advised["id_scale"], advised["num_zero"], advised["ortho"]) == (1.0, 0, "off")
+
+
 def test_what_lacks_is_named_with_the_line_that_fetches_it(tmp_path, library, runtime):
     """A base of the user's own and no PuLID: the wish is refused at the door."""
     studio = Studio(tmp_path, runtime, library)
