@@ -1,5 +1,7 @@
 """One library of tiny models for all tests here, added as a user adds files, and one runtime on the CPU."""
 
+import gc
+
 import pytest
 
 
@@ -12,6 +14,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def short_collections():
+    """A device looks for garbage whenever a model moves; it need not look through all that the suite imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
