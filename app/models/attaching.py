@@ -113,11 +113,22 @@ def model_of(key: str) -> str:
 
 
 def drop_replaced(cache: ModelCache, id: str, key: str) -> None:
-    """Drop what was read from files that have been replaced since; other number formats of the same files stay."""
-    read_from = key.split("@")[1]
-    known = [entry["key"] for entry in cache.describe() if model_of(entry["key"]) == id]
-    if any(other.split("@")[1] != read_from for other in known):
-        cache.keep_only(lambda other: model_of(other) != id or other.split("@")[1] == read_from)
+    """Drop what was read from files that have been replaced since, or under other settings.
+
+    The same files in another number format stay: a checkpoint beside which they stand may compute in that.
+    """
+
+    def is_wanted(other: str) -> bool:
+        return model_of(other) != id or _origin_of(other) == _origin_of(key)
+
+    if not all(is_wanted(entry["key"]) for entry in cache.describe()):
+        cache.keep_only(is_wanted)
+
+
+def _origin_of(key: str) -> tuple[str, str]:
+    """The stamps of the files, and the settings: all of a key but its id and its number format."""
+    _, stamps, _, settings = key.split("@")
+    return stamps, settings
 
 
 def _open_face_stack(rows: Sequence[ModelRow], device: TorchDevice) -> Any:
