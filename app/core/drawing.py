@@ -70,18 +70,23 @@ def repaint(
     more = request.additions() | {"attachments": attachments}
     with context.borrow(request.model, task="inpaint", **more) as pipeline:
         sheet, notes = sheet_for(image, mask, request.padding_mask_crop, pipeline)
-        painted = draw_each(
-            request,
-            context,
-            pipeline,
-            image=sheet.image,
-            mask_image=sheet.mask,
-            width=sheet.image.width,
-            height=sheet.image.height,
-            strength=request.strength,
-        )
+        painted = paint_sheet(request, context, pipeline, sheet)
     notes += lost_strength(request.num_inference_steps, request.strength)
     return painted, sheet, notes
+
+
+def paint_sheet(request: Any, context: Context, pipeline: Pipeline, sheet: Sheet) -> list[Image.Image]:
+    """The model's own pictures of a sheet, by a wish with `strength`."""
+    return draw_each(
+        request,
+        context,
+        pipeline,
+        image=sheet.image,
+        mask_image=sheet.mask,
+        width=sheet.image.width,
+        height=sheet.image.height,
+        strength=request.strength,
+    )
 
 
 def size_for(width: int | None, height: int | None, pipeline: Pipeline) -> Size:

@@ -18,7 +18,7 @@ def advise(values: Mapping[str, Any], base: Any, added: Mapping[str, Any]) -> di
     """The published settings; an embedded base, a few-step one and weights that state their own keep those."""
     recommended, options = base.recommended, added["ecomid_model"].options
     scale = {"id_scale": float(options["id_scale"])} if "id_scale" in options else {"id_scale": SETTINGS["id_scale"]}
-    if recommended is None or base.embedded or recommended.num_inference_steps <= 8:
+    if recommended is None or base.embedded or recommended.is_for_few_steps:
         return scale
     return SETTINGS | scale
 

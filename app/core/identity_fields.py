@@ -1,12 +1,22 @@
 """The vocabulary of wishes about faces and picture prompts: each name, its limits and its description, said once."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from app.core.fields import ImageReference, field
 
 IDENTITY_ADDITION = "addition"
 """Kind of a field that names a model which goes on the request's model, or serves alone where the request has none;
 `auto` is the best installed one that fits."""
+
+def addition(what: str) -> Any:
+    """The field of a model that goes on the request's model."""
+    return field(
+        f"Id of the {what}; `auto` is the best installed one that fits the model.",
+        kind=IDENTITY_ADDITION,
+        min_length=1,
+        max_length=200,
+    )
+
 
 FaceImage = Annotated[ImageReference, field("A picture of the person whose face is kept.", kind="image")]
 OwnFaceImage = Annotated[
@@ -50,26 +60,10 @@ FacesModel = Annotated[
     field("Id of a face pack, or of a model that has one as its part; `auto` is the best pack that is installed.",
           kind=IDENTITY_ADDITION, min_length=1, max_length=200),
 ]  # fmt: skip
-PulidModel = Annotated[
-    str,
-    field("Id of the PuLID weights; `auto` is the best installed one that fits the model.", kind=IDENTITY_ADDITION,
-          min_length=1, max_length=200),
-]  # fmt: skip
-InstantIdModel = Annotated[
-    str,
-    field("Id of the InstantID weights; `auto` is the best installed one that fits the model.", kind=IDENTITY_ADDITION,
-          min_length=1, max_length=200),
-]  # fmt: skip
-EcomIdModel = Annotated[
-    str,
-    field("Id of the EcomID weights; `auto` is the best installed one that fits the model.", kind=IDENTITY_ADDITION,
-          min_length=1, max_length=200),
-]  # fmt: skip
-IpAdapterModel = Annotated[
-    str,
-    field("Id of the IP-Adapter; `auto` is the best installed one that fits the model.", kind=IDENTITY_ADDITION,
-          min_length=1, max_length=200),
-]  # fmt: skip
+PulidModel = Annotated[str, addition("PuLID weights")]
+InstantIdModel = Annotated[str, addition("InstantID weights")]
+EcomIdModel = Annotated[str, addition("EcomID weights")]
+IpAdapterModel = Annotated[str, addition("IP-Adapter")]
 PulidMode = Annotated[
     Literal["standard", "lightning", "fidelity"] | None,
     field(

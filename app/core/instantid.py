@@ -60,7 +60,7 @@ class InstantIdSwapRequest(InstantIdRequest):
 def advise(values: Mapping[str, Any], base: Any, added: Mapping[str, Any]) -> dict[str, Any]:
     """The authors' settings; an embedded base and a few-step one keep their own."""
     recommended = base.recommended
-    if recommended is None or base.embedded or recommended.num_inference_steps <= 8:
+    if recommended is None or base.embedded or recommended.is_for_few_steps:
         return {}
     return dict(SETTINGS)
 

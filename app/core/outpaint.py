@@ -4,7 +4,7 @@ from PIL import Image
 from pydantic import model_validator
 
 from app.core.capability import Capability, Context, Door, ModelRequest, Pipeline, Result
-from app.core.drawing import draw_each
+from app.core.drawing import paint_sheet
 from app.core.fields import InitImage, Margin, Seam, Strength
 from app.imaging.canvas import Margins, border_mask, extend, seam_alpha
 from app.imaging.crop import Sheet, box_around, lay_out
@@ -49,16 +49,7 @@ def run(request: OutpaintRequest, context: Context) -> Result:
     mask = border_mask(image.size, request.margins, request.seam)
     with context.borrow(request.model, task="inpaint", **request.additions()) as pipeline:
         sheet, notes = sheet_for(request, canvas, mask, pipeline)
-        painted = draw_each(
-            request,
-            context,
-            pipeline,
-            image=sheet.image,
-            mask_image=sheet.mask,
-            width=sheet.image.width,
-            height=sheet.image.height,
-            strength=request.strength,
-        )
+        painted = paint_sheet(request, context, pipeline, sheet)
     alpha = seam_alpha(image.size, request.margins, request.seam)
     where = {"box": list(sheet.box), "work_size": list(sheet.scaled)}
     notes += lost_strength(request.num_inference_steps, request.strength)

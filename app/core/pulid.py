@@ -47,7 +47,6 @@ MODES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 STATED = {"id_scale": float, "num_zero": int, "ortho": str}
 """What a row of weights may state of itself in its options."""
-FEW_STEPS = 8  # a base whose row recommends no more is a few-step model
 
 
 class PulidRequest(IdentityRequest):
@@ -94,7 +93,7 @@ class PulidSwapRequest(PulidRequest):
 def advise(values: Mapping[str, Any], base: Any, added: Mapping[str, Any]) -> dict[str, Any]:
     """What null fields mean: the mode's settings; a base or weights with settings of their own keep those."""
     recommended = base.recommended
-    is_quick = recommended is not None and recommended.num_inference_steps <= FEW_STEPS
+    is_quick = recommended is not None and recommended.is_for_few_steps
     mode = values.get("mode") or ("lightning" if is_quick else "standard")
     own: dict[str, Any] = {"mode": mode}
     if base.embedded and recommended:

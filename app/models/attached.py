@@ -40,9 +40,6 @@ class Attached:
                 controls.append(part)
         return Attached(tuple(branches), tuple(controls), tuple(loras))
 
-    def __bool__(self) -> bool:
-        return bool(self.branches or self.controls)
-
 
 def mask_tensor(mask: Image.Image | None) -> torch.Tensor | None:
     """[height, width] of 0 to 1 out of PIL L."""

@@ -14,13 +14,11 @@ from app.core.attachments import Attachment
 from app.core.model_offload import ModelCache
 from app.errors import InvalidRequest
 from app.imaging.opencv import load_opencv
+from app.models.catalog_faces import EVA_LOADER
 from app.models.device import TorchDevice
 from app.models.library import ModelLibrary, ModelRow
 from app.models.pipelines import Checkpoint
 from app.models.step_batching import Session, StepBatcher
-
-FACE_ENCODER = "app.models.eva_clip:load"
-"""The loader of the one image encoder that looks at aligned faces."""
 
 
 class Attacher:
@@ -75,7 +73,7 @@ class Attacher:
     @contextmanager
     def faces(self, parts: Sequence[ModelRow], device: TorchDevice) -> Iterator[Any]:
         """The face models among these rows as one stack; None where there are none."""
-        mine = [part for part in parts if part.spec.kind == "faces" or part.spec.loader == FACE_ENCODER]
+        mine = [part for part in parts if part.spec.kind == "faces" or part.spec.loader == EVA_LOADER]
         if not any(part.spec.kind == "faces" for part in mine):
             yield None
             return

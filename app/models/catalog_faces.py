@@ -7,6 +7,8 @@ stack of insightface is a folder of ONNX files; facexlib's networks are publishe
 from app.models.licences import APACHE, INSIGHTFACE, MIT
 from app.models.spec import ModelSpec, Source
 
+EVA_LOADER = "app.models.eva_clip:load"
+"""The loader of the one image encoder that looks at aligned faces."""
 _FACEXLIB = "https://github.com/xinntao/facexlib/releases/download"
 
 IP_ADAPTER_REVISION = "018e402774aeeddd60609b4ecdb7e298259dc729"
@@ -111,7 +113,7 @@ IMAGE_ENCODERS: tuple[ModelSpec, ...] = (
         family="other",
         licence=MIT,
         bytes=856_461_210,
-        loader="app.models.eva_clip:load",
+        loader=EVA_LOADER,
         repo="QuanSun/EVA-CLIP",
         revision="11afd202f2ae80869d6cef18b1ec775e79bd8d12",
         files=("EVA02_CLIP_L_336_psz14_s6B.pt",),

@@ -2,6 +2,7 @@
 
 import json
 
+from app.models.catalog_faces import EVA_LOADER
 from app.models.licences import APACHE, INSTANTID
 from app.models.spec import Kind, ModelSpec
 from app.pocket import spec as pocket
@@ -161,7 +162,7 @@ EMBEDDED: tuple[ModelSpec, ...] = (
         "pocket-clip",
         "Pocket image encoder",
         "image-encoder",
-        "app.models.eva_clip:load",
+        EVA_LOADER,
         "Reads pictures of pocket's world.",
         options={"head_dim": "32"},
     ),

@@ -12,10 +12,9 @@ from app.core.attachments import FaceReference
 from app.errors import InvalidRequest
 from app.imaging.detected_faces import Face
 from app.models import eva_clip, faces
+from app.models.catalog_faces import EVA_LOADER
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
-
-EVA_LOADER = "app.models.eva_clip:load"
 
 
 @dataclass(frozen=True, eq=False)

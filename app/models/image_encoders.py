@@ -10,11 +10,10 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from app.models import eva_clip
+from app.models.catalog_faces import EVA_LOADER
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
 from app.models.spec import ModelSpec
-
-EVA_LOADER = "app.models.eva_clip:load"
 
 
 class PictureEncoder(Protocol):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from app.errors import InvalidRequest
+from app.models.catalog_faces import EVA_LOADER
 from app.models.catalog_identity import IDENTITYNET as IDENTITYNET_CONFIG
 from app.models.inspection import WEIGHTS, Header, Inspection, read_header
 from app.models.licences import FACEID, INSTANTID
@@ -143,7 +144,7 @@ def _eva_clip(shapes: Mapping[str, tuple[int, ...]]) -> Inspection:
         "image-encoder",
         "other",
         options=_SINGLE | {"head_dim": "64"},
-        loader="app.models.eva_clip:load",
+        loader=EVA_LOADER,
         stands_for="eva02-clip-l-336",
     )
 

@@ -38,6 +38,11 @@ class Recommended:
     width: int
     height: int
 
+    @property
+    def is_for_few_steps(self) -> bool:
+        """Whether the model was distilled: more steps, and guidance, make its pictures worse."""
+        return self.num_inference_steps <= 8
+
 
 @dataclass(frozen=True)
 class Source:
