@@ -4,6 +4,12 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 # HOST and PORT count only as `make run HOST=... PORT=...`: shells export HOST for other ends, and EIS_HOST is the setting.
 flag = $(if $(findstring command,$(origin $(1))),--$(2) $($(1)))
+# The suite runs in two processes, a file of tests in one of them, each with one thread for torch. Pages that a process
+# gave back are asked for again by the next forward of a tiny model: it keeps up to 32 MB of them.
+PROCESSES ?= 2
+KEPT := 33554432
+QUICK := OMP_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=$(KEPT) MALLOC_TOP_PAD_=$(KEPT) MALLOC_MMAP_THRESHOLD_=$(KEPT)
+SPREAD := -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test parity prove demo bench lint docs clean help
 
@@ -13,8 +19,8 @@ help:  ## what each target does
 run: $(VENV)/.installed  ## install and serve on http://127.0.0.1:7860
 	$(BIN)/eis serve $(call flag,HOST,host) $(call flag,PORT,port)
 
-test: $(VENV)/.installed-test  ## the whole suite, as CI runs it
-	$(BIN)/python -m pytest tests $(ARGS)
+test: $(VENV)/.installed-test  ## the whole suite, as CI runs it; PROCESSES=0 for one test after another
+	$(QUICK) $(BIN)/python -m pytest tests $(SPREAD) --durations=25 $(ARGS)
 
 parity: $(VENV)/.installed-test  ## identity against the references' numbers; EIS_PARITY=DIR takes another folder's cases
 	@$(BIN)/python -m pytest tests/parity -q $(ARGS)

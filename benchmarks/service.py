@@ -29,7 +29,7 @@ BARE_SCRIPT = f"""
 import app.models
 import torch
 from diffusers import StableDiffusionXLPipeline
-pipe = StableDiffusionXLPipeline.from_pretrained({str(POCKET)!r}, torch_dtype=torch.float32)
+pipe = StableDiffusionXLPipeline.from_pretrained({str(POCKET)!r}, dtype=torch.float32)
 pipe.set_progress_bar_config(disable=True)
 noise = torch.Generator().manual_seed(7)
 image = pipe(prompt={WISH["prompt"]!r}, num_inference_steps=20, generator=noise).images[0]
@@ -91,7 +91,7 @@ def overhead(rounds: int, stored: int) -> list[Row]:
     import torch
     from diffusers import StableDiffusionXLPipeline
 
-    pipeline = StableDiffusionXLPipeline.from_pretrained(POCKET, torch_dtype=torch.float32)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(POCKET, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
 
     def bare(prompt: str) -> tuple[float, float]:

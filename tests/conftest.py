@@ -1,10 +1,12 @@
-"""What all tests share: one PostgreSQL server for the whole run, started by the first test that needs it."""
+"""What all tests share: turns, and one PostgreSQL server for a whole process, started by the first test that needs it."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from tests.postgres import Cluster, open_cluster
+
+pytest_plugins = ["tests.turns"]
 
 
 @pytest.fixture(scope="session")

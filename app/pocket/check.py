@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def load(weights: Path) -> StableDiffusionXLPipeline:
     """The shipped pipeline on the CPU, without a progress bar."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(weights, torch_dtype=torch.float32)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(weights, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -21,7 +21,7 @@ BEHIND_A_FACE = ("background", "clothes", "hat", "left_ear", "right_ear", "earri
 
 def to_unit(pictures: np.ndarray) -> torch.Tensor:
     """[n, height, width, 3] bytes to [n, 3, height, width] of 0 to 1."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    return torch.tensor(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
 def similarity(points: torch.Tensor, template: torch.Tensor) -> torch.Tensor:

@@ -99,6 +99,7 @@ def test_a_seed_that_is_null_is_drawn_and_told(server: Running) -> None:
     assert len(seeds) == 3 and all(isinstance(seed, int) for seed in seeds)
 
 
+@pytest.mark.alone
 def test_a_job_that_takes_longer_is_answered_202(server: Running) -> None:
     answer = server.client.post(f"{PAINT}?wait=0", json={"num_inference_steps": 3, "step_seconds": 0.1})
     assert answer.status_code == 202 and answer.headers["retry-after"]

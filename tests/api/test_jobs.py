@@ -29,6 +29,7 @@ def test_the_list_is_filtered_paged_and_counted(server: Running) -> None:
         assert server.client.get(f"/api/v1/jobs?{wrong}").status_code == 422
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("method", ["DELETE", "POST"])
 def test_a_running_job_ends_within_a_step(server: Running, method: str) -> None:
     job = submit(server, num_inference_steps=50, step_seconds=0.1)

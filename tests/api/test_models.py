@@ -356,6 +356,7 @@ def test_an_upload_is_written_once_where_the_models_are(
     assert stored.read_bytes() == lora_file(400) and stored.stat().st_nlink == 1
 
 
+@pytest.mark.alone
 def test_an_upload_may_take_its_time_and_no_more(narrow: Running) -> None:
     """Both longer than the deadline: one at twice the lowest rate, one far below it."""
     body = form(lora_file(60))

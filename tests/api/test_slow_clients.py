@@ -11,6 +11,7 @@ from tests.api.serving import Running, serving
 from tests.api.test_capabilities import PAINT
 
 SECONDS = 0.6
+pytestmark = pytest.mark.alone
 
 
 @pytest.fixture(scope="module")

@@ -188,6 +188,7 @@ def test_a_wrong_setting_is_a_sentence(refused: Callable[..., str], setting: dic
     assert next(iter(setting)) in refused(**setting)
 
 
+@pytest.mark.alone
 def test_health_comes_in_a_fifth_of_the_pipelines_import(tmp_path: Path) -> None:
     """Both measured here and now, taken in turns; the best of four, because other processes share the machine."""
     imports, healths = [], []

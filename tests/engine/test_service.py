@@ -268,6 +268,7 @@ def test_a_retry_by_hand_runs_again(service: Service) -> None:
         service.cancel(done.id)
 
 
+@pytest.mark.alone
 def test_the_wait_is_counted_from_the_last_queueing(service: Service) -> None:
     job = service.submit("test/paint", {"num_inference_steps": 30, "step_seconds": 0.05})
     until(lambda: service.get(job.id).step >= 10)
@@ -342,6 +343,7 @@ def test_cancels_at_every_moment_of_a_short_job(service: Service) -> None:
     assert end_of(service, service.submit("test/paint", {}).id).status is JobStatus.SUCCEEDED
 
 
+@pytest.mark.alone
 def test_watching_from_submit_to_end(service: Service) -> None:
     blocker = service.submit("test/paint", {"step_seconds": 0.1})
     jobs = [service.submit("test/paint", {"step_seconds": 0.03, "num_inference_steps": 6}) for _ in range(2)]

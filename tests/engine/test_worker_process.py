@@ -86,6 +86,7 @@ def test_a_job_survives_two_lost_workers(process_service: Service, tmp_path: Pat
     assert (done.status, done.attempt, done.result["data"]) == (JobStatus.SUCCEEDED, 3, {"lives": 2})
 
 
+@pytest.mark.alone
 def test_cancel_at_step_one_of_fifty_ends_within_one_step(process_service: Service) -> None:
     pid = worker_pid(process_service)
     job = process_service.submit("test/paint", {"num_inference_steps": 50, "step_seconds": 0.1})

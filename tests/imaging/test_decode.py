@@ -231,6 +231,7 @@ def test_what_hangs_behind_a_picture_is_left_behind(storage):
     assert storage.open(stored.id).size == (300, 200)
 
 
+@pytest.mark.alone
 def test_a_bomb_is_refused_before_its_pixels(tmp_path):
     data = flat_png(9400, 9400)
     assert len(data) < 300_000

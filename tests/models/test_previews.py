@@ -102,6 +102,7 @@ def test_every_step_foretells_the_finished_latents(name, prediction_type):
     assert "step" not in vars(scheduler)
 
 
+@pytest.mark.alone
 def test_a_preview_of_a_large_picture_takes_less_than_fifteen_milliseconds(runtime):
     with runtime.borrow("tiny-sdxl", task="text-to-image") as pipeline:
         latents = torch.randn(1, 4, 128, 128)

@@ -84,6 +84,7 @@ def test_an_unknown_word_changes_little(pipeline):
     assert measure.background_colour(plain[0]) == measure.background_colour(with_words[0]) == "blue"
 
 
+@pytest.mark.alone
 def test_a_warm_picture_takes_at_most_two_seconds(pipeline):
     seconds = []
     for _ in range(3):  # the best of three: other work on the machine is not the model's

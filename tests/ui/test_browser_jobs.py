@@ -308,6 +308,7 @@ def test_a_file_that_is_no_model_is_refused_in_words(squares_server, open_page, 
     open_page.complaints[:] = [text for text in open_page.complaints if "Failed to load resource" not in text]
 
 
+@pytest.mark.alone
 def test_the_page_comes_up_quickly(squares_server, open_page):
     page = open_page(squares_server)
     reload(page, open_page)
