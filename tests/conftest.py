@@ -1,4 +1,4 @@
-"""What all tests share: turns, and one PostgreSQL server for a whole process, started by the first test that needs it."""
+"""What all tests share: turns, and one PostgreSQL server for a process, started by the first test that needs it."""
 
 from collections.abc import Iterator
 

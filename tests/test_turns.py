@@ -34,9 +34,9 @@ def spans(folder: Path, mark: str) -> dict[str, list[tuple[float, float, str]]]:
         text = TESTS.format(log=str(log), name=name, count=count, mark=line)
         (folder / f"test_{name}.py").write_text(text)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = alone: runs while no other test does\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "xdist", "-p", "tests.turns", "-n", "2", "--dist", "loadfile"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "xdist", "-p", "tests.turns", "-n", "2"]
     finished = subprocess.run(
-        [*command, "--rootdir", str(folder), str(folder)],
+        [*command, "--dist", "loadfile", "--rootdir", str(folder), str(folder)],
         cwd=ROOT, env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert finished.returncode == 0 and "32 passed" in finished.stdout, finished.stdout + finished.stderr
