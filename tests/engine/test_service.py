@@ -307,6 +307,7 @@ def test_a_full_queue_or_disk_refuses(make_service: Callable[..., Service], tmp_
         full.submit("test/paint", {})
 
 
+@pytest.mark.alone
 def test_a_cancel_ends_a_run_within_one_step(service: Service) -> None:
     job = service.submit("test/paint", {"num_inference_steps": 50, "step_seconds": 0.05})
     for event in service.watch_blocking(job.id, seconds=10):
