@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 
 from app.core.capability import Capability
+from app.core.control_preprocess import PREPROCESS
+from app.core.controlnet import CONTROLNET
 from app.core.detect_faces import DETECT_FACES
 from app.core.ecomid import ECOMID_GENERATE, ECOMID_MULTI_POSE
 from app.core.ecommerce import ECOMID_ECOMMERCE
@@ -20,6 +22,8 @@ CATALOG: tuple[Capability, ...] = (
     IMAGE_TO_IMAGE,
     INPAINT,
     OUTPAINT,
+    CONTROLNET,
+    PREPROCESS,
     PULID_GENERATE,
     PULID_EDIT,
     PULID_SWAP,
