@@ -56,6 +56,7 @@ CONTRACT = {
     "app.core.capability",
     "app.core.attachments",
     "app.core.control_fields",
+    "app.core.edit_fields",
     "app.core.identity_fields",
 }
 SHARED = {

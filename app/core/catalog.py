@@ -11,6 +11,7 @@ from app.core.ecommerce import ECOMID_ECOMMERCE
 from app.core.image_to_image import IMAGE_TO_IMAGE
 from app.core.inpaint import INPAINT
 from app.core.instantid import INSTANTID_GENERATE, INSTANTID_SWAP
+from app.core.instruct_pix2pix import INSTRUCT_PIX2PIX
 from app.core.ip_adapter import IP_ADAPTER
 from app.core.outpaint import OUTPAINT
 from app.core.pulid import PULID_EDIT, PULID_GENERATE, PULID_SWAP
@@ -24,6 +25,7 @@ CATALOG: tuple[Capability, ...] = (
     OUTPAINT,
     CONTROLNET,
     PREPROCESS,
+    INSTRUCT_PIX2PIX,
     PULID_GENERATE,
     PULID_EDIT,
     PULID_SWAP,

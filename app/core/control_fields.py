@@ -41,24 +41,34 @@ ControlTypes = Annotated[
 ControlModels = Annotated[
     tuple[Annotated[str, field("An id.", min_length=1, max_length=200)], ...],
     field(
-        "Id of each ControlNet; `auto` is the best installed one for the type and the model.", max_length=MOST_CONTROLS
+        "Id of each ControlNet; `auto` is the best installed one for the type and the model.",
+        min_length=1,
+        max_length=MOST_CONTROLS,
     ),
 ]
 ControlScales = Annotated[
     tuple[Annotated[float, field("A scale.", ge=0, le=2)], ...],
-    field("How strictly each control picture is followed.", max_length=MOST_CONTROLS),
+    field("How strictly each control picture is followed.", min_length=1, max_length=MOST_CONTROLS),
 ]
 ControlStarts = Annotated[
     tuple[Annotated[float, field("A share.", ge=0, le=1)], ...],
-    field("Share of the way from noise to picture from which each is followed.", max_length=MOST_CONTROLS),
+    field(
+        "Share of the way from noise to picture from which each is followed.", min_length=1, max_length=MOST_CONTROLS
+    ),
 ]
 ControlEnds = Annotated[
     tuple[Annotated[float, field("A share.", ge=0, le=1)], ...],
-    field("Share of the way from noise to picture until which each is followed.", max_length=MOST_CONTROLS),
+    field(
+        "Share of the way from noise to picture until which each is followed.", min_length=1, max_length=MOST_CONTROLS
+    ),
 ]
 Preprocessing = Annotated[
     tuple[Preprocess, ...],
-    field("Whether a map is drawn of each control picture: auto unless it is one already.", max_length=MOST_CONTROLS),
+    field(
+        "Whether a map is drawn of each control picture: auto unless it is one already.",
+        min_length=1,
+        max_length=MOST_CONTROLS,
+    ),
 ]
 StartImage = Annotated[ImageReference | None, field("A picture to start from; null: from noise alone.", kind="image")]
 PartMask = Annotated[

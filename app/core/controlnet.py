@@ -1,7 +1,5 @@
 """ControlNet: pictures that follow edges, depth, poses or other maps, from noise or from a picture."""
 
-from typing import Any
-
 from pydantic import model_validator
 
 from app.core import control_fields as fields
@@ -12,15 +10,15 @@ from app.core.drawing import require_work, size_asked_for
 from app.core.fields import MaskBlur, MaskPadding, NewHeight, NewWidth, Overlay
 from app.imaging.sizes import LARGEST_WORK, require_pixels, whole_strength
 
-LISTS: dict[str, Any] = {
-    "control_type": None,
-    "controlnet_model": "auto",
-    "controlnet_conditioning_scale": 1.0,
-    "control_guidance_start": 0.0,
-    "control_guidance_end": 1.0,
-    "preprocess": "auto",
-}
-"""Field with an entry for each control picture -> what an empty one means for all."""
+LISTS = (
+    "control_type",
+    "controlnet_model",
+    "controlnet_conditioning_scale",
+    "control_guidance_start",
+    "control_guidance_end",
+    "preprocess",
+)
+"""Fields with an entry for each control picture."""
 
 STRENGTH = 0.8
 
@@ -30,11 +28,11 @@ class ControlNetRequest(ModelRequest):
 
     control_image: fields.ControlImages
     control_type: fields.ControlTypes
-    controlnet_model: fields.ControlModels = ()
-    controlnet_conditioning_scale: fields.ControlScales = ()
-    control_guidance_start: fields.ControlStarts = ()
-    control_guidance_end: fields.ControlEnds = ()
-    preprocess: fields.Preprocessing = ()
+    controlnet_model: fields.ControlModels = ("auto",)
+    controlnet_conditioning_scale: fields.ControlScales = (1.0,)
+    control_guidance_start: fields.ControlStarts = (0.0,)
+    control_guidance_end: fields.ControlEnds = (1.0,)
+    preprocess: fields.Preprocessing = ("auto",)
     image: fields.StartImage = None
     mask_image: fields.PartMask = None
     strength: fields.StartStrength = None
@@ -49,8 +47,8 @@ class ControlNetRequest(ModelRequest):
     def fills_lists(self) -> "ControlNetRequest":
         """An entry for each control picture, so that a recipe says them all; the strength as soon as it is known."""
         count = len(self.control_image)
-        for name, default in LISTS.items():
-            given = getattr(self, name) or (default,)
+        for name in LISTS:
+            given = getattr(self, name)
             if len(given) not in {1, count}:
                 raise ValueError(f"{count} control pictures need as many entries of {name}, or one, not {len(given)}")
             object.__setattr__(self, name, tuple(given) * (count if len(given) == 1 else 1))

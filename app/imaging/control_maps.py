@@ -15,7 +15,7 @@ CANNY_LOW, CANNY_HIGH = 100, 200
 
 LINE_SIGMA, LINE_FLOOR, LINE_SHADE = 6.0, 16.0, 127.0
 SCRIBBLE_SIGMAS, SCRIBBLE_THRESHOLD = (0.5, 5.0), 32
-SOFT_SIGMAS = (1.0, 2.0, 4.0)
+SOFT_SIGMAS, SOFT_FLOOR, SOFT_GAMMA = (1.0, 2.0, 4.0), 48.0, 1.5
 TILE_SHRINK = 8
 COLOUR_CELL = 64
 DEPTH_SHARE = 16
@@ -55,9 +55,10 @@ def softedge(image: Image.Image) -> Image.Image:
         smooth = _blurred(pixels, sigma)
         across, down = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
         total += np.hypot(across, down).max(axis=2) * sigma
-    brightest = max(float(np.percentile(total, 99)), float(np.finfo(np.float32).eps))
+    brightest = float(np.percentile(total, 99))
     # A contrast of a few grey levels is noise, whatever the picture's strongest edge is.
-    return _grey((total / max(brightest, 16.0 * len(SOFT_SIGMAS)) * 255).clip(0, 255).astype(np.uint8))
+    strength = (total / max(brightest, SOFT_FLOOR)).clip(0, 1) ** SOFT_GAMMA
+    return _grey((strength * 255).astype(np.uint8))
 
 
 def tile(image: Image.Image) -> Image.Image:

@@ -30,9 +30,11 @@ _PIPELINES: Mapping[str, Family] = {
     "StableDiffusionPipeline": "sd15",
     "StableDiffusionImg2ImgPipeline": "sd15",
     "StableDiffusionInpaintPipeline": "sd15",
+    "StableDiffusionInstructPix2PixPipeline": "sd15",
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLImg2ImgPipeline": "sdxl",
     "StableDiffusionXLInpaintPipeline": "sdxl",
+    "StableDiffusionXLInstructPix2PixPipeline": "sdxl",
 }
 _LIBRARIES = frozenset({"diffusers", "transformers", "stable_diffusion"})
 _EDM = (
@@ -127,8 +129,11 @@ def _tasks(in_channels: int) -> tuple[str, ...]:
         return ALL_TASKS
     if in_channels == 9:
         return ("inpaint",)
+    if in_channels == 8:
+        return ("instruct-pix2pix",)
     raise InvalidRequest(
-        f"The UNet takes {in_channels} channels; checkpoints with 4 and with 9 (inpainting) are served."
+        f"The UNet takes {in_channels} channels; checkpoints with 4, with 9 (inpainting) and with 8 (InstructPix2Pix) "
+        "are served."
     )
 
 

@@ -99,7 +99,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory, families: dict[str, Family]) -> Iterator[Running]:
-    """A server with the real catalog, the real runtime and a worker process that runs two jobs at once."""
+    """A server with the real catalog and the real runtime, whose worker runs four jobs at once."""
     home = tmp_path_factory.mktemp("studio")
     library = ModelLibrary(home)
     for family in families.values():
@@ -112,10 +112,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory, families: dict[str, Family]
         home,
         engine={"runtime": "app.models.runtime:open_runtime"},
         catalog="app.core.catalog:CATALOG",
-        devices=("cpu",),
+        precision="float32",
         jobs_at_once=4,
-        heartbeat_seconds=5.0,
-        ready_seconds=120.0,
     ) as running:
         yield running
 
