@@ -32,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser, wish: type[BaseModel]) -> None:
             parser.add_argument(flag, metavar="FILE|URL|ID", **many, **options)
         elif tuple in kinds or list in kinds:
             model = WeightedModel in element_types(info.annotation)
-            singular = flag.removesuffix("s")
+            singular = flag if flag.endswith("ss") else flag.removesuffix("s")
             names = [singular] if singular == flag else [singular, flag]
             parser.add_argument(*names, action=Append, metavar="MODEL[=WEIGHT]" if model else "NAME", **options)
         elif choices := literals(info.annotation):

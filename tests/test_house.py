@@ -21,6 +21,7 @@ TORCHLESS_MODELS = {
     "app.models.spec",
     "app.models.catalog",
     "app.models.catalog_base",
+    "app.models.catalog_controls",
     "app.models.catalog_faces",
     "app.models.catalog_identity",
     "app.models.catalog_ip_adapters",
@@ -50,8 +51,22 @@ GROUND_FILES = {
     "app.errors",
     "app.strict_json",
 }
-CONTRACT = {"app.core.fields", "app.core.capability", "app.core.attachments", "app.core.identity_fields"}
-SHARED = {"app.core.drawing", "app.core.identity", "app.core.face_swap", "app.core.ecomid_settings"}
+CONTRACT = {
+    "app.core.fields",
+    "app.core.capability",
+    "app.core.attachments",
+    "app.core.control_fields",
+    "app.core.edit_fields",
+    "app.core.identity_fields",
+}
+SHARED = {
+    "app.core.control_drawing",
+    "app.core.control_pictures",
+    "app.core.drawing",
+    "app.core.identity",
+    "app.core.face_swap",
+    "app.core.ecomid_settings",
+}
 
 
 def module_name(path: Path) -> str:

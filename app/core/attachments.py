@@ -98,7 +98,8 @@ class ImagePrompt(Attachment):
 
 @dataclass(frozen=True, eq=False)
 class ControlNet(Attachment):
-    """A ControlNet that follows one of the call's control pictures."""
+    """A ControlNet that follows one of the call's control pictures, which is a map of this type."""
 
+    control_type: str = ""
     controlnet_conditioning_scale: float = 1.0
     attach: ClassVar[str] = "app.models.controls:attach"

@@ -136,6 +136,13 @@ class FaceReader(Protocol):
         """Every `Face` of a picture, largest first."""
 
 
+class MapMaker(Protocol):
+    """What draws maps that need weights."""
+
+    def map(self, image: Image.Image, kind: str) -> Image.Image:
+        """The map of this type of a picture, as large; `InvalidRequest` where it shows nothing of the kind."""
+
+
 class Context(Protocol):
     """The few things a run may do."""
 
@@ -164,6 +171,9 @@ class Context(Protocol):
 
     def faces(self, model: str) -> AbstractContextManager[FaceReader]:
         """The face models that belong to an identity model, or the pack itself (the id of its row)."""
+
+    def map_maker(self, task: str) -> AbstractContextManager[MapMaker]:
+        """The best installed model for this task (`depth-map`); `WeightsMissing` names the line that fetches one."""
 
     def generators(self, seed: int, count: int = 1) -> list[Any]:
         """One noise source for each picture, with seeds seed, seed + 1, ... (modulo 2**32)."""
@@ -208,8 +218,10 @@ class Capability:
     of them; empty: no model). `example` validates as a Request once its picture fields are filled with references.
     `check` refuses, before there is a job, a resolved request that could only fail: it raises what the caller is told.
     `additions` names, for each field that holds the id of a model which goes on the request's model, the task that it
-    must serve; in a request without a model they serve by themselves. `advise` says, from the request's values and
-    the two rows' specs, what null fields mean here, before the model's row is asked.
+    must serve; in a request without a model they serve by themselves. `listed_additions` names fields that hold a list
+    of such ids, each with the field whose list says what an id is for, and with how such a task's name begins.
+    `advise` says, from the request's values and the two rows' specs, what null fields mean here, before the model's row
+    is asked.
     """
 
     name: str
@@ -222,6 +234,7 @@ class Capability:
     group_title: str | None = None
     check: Callable[[Any, Door], None] | None = None
     additions: Mapping[str, str] = field(default_factory=dict)
+    listed_additions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     advise: Callable[[Mapping[str, Any], Any, Mapping[str, Any]], Mapping[str, Any]] | None = None
 
     @property

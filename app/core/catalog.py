@@ -3,12 +3,15 @@
 from collections.abc import Iterable
 
 from app.core.capability import Capability
+from app.core.control_preprocess import PREPROCESS
+from app.core.controlnet import CONTROLNET
 from app.core.detect_faces import DETECT_FACES
 from app.core.ecomid import ECOMID_GENERATE, ECOMID_MULTI_POSE
 from app.core.ecommerce import ECOMID_ECOMMERCE
 from app.core.image_to_image import IMAGE_TO_IMAGE
 from app.core.inpaint import INPAINT
 from app.core.instantid import INSTANTID_GENERATE, INSTANTID_SWAP
+from app.core.instruct_pix2pix import INSTRUCT_PIX2PIX
 from app.core.ip_adapter import IP_ADAPTER
 from app.core.outpaint import OUTPAINT
 from app.core.pulid import PULID_EDIT, PULID_GENERATE, PULID_SWAP
@@ -20,6 +23,9 @@ CATALOG: tuple[Capability, ...] = (
     IMAGE_TO_IMAGE,
     INPAINT,
     OUTPAINT,
+    CONTROLNET,
+    PREPROCESS,
+    INSTRUCT_PIX2PIX,
     PULID_GENERATE,
     PULID_EDIT,
     PULID_SWAP,

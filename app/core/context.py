@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from app.core.attachments import Attachment
-from app.core.capability import FaceReader, Pipeline
+from app.core.capability import FaceReader, MapMaker, Pipeline
 from app.core.fields import SEED_LIMIT, WeightedModel
 from app.core.storage import Storage
 from app.errors import JobCancelled, NoDevice
@@ -100,6 +100,11 @@ class RunContext:
         """The face models that belong to an identity model."""
         self.check_cancelled()
         return self._require_runtime().face_reader(model, priority=self._priority, check=self.check_cancelled)
+
+    def map_maker(self, task: str) -> AbstractContextManager[MapMaker]:
+        """The best installed model that draws such maps; the device is held meanwhile."""
+        self.check_cancelled()
+        return self._require_runtime().map_maker(task, priority=self._priority, check=self.check_cancelled)
 
     @contextmanager
     def _noting(self, borrowed: AbstractContextManager[Pipeline]) -> Iterator[Pipeline]:

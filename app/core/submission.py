@@ -140,10 +140,12 @@ class Submission:
             alone = {name: self._alone(values[name], task) for name, task in capability.additions.items()}
             values.update({name: found.spec.id for name, found in alone.items()})
             return next(iter(alone.values()), None)
-        row = self._model(capability, values["model"])
+        row = self._model(capability, values)
         values["model"] = row.spec.id
         put_on = {name: self._put_on(values[name], name, task, row) for name, task in capability.additions.items()}
         values.update({name: found.spec.id for name, found in put_on.items()})
+        for name, wishes in listed(capability, values).items():
+            values[name] = [self._put_on(wished, name, task, row).spec.id for wished, task in wishes]
         if capability.advise is not None:
             specs = {name: found.spec for name, found in put_on.items()}
             advised = capability.advise(values, row.spec, specs)
@@ -183,10 +185,20 @@ class Submission:
         """The model that serves this task on the base: the one that is wished for, or the best installed."""
         if wished == "auto":
             return self._models.choose_addition(task, base)
-        found = self._models.require(wished, task=task)
+        known = self._models.get(wished).spec
+        # Nothing in a user's own ControlNet tells what it follows: its owner may say so.
+        says_nothing = known.kind == "controlnet" and not known.tasks and task.startswith("controlnet-")
+        found = self._models.require(wished, task=None if says_nothing else task)
         if not found.spec.fits(base.spec):
+            told = (
+                ""
+                if found.spec.family == base.spec.family
+                else f": it is for {found.spec.family}, not for {base.spec.family}"
+            )
             raise InvalidRequest(
-                f"{found.spec.id!r} was not made for the model {base.spec.id!r}.", field=field, model=found.spec.id
+                f"{found.spec.id!r} was not made for the model {base.spec.id!r}{told}.",
+                field=field,
+                model=found.spec.id,
             )
         return found
 
@@ -194,9 +206,13 @@ class Submission:
         """The model that serves this task by itself: the one that is wished for, or the best installed."""
         return self._models.choose((task,)) if wished == "auto" else self._models.require(wished, task=task)
 
-    def _model(self, capability: Capability, wished: str) -> ModelRow:
+    def _model(self, capability: Capability, values: Mapping[str, Any]) -> ModelRow:
+        wished = values["model"]
         if wished == "auto":
-            return self._models.choose(capability.needs, tuple(capability.additions.values()))
+            wishes = [wish for found in listed(capability, values).values() for wish in found]
+            named = [self._models.get(id).spec for id, _ in wishes if id != "auto"]
+            tasks = [*capability.additions.values(), *(task for id, task in wishes if id == "auto")]
+            return self._models.choose(capability.needs, tuple(tasks), tuple(named))
         served = self._models.get(wished).spec.tasks
         task = next((task for task in capability.needs if task in served), capability.needs[0])
         return self._models.require(wished, task=task)
@@ -207,6 +223,14 @@ class Submission:
             return self.digest_of(reference, owner)
         except UnknownImage:
             return reference
+
+
+def listed(capability: Capability, values: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Field that holds a list of additions -> each entry's id and the task that it must serve."""
+    return {
+        name: [(id, start + what) for id, what in zip(values[name], values[of], strict=True)]
+        for name, (of, start) in capability.listed_additions.items()
+    }
 
 
 def _validate(request: type[BaseModel], payload: Mapping[str, Any]) -> BaseModel:

@@ -9,9 +9,9 @@ GAP = 4
 LINE = 16
 
 
-def grid_of(images: Sequence[Image.Image], names: Sequence[str] = ()) -> Image.Image:
-    """A sheet on white, as square as the count allows; each picture as it is, its name below it."""
-    columns = math.ceil(math.sqrt(len(images)))
+def grid_of(images: Sequence[Image.Image], names: Sequence[str] = (), columns: int | None = None) -> Image.Image:
+    """A sheet on white, as square as the count allows unless `columns` says it; each picture's name is below it."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     line = LINE if names else 0
     width, height = max(image.width for image in images) + GAP, max(image.height for image in images) + GAP + line

@@ -23,6 +23,8 @@ ADDED_RANK: dict[tuple[Family, bool], int] = {
 
 ADAPTER_RANK = {"plus": 31, "plain": 21}
 """Rank of an added IP-Adapter by its projection; the others are for faces, and never what a null field means."""
+CONTROL_RANK = 25
+"""Rank of an added ControlNet: above the published ones."""
 LONGEST_TEXT = 200
 CONTROLNET_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -120,4 +122,6 @@ def _sources(file: Path, found: Inspection) -> dict[str, Path]:
 def _rank(found: Inspection) -> int:
     if found.kind == "ip-adapter":
         return ADAPTER_RANK.get(found.options["projection"], 1)
+    if found.kind == "controlnet":
+        return CONTROL_RANK
     return ADDED_RANK.get((found.family, found.tasks == ("inpaint",)), 0) if found.tasks else 0

@@ -71,6 +71,13 @@ class Attacher:
             yield faces
 
     @contextmanager
+    def map_maker(self, task: str, device: TorchDevice, turn: Session) -> Iterator[Any]:
+        """The best installed model that serves this task by itself; the device is held meanwhile."""
+        row = self._library.choose((task,))
+        with self._opened(row, self.all_parts(row), device) as opened, self._batcher.turn(turn):
+            yield opened
+
+    @contextmanager
     def faces(self, parts: Sequence[ModelRow], device: TorchDevice) -> Iterator[Any]:
         """The face models among these rows as one stack; None where there are none."""
         mine = [part for part in parts if part.spec.kind == "faces" or part.spec.loader == EVA_LOADER]

@@ -114,7 +114,7 @@ class BorrowedPipeline:
             )
         self._one_at_a_time = False
         with self.working(guided=self._is_guided(arguments)):
-            return self._run(self._with_controls(arguments))
+            return self._run(self._with_controls(self._as_taken(arguments)))
 
     @contextmanager
     def working(self, *, guided: bool = True) -> Iterator[Any]:
@@ -143,6 +143,24 @@ class BorrowedPipeline:
     def _is_guided(self, arguments: Mapping[str, Any]) -> bool:
         guidance = arguments.get("guidance_scale", _default(self.stock, "guidance_scale"))
         return guidance > 1 and self.stock.unet.config.time_cond_proj_dim is None
+
+    def _as_taken(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments as this stock pipeline takes them: editors differ in whether they ask for the picture's size,
+        and those of the older form in how they report steps.
+        """
+        taken = inspect.signature(type(self.stock).__call__).parameters
+        rest = dict(arguments)
+        if self.task == "instruct-pix2pix" and "width" in taken:
+            rest |= {"width": rest["image"].width, "height": rest["image"].height}
+        on_step = rest.get("callback_on_step_end")
+        if on_step is not None and "callback_on_step_end" not in taken and "callback" in taken:
+
+            def callback(index: int, timestep: Any, latents: torch.Tensor) -> None:
+                on_step(self.stock, index, timestep, {"latents": latents})
+
+            rest = {name: value for name, value in rest.items() if name != "callback_on_step_end"}
+            rest["callback"] = callback
+        return rest
 
     def _with_controls(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The arguments, `control_image` (a list, one for each ControlNet) as the stock pipeline wants it."""

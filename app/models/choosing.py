@@ -26,15 +26,18 @@ class ModelRow:
     sha256: str | None = None
 
 
-def choose(rows: Sequence[ModelRow], tasks: Iterable[str], additions: Sequence[str] = ()) -> ModelRow:
+def choose(
+    rows: Sequence[ModelRow], tasks: Iterable[str], additions: Sequence[str] = (), named: Sequence[ModelSpec] = ()
+) -> ModelRow:
     """The installed model of the highest rank that serves one of the tasks and for which every addition is installed.
 
+    Models that all of the `named` additions were made for go before others, whatever their rank.
     Where no installed model has them all, `WeightsMissing` names what fetches the addition for the best of them.
     """
     wanted = set(tasks)
     serving = sorted(
         (row for row in rows if row.installed and wanted & set(row.spec.tasks)),
-        key=lambda row: row.spec.rank,
+        key=lambda row: (all(spec.fits(row.spec) for spec in named), row.spec.rank),
         reverse=True,
     )
     if not serving:

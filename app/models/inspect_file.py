@@ -12,6 +12,8 @@ from typing import Any
 
 from app.errors import InvalidRequest
 from app.models import inspect_identity
+from app.models.catalog_controls import LOADER as CONTROL_LOADER
+from app.models.catalog_controls import task_of, union_types
 from app.models.inspection import WEIGHTS, Header, Inspection, read_header
 from app.models.spec import Family, Kind, Recommended
 
@@ -28,9 +30,11 @@ _PIPELINES: Mapping[str, Family] = {
     "StableDiffusionPipeline": "sd15",
     "StableDiffusionImg2ImgPipeline": "sd15",
     "StableDiffusionInpaintPipeline": "sd15",
+    "StableDiffusionInstructPix2PixPipeline": "sd15",
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusionXLImg2ImgPipeline": "sdxl",
     "StableDiffusionXLInpaintPipeline": "sdxl",
+    "StableDiffusionXLInstructPix2PixPipeline": "sdxl",
 }
 _LIBRARIES = frozenset({"diffusers", "transformers", "stable_diffusion"})
 _EDM = (
@@ -43,6 +47,20 @@ _LORA = re.compile(
     r"\.lora_(A|B|down|up)\b|\.lora\.(down|up)\.|\.lora_linear_layer\.(down|up)\."
     r"|^(unet|text_encoder(_2)?)\..*\.to_(q|k|v|out)_lora\.(down|up)\."
 )
+_CONTROL_NAMES = (
+    (r"line_?art.*anime|anime.*line_?art", "lineart_anime"),
+    (r"canny", "canny"),
+    (r"depth|midas|zoe", "depth"),
+    (r"open_?pose", "openpose"),
+    (r"line_?art", "lineart"),
+    (r"soft_?edge|hed|pidi", "softedge"),
+    (r"scribble|sketch", "scribble"),
+    (r"(^|_)seg(mentation|ment)?(_|$)", "segmentation"),
+    (r"normal", "normal"),
+    (r"(^|_)tile", "tile"),
+    (r"inpaint", "inpaint"),
+)
+"""How published ControlNets' names tell what they follow; the first that fits counts."""
 _WIDTHS: Mapping[int, Family] = {768: "sd15", 2048: "sdxl"}
 
 
@@ -111,8 +129,11 @@ def _tasks(in_channels: int) -> tuple[str, ...]:
         return ALL_TASKS
     if in_channels == 9:
         return ("inpaint",)
+    if in_channels == 8:
+        return ("instruct-pix2pix",)
     raise InvalidRequest(
-        f"The UNet takes {in_channels} channels; checkpoints with 4 and with 9 (inpainting) are served."
+        f"The UNet takes {in_channels} channels; checkpoints with 4, with 9 (inpainting) and with 8 (InstructPix2Pix) "
+        "are served."
     )
 
 
@@ -121,7 +142,25 @@ def _controlnet(header: Header, stem: str) -> Inspection | None:
         return None
     family: Family | None = "sdxl" if "add_embedding.linear_1.weight" in header.shapes else None
     family = family or _family_by_width(header, r"attn2\.to_k\.weight$") or "sd15"
-    return Inspection("controlnet", family, options={"layout": "single-file"})
+    options = {"layout": "single-file"}
+    numbers = header.shapes.get("task_embedding")
+    if numbers:
+        options["shape"] = "union"
+        kinds = union_types(numbers[0])
+    else:
+        kinds = _control_types(stem)
+    return Inspection(
+        "controlnet", family, tuple(task_of(kind) for kind in kinds), options=options, loader=CONTROL_LOADER
+    )
+
+
+def _control_types(stem: str) -> tuple[str, ...]:
+    """What a ControlNet follows, by its file's name: nothing in the file tells. Nothing where the name does not."""
+    name = re.sub(r"[^a-z0-9]+", "_", stem.lower())
+    for pattern, kind in _CONTROL_NAMES:
+        if re.search(pattern, name):
+            return (kind,)
+    return ()
 
 
 def _lora(header: Header, stem: str) -> Inspection | None:
@@ -262,7 +301,11 @@ def _variant(folder: Path, stem: str) -> str | None:
 def _inspect_component(folder: Path) -> Inspection:
     weights = sorted(folder.glob("*" + WEIGHTS))
     config = _config(folder / "config.json") if (folder / "config.json").is_file() else {}
-    kinds: Mapping[str, Kind] = {"AutoencoderKL": "vae", "ControlNetModel": "controlnet"}
+    kinds: Mapping[str, Kind] = {
+        "AutoencoderKL": "vae",
+        "ControlNetModel": "controlnet",
+        "ControlNetUnionModel": "controlnet",
+    }
     kind = kinds.get(str(config.get("_class_name")))
     if kind is not None and weights:
         header = read_header(weights[0])
@@ -271,7 +314,8 @@ def _inspect_component(folder: Path) -> Inspection:
             raise InvalidRequest("The folder's weights are not what its config.json says.")
         options = {"layout": "diffusers"}
         variant = _variant(folder, "diffusion_pytorch_model")
-        return Inspection(found.kind, found.family, options=options | ({"variant": variant} if variant else {}))
+        options |= {"variant": variant} if variant else {}
+        return Inspection(found.kind, found.family, found.tasks, options=options, loader=found.loader)
     raise InvalidRequest("The folder is not in the diffusers layout: it has no model_index.json.")
 
 

@@ -94,13 +94,13 @@ class ModelLibrary:
             )
         return row
 
-    def choose(self, tasks: Sequence[str], additions: Sequence[str] = ()) -> ModelRow:
+    def choose(self, tasks: Sequence[str], additions: Sequence[str] = (), named: Sequence[ModelSpec] = ()) -> ModelRow:
         """What `auto` means: the installed checkpoint of the highest rank that serves one of these tasks.
 
         `additions` are tasks of other models that go on it (`pulid`): only a checkpoint for which each is installed is
-        taken. `WeightsMissing` names the line that fetches what lacks.
+        taken; of those, one that the `named` models fit goes first. `WeightsMissing` names what fetches what lacks.
         """
-        return choosing.choose(self.rows(), tasks, additions)
+        return choosing.choose(self.rows(), tasks, additions, named)
 
     def choose_addition(self, task: str, base: ModelRow) -> ModelRow:
         """The best installed identity model or IP-Adapter for this task that fits the base; else `WeightsMissing`."""

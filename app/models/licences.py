@@ -18,6 +18,14 @@ OPENRAIL_PLUS = Licence(
     commercial=True,
     ask=True,
 )
+OPENRAIL = Licence("OpenRAIL", "https://huggingface.co/lllyasviel/ControlNet-v1-1#license", commercial=True, ask=True)
+FAIR_AI = Licence(
+    "Fair AI Public License 1.0-SD",
+    "https://freedevproject.org/faipl-1.0-sd/",
+    commercial=True,
+    ask=True,
+)
+"""Who offers a service with it, or a model made from it, shares both under the same terms."""
 MIT = Licence("MIT", "https://opensource.org/license/mit", commercial=True)
 APACHE = Licence("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0", commercial=True)
 INSIGHTFACE = Licence(

@@ -30,11 +30,13 @@ PIPELINES: dict[str, dict[str, Any]] = {
         "text-to-image": diffusers.StableDiffusionPipeline,
         "image-to-image": diffusers.StableDiffusionImg2ImgPipeline,
         "inpaint": diffusers.StableDiffusionInpaintPipeline,
+        "instruct-pix2pix": diffusers.StableDiffusionInstructPix2PixPipeline,
     },
     "sdxl": {
         "text-to-image": diffusers.StableDiffusionXLPipeline,
         "image-to-image": diffusers.StableDiffusionXLImg2ImgPipeline,
         "inpaint": diffusers.StableDiffusionXLInpaintPipeline,
+        "instruct-pix2pix": diffusers.StableDiffusionXLInstructPix2PixPipeline,
     },
 }
 WITH_CONTROLS: dict[str, dict[str, Any]] = {
@@ -49,6 +51,9 @@ WITH_CONTROLS: dict[str, dict[str, Any]] = {
         "inpaint": diffusers.StableDiffusionXLControlNetInpaintPipeline,
     },
 }
+CHANNELS = {"inpaint": (4, 9), "instruct-pix2pix": (8,)}
+"""Task -> the channels that a UNet for it may take, where these are not four: it sees a picture beside the noise."""
+
 LIBRARIES = {"diffusers", "transformers"}
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 SCHEDULE_OPTIONS = ("timestep_spacing", "prediction_type", "rescale_betas_zero_snr")
@@ -126,8 +131,8 @@ class Checkpoint:
         if pipeline_class is None:
             raise InvalidRequest(f"A checkpoint of this family does not serve {task}.", task=task)
         channels = self.components["unet"].config.in_channels
-        if channels != 4 and task != "inpaint":
-            raise InvalidRequest(f"An inpainting checkpoint ({channels} channels) does not serve {task}.", task=task)
+        if channels not in CHANNELS.get(task, (4,)):
+            raise InvalidRequest(f"A checkpoint of {channels} channels does not serve {task}.", task=task)
         more = {"controlnet": controlnets[0] if len(controlnets) == 1 else list(controlnets)} if controlnets else {}
         pipeline = pipeline_class(
             **self.components, **more, scheduler=schedulers.create(scheduler, self.scheduler_config), **self.flags

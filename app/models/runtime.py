@@ -138,6 +138,12 @@ class Runtime:
             yield faces
 
     @contextmanager
+    def map_maker(self, task: str, *, priority: int = 5, check: Callable[[], None] = lambda: None) -> Iterator[Any]:
+        """The best installed model that draws maps for this task, while the device is held."""
+        with self._attacher.map_maker(task, self.device, Session(priority, check=check)) as maker:
+            yield maker
+
+    @contextmanager
     def _dressed(
         self,
         checkpoint: Checkpoint,

@@ -9,6 +9,7 @@ Kind = Literal[
     "embedding",
     "vae",
     "controlnet",
+    "preprocessor",
     "faces",
     "image-encoder",
     "identity",

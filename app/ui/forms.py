@@ -12,6 +12,7 @@ import gradio as gr
 from pydantic import ValidationError
 
 from app.core.capability import Capability
+from app.ui.control_rows import control_rows
 from app.ui.controls import (
     CLEAR_BY_ITSELF,
     WIDEST_SLIDER,
@@ -61,6 +62,10 @@ KINDS: dict[str, Callable[[Question], Control]] = {
     "images": pictures,
     "mask": picture,
 }
+NAMES: dict[str, Callable[[Question], Control]] = {"control_image": control_rows}
+"""Fields with a widget of their own, which covers those that hold a list beside them."""
+
+
 def is_list_of(annotation: Any, kind: Any) -> bool:
     """Whether the annotation is a tuple of such values; `Literal` stands for any of its words."""
     inner = get_args(annotation)[:1] if get_origin(annotation) is tuple else ()
@@ -116,6 +121,8 @@ def question_of(wish: Any, name: str, choices: ModelChoices) -> Question:
 
 def builder_of(question: Question, kind: str | None) -> Callable[[Question], Control]:
     """The table's answer; a field that no line serves is a mistake of the capability, said when the page is built."""
+    if question.name in NAMES and question.info.is_required():
+        return NAMES[question.name]
     if kind is not None and kind in KINDS:
         return KINDS[kind]
     for serves, build in TYPES:
@@ -152,7 +159,10 @@ class Form:
     def build(self, group: Literal["words", "knobs", "advanced"]) -> None:
         """Lay out one group where the caller's Gradio context stands."""
         order = {"image": 1, "mask": 1, "images": 2}
-        questions = [(question, kind) for own, question, kind in self._pending if own == group]
+        covered = {name for control in self.controls for name in control.fields}
+        questions = [
+            (question, kind) for own, question, kind in self._pending if own == group and question.name not in covered
+        ]
         if group == "words":
             # First the picture that is changed, then those that say how.
             questions.sort(key=lambda item: 0 if item[0].name == "image" else order.get(item[1] or "", 3))
@@ -241,7 +251,8 @@ class Form:
     @property
     def picture_inputs(self) -> list[Any]:
         """Every widget that takes a picture."""
-        return [widget for control in self.controls if control.pictures for widget in control.widgets]
+        taking = [control for control in self.controls if control.pictures]
+        return [widget for control in taking for widget in control.widgets if isinstance(widget, gr.HTML)]
 
     @property
     def masks(self) -> dict[str, str]:

@@ -6,7 +6,7 @@
   const ROUTE = "api/v1/models";
   const MILLISECONDS_BETWEEN_LOOKS = 1000;
   const MILLISECONDS_ARMED = 4000;
-  const KINDS = [["checkpoint", "Checkpoints"], ["lora", "LoRAs"], ["embedding", "Textual inversions"], ["vae", "Autoencoders"], ["controlnet", "ControlNets"], ["identity", "Identity"], ["ip-adapter", "IP-Adapters"], ["faces", "Face stacks"], ["image-encoder", "Image encoders"], ["other", "Other"]];
+  const KINDS = [["checkpoint", "Checkpoints"], ["lora", "LoRAs"], ["embedding", "Textual inversions"], ["vae", "Autoencoders"], ["controlnet", "ControlNets"], ["preprocessor", "Map makers"], ["identity", "Identity"], ["ip-adapter", "IP-Adapters"], ["faces", "Face stacks"], ["image-encoder", "Image encoders"], ["other", "Other"]];
   const UNDER_WAY = ["waiting", "running", "cancelling"];
   const UNITS = ["B", "kB", "MB", "GB", "TB"];
 
@@ -167,7 +167,7 @@
       const box = make("div", { className: "eis-add" });
       const file = make("input", { type: "file", accept: ".safetensors", hidden: true });
       const choose = button("Add a file", () => file.click());
-      const note = make("span", { className: "eis-hint", textContent: "A .safetensors checkpoint, LoRA, textual inversion, IP-Adapter or PuLID. Large files and folders: eis models add FILE." });
+      const note = make("span", { className: "eis-hint", textContent: "A .safetensors checkpoint, LoRA, textual inversion, ControlNet, IP-Adapter or PuLID. Large files and folders: eis models add FILE." });
       const bar = make("div", { className: "eis-progress", hidden: true });
       const fill = make("i");
       bar.append(fill);

@@ -40,6 +40,8 @@ def picture(question: Question) -> Control:
 
     def read_both(value: Mapping[str, Any] | None) -> dict[str, Any]:
         if not value or not value.get("image"):
+            if not question.info.is_required():
+                return {}
             raise InvalidRequest(f"{question.label}: choose a picture first.", field=name)
         if not value.get("mask"):
             if not question.mask_required:

@@ -93,7 +93,7 @@ REFUSED = {
     "sd15 without VAE": (without(sd15(), "first_stage_model"), "without an autoencoder"),
     "CosXL": (sdxl() | {"edm_vpred.sigma_max": (), "edm_vpred.sigma_min": ()}, "EDM"),
     "Playground v2.5": (sdxl() | {"edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)}, "EDM"),
-    "instruct-pix2pix": (sd15(8), "8 channels"),
+    "five-channels": (sd15(5), "5 channels"),
     "flux": (
         {"double_blocks.0.img_attn.norm.key_norm.scale": (128,), "img_in.weight": (3072, 64)},
         "no Stable Diffusion",
@@ -363,7 +363,7 @@ def test_folders_that_are_refused(tmp_path: Path):
         (SD | {"unet": ["my_unet_code", "MyUNet"]}, None, "code of its own"),
         (SD | {"unet": ["../evil", "MyUNet"]}, None, "code of its own"),
         (SD, {"in_channels": 4, "cross_attention_dim": 1024}, "Stable Diffusion 2"),
-        (SD, {"in_channels": 8}, "8 channels"),
+        (SD, {"in_channels": 5}, "5 channels"),
         (XL | {"scheduler": ["diffusers", "EDMDPMSolverMultistepScheduler"]}, None, "EDM"),
     ]
     for number, (index, unet, sentence) in enumerate(cases):
@@ -408,3 +408,37 @@ def test_tiny_real_checkpoints_and_additions_are_recognised(tmp_path: Path):
             assert (inspect(file).kind, inspect(file).family) == ("lora", family), write
     assert inspect(tiny.make_embedding_sd15(tmp_path / "e.safetensors")).family == "sd15"
     assert inspect(tiny.make_embedding_sdxl(tmp_path / "e.safetensors")).family == "sdxl"
+
+
+CONTROL = {"controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3), "add_embedding.linear_1.weight": (1280, 2816)}
+
+
+@pytest.mark.parametrize(
+    ("stem", "tasks"),
+    [
+        ("control_v11p_sd15_canny", ("controlnet-canny",)),
+        ("control_v11f1p_sd15_depth_fp16", ("controlnet-depth",)),
+        ("control_v11p_sd15s2_lineart_anime", ("controlnet-lineart_anime",)),
+        ("control_v11p_sd15_lineart", ("controlnet-lineart",)),
+        ("control_v11p_sd15_seg", ("controlnet-segmentation",)),
+        ("OpenPoseXL2", ("controlnet-openpose",)),
+        ("xinsir-tile-sdxl", ("controlnet-tile",)),
+        ("kohya_controllllite", ()),
+    ],
+)
+def test_what_a_controlnet_follows_is_read_off_its_name(tmp_path: Path, stem: str, tasks: tuple[str, ...]):
+    found = inspect(sparse(tmp_path / f"{stem}.safetensors", CONTROL))
+    assert (found.kind, found.tasks, found.loader) == ("controlnet", tasks, "app.models.controls:load")
+
+
+@pytest.mark.parametrize(("count", "last"), [(6, "segmentation"), (8, "inpaint")])
+def test_a_union_network_follows_as_many_types_as_it_has_numbers_for(tmp_path: Path, count: int, last: str):
+    found = inspect(sparse(tmp_path / "union.safetensors", CONTROL | {"task_embedding": (count, 320)}))
+    assert found.options["shape"] == "union" and found.family == "sdxl"
+    assert f"controlnet-{last}" in found.tasks and "controlnet-canny" in found.tasks
+    assert ("controlnet-tile" in found.tasks) == (count == 8)
+
+
+def test_a_checkpoint_of_eight_channels_edits_by_instruction(tmp_path: Path):
+    for family in (sd15, sdxl):
+        assert inspect(sparse(tmp_path / "edit.safetensors", family(8))).tasks == ("instruct-pix2pix",)
