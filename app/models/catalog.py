@@ -22,9 +22,10 @@ steps, guidance and scheduler goes before what its base does; the size is always
 """
 
 from app.models.catalog_base import BASE
+from app.models.catalog_editing import EDITING
 from app.models.catalog_faces import FACES, IMAGE_ENCODERS
 from app.models.catalog_identity import EMBEDDED, IDENTITY
 from app.models.catalog_ip_adapters import IP_ADAPTERS
 from app.models.spec import ModelSpec
 
-CATALOG: tuple[ModelSpec, ...] = (*BASE, *IDENTITY, *IP_ADAPTERS, *FACES, *IMAGE_ENCODERS, *EMBEDDED)
+CATALOG: tuple[ModelSpec, ...] = (*BASE, *IDENTITY, *IP_ADAPTERS, *FACES, *IMAGE_ENCODERS, *EMBEDDED, *EDITING)
