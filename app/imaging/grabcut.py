@@ -13,7 +13,7 @@ from PIL import Image
 from app.imaging.opencv import load_opencv
 from app.imaging.prompts import FloatBox, Point, Prompts
 
-LONGEST_SIDE = 512
+LONGEST_SIDE = 384
 """Of the copy in which GrabCut works: its time grows with the pixels."""
 
 REACHES = (1 / 20, 1 / 10, 1 / 5)
