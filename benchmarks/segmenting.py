@@ -48,7 +48,7 @@ def _sam() -> object:
     from transformers import SamConfig, SamModel
 
     torch.manual_seed(0)
-    return SamModel(SamConfig()).eval()
+    return SamModel(SamConfig(vision_config={"initializer_range": 0.02})).eval()
 
 
 def _sam2() -> object:

@@ -82,7 +82,9 @@ class SamSegmenter(Weights):
                 self._remembered.move_to_end(key)
                 return self._remembered[key]
         read = self._processor(image, return_tensors="pt")
-        shown = tuple(read["reshaped_input_sizes"][0].tolist()) if self._keeps_shape else (self._side, self._side)
+        shown = (self._side, self._side)
+        if self._keeps_shape:
+            shown = tuple(int(side) for side in read["reshaped_input_sizes"][0])
         self.calls["encoder"] += 1
         features = self.network.get_image_embeddings(self._moved(read["pixel_values"]))
         found = Embedded(features, shown)

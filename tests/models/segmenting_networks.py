@@ -13,7 +13,7 @@ def tiny_sam() -> SamModel:
         vision_config={
             "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
             "image_size": 64, "patch_size": 8, "window_size": 4, "global_attn_indexes": [1], "num_pos_feats": 8,
-            "mlp_dim": 64,
+            "mlp_dim": 64, "initializer_range": 0.02,
         },
         prompt_encoder_config={"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4},
         mask_decoder_config={
