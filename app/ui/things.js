@@ -43,7 +43,7 @@
     line.setAttribute("role", "status");
     let belongs = true;
 
-    pictureFrame(root, props, watch, title, report, (body, value, { replace, clear, redraw }) => {
+    pictureFrame(root, props, watch, title, report, (body, value, { replace, redraw }) => {
       const state = value || {};
       const become = (changes) => { props.value = { ...props.value, ...changes }; redraw(); };
       const tell = (changes) => { become(changes); report({ action: "share" }); };
@@ -122,8 +122,7 @@
         act("Does not", () => { belongs = false; redraw(); }, !belongs),
         act("Clear", () => tell({ clicks: [], box: null, masks: [], mask: null, told: null })),
         make("span", { className: "eis-hint eis-push", textContent: `${width} × ${height}` }),
-        act("Replace", replace),
-        act("Remove", clear),
+        act("Other picture", replace),
       );
       body.append(board, choices, tools);
     });
