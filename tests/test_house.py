@@ -410,7 +410,7 @@ def test_loaders_named_by_rows_exist():
         tree = sources()[module]
         assert any(getattr(node, "name", None) == name for node in tree.body), f"{row.id}: {row.loader}"
         assert row.licence.name and row.licence.url.startswith("https://"), row.id
-        assert row.bytes > 0 or row.parts, row.id
+        assert row.bytes > 0 or row.parts or row.comes_along, row.id
 
 
 def test_texts_name_no_registry_host_or_workplace():
