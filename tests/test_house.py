@@ -22,6 +22,7 @@ TORCHLESS_MODELS = {
     "app.models.catalog",
     "app.models.catalog_base",
     "app.models.catalog_controls",
+    "app.models.catalog_editing",
     "app.models.catalog_faces",
     "app.models.catalog_identity",
     "app.models.catalog_ip_adapters",
@@ -32,6 +33,7 @@ TORCHLESS_MODELS = {
     "app.models.licences",
     "app.models.library",
     "app.models.download",
+    "app.models.inspect_editing",
     "app.models.inspect_file",
     "app.models.inspect_identity",
     "app.models.inspection",
@@ -58,6 +60,7 @@ CONTRACT = {
     "app.core.control_fields",
     "app.core.edit_fields",
     "app.core.identity_fields",
+    "app.core.segment_fields",
 }
 SHARED = {
     "app.core.control_drawing",
@@ -66,6 +69,7 @@ SHARED = {
     "app.core.identity",
     "app.core.face_swap",
     "app.core.ecomid_settings",
+    "app.core.segmenting",
 }
 
 
@@ -421,7 +425,7 @@ def test_loaders_named_by_rows_exist():
         tree = sources()[module]
         assert any(getattr(node, "name", None) == name for node in tree.body), f"{row.id}: {row.loader}"
         assert row.licence.name and row.licence.url.startswith("https://"), row.id
-        assert row.bytes > 0 or row.parts, row.id
+        assert row.bytes > 0 or row.parts or row.comes_along, row.id
 
 
 def test_texts_name_no_registry_host_or_workplace():

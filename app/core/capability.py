@@ -143,6 +143,23 @@ class MapMaker(Protocol):
         """The map of this type of a picture, as large; `InvalidRequest` where it shows nothing of the kind."""
 
 
+class Segmenter(Protocol):
+    """Turns points and boxes into masks; prompts and segments are those of `app.imaging.prompts` and `.segments`."""
+
+    def segment(self, image: Image.Image, prompts: Any) -> list[Any]:
+        """A `Segment` for each guess at what points or one box mean, three at most, or for each of several boxes."""
+
+    def everything(self, image: Image.Image) -> list[Any]:
+        """A `Segment` for each thing of a picture; `InvalidRequest` where the model must be told where to look."""
+
+
+class Eraser(Protocol):
+    """Fills a hole with what could lie behind it."""
+
+    def __call__(self, image: Image.Image, hole: Image.Image) -> Image.Image:
+        """The picture with what is white in `hole` (PIL L, black and white) filled; as large."""
+
+
 class Context(Protocol):
     """The few things a run may do."""
 
@@ -174,6 +191,12 @@ class Context(Protocol):
 
     def map_maker(self, task: str) -> AbstractContextManager[MapMaker]:
         """The best installed model for this task (`depth-map`); `WeightsMissing` names the line that fetches one."""
+
+    def segmenter(self, model: str) -> AbstractContextManager[Segmenter]:
+        """The segmenter of this row, which keeps what it has seen of the last pictures."""
+
+    def eraser(self, model: str) -> AbstractContextManager[Eraser]:
+        """The eraser of this row."""
 
     def generators(self, seed: int, count: int = 1) -> list[Any]:
         """One noise source for each picture, with seeds seed, seed + 1, ... (modulo 2**32)."""

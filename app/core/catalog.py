@@ -10,6 +10,12 @@ from app.core.ecomid import ECOMID_GENERATE, ECOMID_MULTI_POSE
 from app.core.ecommerce import ECOMID_ECOMMERCE
 from app.core.image_to_image import IMAGE_TO_IMAGE
 from app.core.inpaint import INPAINT
+from app.core.inpaint_anything import (
+    INPAINT_ANYTHING_BACKGROUND,
+    INPAINT_ANYTHING_FILL,
+    INPAINT_ANYTHING_REMOVE,
+    INPAINT_ANYTHING_SEGMENT,
+)
 from app.core.instantid import INSTANTID_GENERATE, INSTANTID_SWAP
 from app.core.instruct_pix2pix import INSTRUCT_PIX2PIX
 from app.core.ip_adapter import IP_ADAPTER
@@ -26,6 +32,10 @@ CATALOG: tuple[Capability, ...] = (
     CONTROLNET,
     PREPROCESS,
     INSTRUCT_PIX2PIX,
+    INPAINT_ANYTHING_REMOVE,
+    INPAINT_ANYTHING_FILL,
+    INPAINT_ANYTHING_BACKGROUND,
+    INPAINT_ANYTHING_SEGMENT,
     PULID_GENERATE,
     PULID_EDIT,
     PULID_SWAP,

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from app.core.attachments import Attachment
-from app.core.capability import FaceReader, MapMaker, Pipeline
+from app.core.capability import Eraser, FaceReader, MapMaker, Pipeline, Segmenter
 from app.core.fields import SEED_LIMIT, WeightedModel
 from app.core.storage import Storage
 from app.errors import JobCancelled, NoDevice
@@ -105,6 +105,18 @@ class RunContext:
         """The best installed model that draws such maps; the device is held meanwhile."""
         self.check_cancelled()
         return self._require_runtime().map_maker(task, priority=self._priority, check=self.check_cancelled)
+
+    def segmenter(self, model: str) -> AbstractContextManager[Segmenter]:
+        """The segmenter of this row, which keeps what it has seen of the last pictures."""
+        return self._alone(model, "segment")
+
+    def eraser(self, model: str) -> AbstractContextManager[Eraser]:
+        """The eraser of this row."""
+        return self._alone(model, "erase")
+
+    def _alone(self, model: str, task: str) -> AbstractContextManager[Any]:
+        self.check_cancelled()
+        return self._require_runtime().alone(model, task=task, priority=self._priority, check=self.check_cancelled)
 
     @contextmanager
     def _noting(self, borrowed: AbstractContextManager[Pipeline]) -> Iterator[Pipeline]:

@@ -18,6 +18,7 @@ from app.models.catalog_faces import EVA_LOADER
 from app.models.device import TorchDevice
 from app.models.library import ModelLibrary, ModelRow
 from app.models.pipelines import Checkpoint
+from app.models.spec import NO_FILES
 from app.models.step_batching import Session, StepBatcher
 
 
@@ -78,6 +79,15 @@ class Attacher:
             yield opened
 
     @contextmanager
+    def alone(self, row: ModelRow, device: TorchDevice) -> Iterator[Any]:
+        """What a row that stands beside no checkpoint opens; where it has no files there is nothing to keep."""
+        if row.spec.embedded == NO_FILES:
+            yield _loader(row)(row.spec, None, device)
+            return
+        with self._opened(row, (), device) as opened:
+            yield opened
+
+    @contextmanager
     def faces(self, parts: Sequence[ModelRow], device: TorchDevice) -> Iterator[Any]:
         """The face models among these rows as one stack; None where there are none."""
         mine = [part for part in parts if part.spec.kind == "faces" or part.spec.loader == EVA_LOADER]
@@ -91,13 +101,17 @@ class Attacher:
 
     def _opened(self, row: ModelRow, parts: Sequence[ModelRow], device: TorchDevice) -> AbstractContextManager[Any]:
         def load() -> Any:
-            module, _, name = row.spec.loader.partition(":")
-            return getattr(importlib.import_module(module), name)(row.spec, row.path, device, parts=parts)
+            return _loader(row)(row.spec, row.path, device, parts=parts)
 
         key = key_of(row, parts, device)
         drop_replaced(self._cache, row.spec.id, key)
         own = [part for part in parts if part.spec.kind not in {"faces", "lora"}]
         return self._cache.borrow(key, load, estimate=row.bytes_on_disk + sum(part.bytes_on_disk for part in own))
+
+
+def _loader(row: ModelRow) -> Any:
+    module, _, name = row.spec.loader.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def key_of(row: ModelRow, parts: Sequence[ModelRow], device: TorchDevice) -> str:

@@ -15,7 +15,8 @@ FACES = "faces"
 class ModelRow:
     """A model and where it stands.
 
-    `path` is the folder (diffusers layout) or the file to open; None where the model or one of its parts is missing.
+    `path` is the folder (diffusers layout) or the file to open; None where the model or one of its parts is missing,
+    and where the model is code alone.
     `sha256` is that of its largest file, as checked when it was installed.
     """
 

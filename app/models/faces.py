@@ -5,7 +5,6 @@ the pixels of the picture itself. What was once worked out of a picture is remem
 request with a face runs no network; `calls` counts the passes of each. One analyser may serve several threads.
 """
 
-import hashlib
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from app.imaging.detected_faces import (
     largest_first,
     overlap,
 )
+from app.imaging.fingerprint import fingerprint
 from app.models import eva_clip, faces_facexlib, faces_insightface
 from app.models.eva_clip import EvaClip
 from app.models.faces_facexlib import Parser, RetinaFaceDetector
@@ -204,11 +204,6 @@ class FaceAnalyser:
                 bgr, across, down = working_copy(image)
                 known[what] = work(bgr, across, down)
             return known[what]
-
-
-def fingerprint(image: Image.Image) -> str:
-    """SHA-256 of a picture's size and pixels."""
-    return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
 def working_copy(image: Image.Image) -> tuple[np.ndarray, float, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.models import inspect_identity
+from app.models import inspect_editing, inspect_identity
 from app.models.catalog_controls import LOADER as CONTROL_LOADER
 from app.models.catalog_controls import task_of, union_types
 from app.models.inspection import WEIGHTS, Header, Inspection, read_header
@@ -80,7 +80,8 @@ def inspect(path: Path) -> Inspection:
 
 def _inspect_header(header: Header, stem: str, config: Path | None) -> Inspection:
     shapes = header.shapes
-    for recognise in (inspect_identity.recognise, _checkpoint, _controlnet, _lora, _embedding, _autoencoder):
+    beside = (inspect_editing.recognise, inspect_identity.recognise)
+    for recognise in (*beside, _checkpoint, _controlnet, _lora, _embedding, _autoencoder):
         found = recognise(header, stem)
         if found is None:
             continue
@@ -90,8 +91,8 @@ def _inspect_header(header: Header, stem: str, config: Path | None) -> Inspectio
     if any(name.startswith((_UNET, "input_blocks.", "down_blocks.")) for name in shapes):
         raise InvalidRequest("The file holds a UNet alone; a checkpoint needs its text encoders and autoencoder too.")
     raise InvalidRequest(
-        "The file is no Stable Diffusion 1.5 or SDXL checkpoint, LoRA, textual inversion, VAE, ControlNet, IP-Adapter "
-        "or identity model."
+        "The file is no Stable Diffusion 1.5 or SDXL checkpoint, LoRA, textual inversion, VAE, ControlNet, IP-Adapter, "
+        "identity model or LaMa."
     )
 
 
@@ -246,7 +247,8 @@ def _any(header: Header, holds: Callable[[str], bool]) -> bool:
 
 def _inspect_folder(folder: Path) -> Inspection:
     if not (folder / "model_index.json").is_file():
-        return inspect_identity.recognise_folder(folder) or _inspect_component(folder)
+        found = inspect_editing.recognise_folder(folder) or inspect_identity.recognise_folder(folder)
+        return found or _inspect_component(folder)
     index = _config(folder / "model_index.json")
     family = _PIPELINES.get(str(index.get("_class_name")))
     if family is None:

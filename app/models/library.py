@@ -37,7 +37,7 @@ from app.models.installing import (
     write_record,
 )
 from app.models.licences import licence_unaccepted
-from app.models.spec import Licence, ModelSpec
+from app.models.spec import NO_FILES, Licence, ModelSpec
 
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 Progress = Callable[[int, int], None]
@@ -84,7 +84,7 @@ class ModelLibrary:
         row = self.get(id)
         if task is not None and not self._serves(row.spec, task):
             raise InvalidRequest(f"The model {id!r} does not serve {task}.", model=id, task=task)
-        if not row.installed and row.spec.embedded:
+        if not row.installed and row.spec.comes_along:
             raise WeightsMissing(f"The model {id!r} is not part of this copy of the service.", model=id)
         if not row.installed:
             raise WeightsMissing(
@@ -243,7 +243,7 @@ class ModelLibrary:
         A worker that has the files open reads them to their end. `Conflict` where another installed model needs it.
         """
         row = self.get(id)
-        if row.spec.embedded:
+        if row.spec.comes_along:
             raise InvalidRequest(f"The model {id!r} comes with the service and cannot be removed.", model=id)
         with self._workshop.changing(id, wait=False):
             record = self._installed.get(id)
@@ -286,6 +286,8 @@ class ModelLibrary:
 
     def _row(self, spec: ModelSpec) -> ModelRow:
         parts = [self._catalog.get(part) for part in spec.parts]
+        if spec.embedded == NO_FILES:
+            return ModelRow(spec, True, None, 0)
         whole = all(part is not None and self._row(part).installed for part in parts)
         if spec.embedded:
             facts = embedded_facts(PACKAGE_PARENT / spec.embedded)

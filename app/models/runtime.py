@@ -144,6 +144,16 @@ class Runtime:
             yield maker
 
     @contextmanager
+    def alone(
+        self, model: str, *, task: str, priority: int = 5, check: Callable[[], None] = lambda: None
+    ) -> Iterator[Any]:
+        """What a row that serves by itself opens, ready for one run; each of its passes waits for a turn."""
+        row = self._library.require(model, task=task)
+        turn = functools.partial(self.batcher.turn, Session(priority, check=check))
+        with self._attacher.alone(row, self.device) as opened:
+            yield opened.at_work(turn, check)
+
+    @contextmanager
     def _dressed(
         self,
         checkpoint: Checkpoint,

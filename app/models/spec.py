@@ -14,9 +14,17 @@ Kind = Literal[
     "image-encoder",
     "identity",
     "ip-adapter",
+    "segmenter",
+    "eraser",
     "other",
 ]
 Family = Literal["sd15", "sdxl", "other"]
+
+NO_FILES = ""
+"""What `embedded` says of a row that is code alone: it is always there."""
+
+BESIDE: frozenset[Kind] = frozenset({"segmenter"})
+"""Kinds of what works on the picture before the model does, whichever model that is."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,8 @@ class ModelSpec:
     whole name and stored as safetensors: under the name that `stored_as` gives it, else its own with another ending. A
     safetensors file that `stored_as` names is written anew too, as the option `store` says. `written` are small files,
     by name, that the published weights come without and the pull adds. A row with parts and no files of its own is a
-    set: pulling it brings them all.
+    set: pulling it brings them all. `embedded` is the folder in the package of what comes with the service, `NO_FILES`
+    where it has no weights.
     """
 
     id: str
@@ -98,10 +107,17 @@ class ModelSpec:
         """Whether its files, or its parts, can be fetched."""
         return self.repo is not None or bool(self.sources)
 
+    @property
+    def comes_along(self) -> bool:
+        """Whether the service brings it: it is neither fetched nor removed."""
+        return self.embedded is not None
+
     def fits(self, base: "ModelSpec") -> bool:
         """Whether this addition was made for that checkpoint: of its family, and of it alone where the row names one.
 
         A row that names none was made for the published checkpoints, never for an embedded one.
         """
+        if self.kind in BESIDE:
+            return True
         named = self.options.get("base")
         return self.family == base.family and (named == base.id if named else base.embedded is None)

@@ -23,6 +23,7 @@ from app.ui.parts import model_list, part
 from app.ui.queue_page import QueuePage
 from app.ui.session import Session, owner_of, require_own, warn
 from app.ui.theme import head, icon, style_sheet, theme
+from app.ui.thing_finding import ThingFinder
 from app.ui.wording import label
 
 SECONDS_BETWEEN_HEADERS = 1.5
@@ -107,6 +108,8 @@ class Page:
         for panel in self.panels.values():
             panel.targets = targets
             panel.connect()
+        forms = [panel.form for panel in self.panels.values()]
+        ThingFinder(self.service, forms).connect({**QUIET, "trigger_mode": "multiple", "concurrency_limit": None})
         self.gallery.connect(gallery_tab)
         self.queue.connect(jobs_tab, [*self.tabs, gallery_tab, batch_tab, models_tab, devices_tab])
         self.batch.connect(batch_tab, [*self.tabs, gallery_tab, jobs_tab, models_tab, devices_tab])

@@ -41,6 +41,8 @@ class Control:
     """The field of the mask that is painted on the picture."""
     face: str | None = None
     """The field that says which face of the picture is meant."""
+    pointing: bool = False
+    """Whether a thing is clicked in the picture."""
     notes: list[Any] = field(default_factory=list)
     """Widgets that hold a button which leads to the Models tab."""
 
@@ -60,6 +62,8 @@ class Question:
     mask_required: bool = False
     face: str | None = None
     """The request's field that chooses one of the picture's faces."""
+    pointing: bool = False
+    """Whether the request has fields for where a thing of the picture is."""
 
     @property
     def label(self) -> str:

@@ -116,7 +116,9 @@ def question_of(wish: Any, name: str, choices: ModelChoices) -> Question:
     mask = next((other for other, kind in kinds(wish).items() if kind == "mask"), None)
     required = mask is not None and wish.model_fields[mask].is_required()
     face = next((other for other in wish.model_fields if extra_of(wish, other).get("of") == name), None)
-    return Question(name, info, annotation, NoneType in get_args(annotation), limits, choices, mask, required, face)
+    pointing = name == "image" and "points" in kinds(wish).values()
+    nullable = NoneType in get_args(annotation)
+    return Question(name, info, annotation, nullable, limits, choices, mask, required, face, pointing)
 
 
 def builder_of(question: Question, kind: str | None) -> Callable[[Question], Control]:
@@ -258,6 +260,11 @@ class Form:
     def masks(self) -> dict[str, str]:
         """Field of a picture -> the field of the mask that is painted on it."""
         return {control.fields[0]: control.mask for control in self.controls if control.mask}
+
+    @property
+    def thing_picker(self) -> Any | None:
+        """The widget in which a thing is clicked."""
+        return next((control.widgets[0] for control in self.controls if control.pointing), None)
 
     @property
     def face_pickers(self) -> dict[str, Any]:

@@ -302,6 +302,9 @@ def drawn(form: Form, values: tuple[Any, ...], payload: Mapping[str, Any], job: 
         said[name] = values[widgets.index(widget)]
         if name in form.masks and said[name]:
             said[name] = {**said[name], "mask": job.request.get(form.masks[name])}
+        if isinstance(said[name], Mapping):
+            # Masks that were not chosen would not fit the browser's small memory.
+            said[name] = {key: value for key, value in said[name].items() if key != "masks"}
     for name, kind in kinds(form.capability.request).items():
         if kind == "mask":
             said.pop(name, None)

@@ -49,6 +49,16 @@ def face_picker(title: str, *, optional: bool = False) -> gr.HTML:
     return own_input(f"eis-picker eis-face-picker{FLAT if optional else ''}", "facePicker", title=title)
 
 
+def thing_picker(title: str) -> gr.HTML:
+    """A picture in which a thing is clicked: `{"image", "width", "height", "clicks", "box", "masks", "mask"}`, or null.
+
+    `clicks` are [x, y, 1 or 0 where the place does not belong to it] and `box` [left, top, right, bottom] in pixels;
+    of `masks` (each with `mask`, a PNG data URI, and `score`) the one at `chosen` is `mask`, which may also be a stored
+    picture's id. Reports `segment` when a mask is to be looked for, `share` when others shall show the same.
+    """
+    return own_input("eis-picker eis-thing-picker", "thingPicker", title=title)
+
+
 def mask_painter(title: str) -> gr.HTML:
     """A picture and the mask painted on it: `{"image", "width", "height", "mask"}`, or null.
 

@@ -7,7 +7,7 @@ import gradio as gr
 
 from app.errors import InvalidRequest
 from app.ui.controls import Control, Question
-from app.ui.parts import face_picker, mask_painter, picture_picker
+from app.ui.parts import face_picker, mask_painter, picture_picker, thing_picker
 from app.ui.wording import label
 
 MOST_PICTURES = 4
@@ -17,6 +17,8 @@ def picture(question: Question) -> Control:
     """A picture; with the mask that is painted on it, or the face in it, when the request has a field for that."""
     name = question.name
     mask = question.mask
+    if question.pointing:
+        return picture_of_things(question)
     if question.face is not None and (name != "image" or mask is None):
         return picture_of_faces(question)
 
@@ -72,6 +74,41 @@ def picture_of_faces(question: Question) -> Control:
         return [gr.update(value={**value, "chosen": request.get(face)}) if isinstance(value, Mapping) else gr.skip()]
 
     return Control((name, face), [widget], read, show, pictures={name: 0}, face=face)
+
+
+def picture_of_things(question: Question) -> Control:
+    """A picture and the thing in it that is meant: by its mask where the request takes one, else by the clicks."""
+    name, mask = question.name, question.mask
+    widget = thing_picker(question.label)
+    fields = (name, "points", "negative_points", "boxes", *((mask, "mask_index") if mask else ()))
+
+    def read(value: Mapping[str, Any] | None) -> dict[str, Any]:
+        value = value or {}
+        if not value.get("image"):
+            raise InvalidRequest(f"{question.label}: choose a picture first.", field=name)
+        if mask and value.get("mask"):
+            return {name: value["image"], mask: value["mask"]}
+        told = pointed(value)
+        if mask and not told:
+            raise InvalidRequest(f"{question.label}: click the thing that is meant, or box it.", field=name)
+        return {name: value["image"], **told}
+
+    def show(request: Mapping[str, Any]) -> list[Any]:
+        value = request.get(name)
+        return [gr.update(value=value) if isinstance(value, Mapping) else gr.skip()]
+
+    return Control(fields, [widget], read, show, pictures={name: 0}, mask=mask, pointing=True)
+
+
+def pointed(value: Mapping[str, Any]) -> dict[str, str]:
+    """What was clicked and drawn in a picture of things, as a request says it."""
+    clicks = value.get("clicks") or ()
+    told = {
+        field: "; ".join(f"{x:g},{y:g}" for x, y, belongs in clicks if bool(belongs) == is_part)
+        for field, is_part in (("points", True), ("negative_points", False))
+    }
+    told["boxes"] = ",".join(f"{edge:g}" for edge in value.get("box") or ())
+    return {field: text for field, text in told.items() if text}
 
 
 def pictures(question: Question) -> Control:

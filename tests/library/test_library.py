@@ -85,9 +85,9 @@ def test_the_catalogs_rows_hold_together():
     assert len(ids) == len(set(ids)) >= 38
     for spec in catalog.CATALOG:
         assert is_slug(spec.id) and spec.title and spec.description and spec.licence.name
-        assert spec.is_pullable != (spec.embedded is not None)
+        assert spec.is_pullable != spec.comes_along
         pinned = re.fullmatch(r"[0-9a-f]{40}", spec.revision)
-        assert spec.embedded or spec.sources or bool(pinned) != (spec.id in UNPINNED), f"{spec.id} is not pinned"
+        assert spec.comes_along or spec.sources or bool(pinned) != (spec.id in UNPINNED), f"{spec.id} is not pinned"
         assert set(spec.parts) <= set(ids) - {spec.id}
         assert spec.kind != "checkpoint" or (spec.tasks and spec.recommended)
         assert spec.licence.ask == ("RAIL" in spec.licence.name or not spec.licence.commercial)
@@ -98,7 +98,7 @@ def test_the_catalogs_rows_hold_together():
         for name, digest in spec.sha256.items():
             assert name in spec.files and re.fullmatch(r"[0-9a-f]{64}", digest)
         weights = [name for name in names if name.endswith((".safetensors", ".onnx", *PICKLES))]
-        assert spec.embedded or weights or (spec.parts and not names)
+        assert spec.comes_along or weights or (spec.parts and not names)
         if spec.kind in ("faces", "image-encoder", "identity", "ip-adapter") and spec.repo:
             assert set(weights) - set(spec.sha256) <= {"pulid_v1.bin", "diffusion_pytorch_model.safetensors"}
         if spec.options.get("layout") == "diffusers" and spec.kind == "checkpoint" and not spec.embedded:
