@@ -54,7 +54,7 @@ class Attacher:
         parts = self.all_parts(row)
         module, _, name = wish.attach.partition(":")
         attach = getattr(importlib.import_module(module), name)
-        with self._opened(row, parts, checkpoint.device) as opened:
+        with self.opened(row, parts, checkpoint.device) as opened:
             unet = checkpoint.components["unet"]
             opened.check_fit(unet, model)
             with self.faces(parts, checkpoint.device) as faces, self._batcher.turn(turn):
@@ -82,7 +82,9 @@ class Attacher:
         with self._cache.borrow(key_of(mine[0], mine[1:], device), load, estimate=estimate) as stack:
             yield stack
 
-    def _opened(self, row: ModelRow, parts: Sequence[ModelRow], device: TorchDevice) -> AbstractContextManager[Any]:
+    def opened(self, row: ModelRow, parts: Sequence[ModelRow], device: TorchDevice) -> AbstractContextManager[Any]:
+        """What the row's loader makes of its files, pinned for the block."""
+
         def load() -> Any:
             module, _, name = row.spec.loader.partition(":")
             return getattr(importlib.import_module(module), name)(row.spec, row.path, device, parts=parts)
