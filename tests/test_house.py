@@ -21,6 +21,7 @@ TORCHLESS_MODELS = {
     "app.models.spec",
     "app.models.catalog",
     "app.models.catalog_base",
+    "app.models.catalog_editing",
     "app.models.catalog_faces",
     "app.models.catalog_identity",
     "app.models.catalog_ip_adapters",
@@ -32,6 +33,7 @@ TORCHLESS_MODELS = {
     "app.models.library",
     "app.models.download",
     "app.models.inspect_file",
+    "app.models.inspect_editing",
     "app.models.inspect_identity",
     "app.models.inspection",
     "app.models.installed",
@@ -50,8 +52,21 @@ GROUND_FILES = {
     "app.errors",
     "app.strict_json",
 }
-CONTRACT = {"app.core.fields", "app.core.capability", "app.core.attachments", "app.core.identity_fields"}
-SHARED = {"app.core.drawing", "app.core.identity", "app.core.face_swap", "app.core.ecomid_settings"}
+CONTRACT = {
+    "app.core.fields",
+    "app.core.capability",
+    "app.core.attachments",
+    "app.core.editing_fields",
+    "app.core.identity_fields",
+}
+SHARED = {
+    "app.core.drawing",
+    "app.core.identity",
+    "app.core.face_swap",
+    "app.core.ecomid_settings",
+    "app.core.staying_put",
+    "app.core.step1x_reasoning",
+}
 
 
 def module_name(path: Path) -> str:

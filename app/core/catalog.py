@@ -12,6 +12,7 @@ from app.core.instantid import INSTANTID_GENERATE, INSTANTID_SWAP
 from app.core.ip_adapter import IP_ADAPTER
 from app.core.outpaint import OUTPAINT
 from app.core.pulid import PULID_EDIT, PULID_GENERATE, PULID_SWAP
+from app.core.step1x_edit import STEP1X_EDIT
 from app.core.text_to_image import TEXT_TO_IMAGE
 from app.errors import UnknownCapability
 
@@ -29,6 +30,7 @@ CATALOG: tuple[Capability, ...] = (
     INSTANTID_GENERATE,
     INSTANTID_SWAP,
     IP_ADAPTER,
+    STEP1X_EDIT,
     DETECT_FACES,
 )
 

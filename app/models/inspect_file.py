@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.models import inspect_identity
+from app.models import inspect_editing, inspect_identity
 from app.models.inspection import WEIGHTS, Header, Inspection, read_header
 from app.models.spec import Family, Kind, Recommended
 
@@ -207,8 +207,15 @@ def _any(header: Header, holds: Callable[[str], bool]) -> bool:
 
 def _inspect_folder(folder: Path) -> Inspection:
     if not (folder / "model_index.json").is_file():
-        return inspect_identity.recognise_folder(folder) or _inspect_component(folder)
+        return (
+            inspect_identity.recognise_folder(folder)
+            or inspect_editing.recognise_folder(folder)
+            or _inspect_component(folder)
+        )
     index = _config(folder / "model_index.json")
+    editor = inspect_editing.recognise_index(folder, index)
+    if editor is not None:
+        return editor
     family = _PIPELINES.get(str(index.get("_class_name")))
     if family is None:
         raise InvalidRequest("The folder's pipeline is neither Stable Diffusion 1.5 nor SDXL.")

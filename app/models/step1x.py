@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen
 from app.core.model_offload import Offload
 from app.errors import InvalidRequest
 from app.models import quantisation
+from app.models.catalog_editing import AUTOENCODER
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
 from app.models.offloading import Placement, weight_bytes
@@ -30,7 +31,6 @@ from app.models.step1x_text import V1_0, V1_1, V1_2, Version
 from app.models.step_batching import StepBatcher
 
 OWN = LAYOUTS / "step1x"
-AUTOENCODER = "vae.safetensors"
 
 
 class Step1X:

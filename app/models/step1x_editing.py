@@ -265,9 +265,7 @@ def shift_of(places: int, config: Any) -> float:
     return config.base_shift + (config.max_shift - config.base_shift) * (places - low) / (high - low)
 
 
-def guide(
-    wished: torch.Tensor, unwished: torch.Tensor, scale: float, version: Version, time: float
-) -> torch.Tensor:
+def guide(wished: torch.Tensor, unwished: torch.Tensor, scale: float, version: Version, time: float) -> torch.Tensor:
     """Guidance [rows, places, channels] at a time from 0 to 1: away from what the negative prompt says."""
     difference = wished - unwished
     above = version.normalises_above

@@ -102,9 +102,7 @@ class TokenRefiner(nn.Module):
         blocks = nn.ModuleList(RefinerBlock(hidden_size, heads, mlp_size) for _ in range(depth))
         self.individual_token_refiner = nn.ModuleDict({"blocks": blocks})
 
-    def forward(
-        self, x: torch.Tensor, mean: torch.Tensor, timestep: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mean: torch.Tensor, timestep: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """`timestep` [rows] from 0 to 1000, `mask` [rows, tokens]."""
         time = self.t_embedder["mlp"]
         condition = time(sinusoid(timestep).to(time[0].weight.dtype))
@@ -134,9 +132,7 @@ class Connector(nn.Module):
         if scaled:
             self.scale_factor = nn.Parameter(torch.zeros(1))
 
-    def forward(
-        self, x: torch.Tensor, timestep: torch.Tensor, mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [rows, tokens, width] and pooled vector [rows, pooled]; `timestep` [rows] from 0 to 1."""
         weight = mask[..., None].to(x.dtype)
         mean = (x * weight).sum(1) / weight.sum(1)
@@ -147,7 +143,9 @@ class Connector(nn.Module):
 class Step1XTransformer(nn.Module):
     """The connector, v1.2's mapping of the letters in quotes, and FLUX's transformer."""
 
-    def __init__(self, connector: Connector, flux: FluxTransformer2DModel, text_token_mapping: nn.Linear | None) -> None:
+    def __init__(
+        self, connector: Connector, flux: FluxTransformer2DModel, text_token_mapping: nn.Linear | None
+    ) -> None:
         super().__init__()
         self.connector = connector
         self.flux = flux

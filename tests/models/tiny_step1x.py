@@ -86,7 +86,9 @@ def make_folder(folder, keys, config, *, version, tensor=weights.tensor):
     own = {key: shape for key, shape in keys.items() if version == "1.2" or not key.startswith("text_token_mapping.")}
     part = folder / "transformer"
     part.mkdir(parents=True)
-    save_file({key: tensor(key, tuple(shape)) for key, shape in own.items()}, part / "diffusion_pytorch_model.safetensors")
+    save_file(
+        {key: tensor(key, tuple(shape)) for key, shape in own.items()}, part / "diffusion_pytorch_model.safetensors"
+    )
     (part / "config.json").write_text(json.dumps({"_class_name": "Step1XEditTransformer2DModel", **config}))
     (folder / "processor").mkdir()
     make_language_model(folder / "text_encoder", make_tokenizer(folder / "processor"))
