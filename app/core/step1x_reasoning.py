@@ -30,8 +30,8 @@ REWRITE = (
 DESCRIBER = "You describe pictures precisely, and nothing that is not seen."
 DESCRIBE = (
     "The picture is to be changed by this instruction: {instruction}\n"
-    "Describe in {language}, in a few sentences, what the finished picture must show: what is asked for as it is asked, "
-    "everything else as it is now. Answer with the description alone."
+    "Describe in {language}, in a few sentences, what the finished picture must show: what is asked for as it is "
+    "asked, everything else as it is now. Answer with the description alone."
 )
 JUDGE = "You compare pictures with texts and answer in strict JSON alone."
 COMPARE = (

@@ -1,4 +1,4 @@
-"""Edits that stay put: how far an edited picture slid against its original, laid back onto it, and only what changed pasted.
+"""Edits that stay put: how far an edited picture slid against its original, and how it is laid back onto it.
 
 An instruction editor works at a size of its own, and what it paints comes back a few pixels beside and a little larger
 than what it was shown. Two measurements find that: matched features say roughly how, and phase correlation of many
@@ -47,7 +47,7 @@ class Motion:
     def matrix(self, size: tuple[int, int]) -> np.ndarray:
         """[2, 3] from the original's pixels to the edited picture's, for pictures of this (width, height)."""
         middle = np.array([(size[0] - 1) / 2, (size[1] - 1) / 2])
-        moved = middle + (self.x, self.y) - self.zoom * middle
+        moved = middle + np.array([self.x, self.y]) - self.zoom * middle
         return np.array([[self.zoom, 0, moved[0]], [0, self.zoom, moved[1]]])
 
     def at_the_corners(self, size: tuple[int, int]) -> float:
@@ -82,8 +82,8 @@ class Aligned:
 def undo_resize(edited: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The picture at the original's (width, height), each edge on its edge.
 
-    An editor stretches a picture onto sides of its own; the way back stretches both sides by exactly as much, also where
-    rounding changed the shape.
+    An editor stretches a picture onto sides of its own; the way back stretches both sides by exactly as much, also
+    where rounding changed the shape.
     """
     return edited if edited.size == size else edited.resize(size, Image.Resampling.LANCZOS)
 

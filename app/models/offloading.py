@@ -169,8 +169,12 @@ class Placement:
         return places
 
     def _hook(self) -> None:
+        by_layers = {
+            Offload.SEQUENTIAL_CPU: set(self._components),
+            Offload.STREAMED: {self._denoiser},
+        }.get(self.strategy, set())
         for name, module in self._components.items():
-            if self.strategy is Offload.SEQUENTIAL_CPU or (self.strategy is Offload.STREAMED and name == self._denoiser):
+            if name in by_layers:
                 apply_group_offloading(
                     module,
                     onload_device=self._device,

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
-from app.core.model_offload import Offload
 from app.errors import InvalidRequest
 from app.models import quantisation
 from app.models.catalog_editing import AUTOENCODER
@@ -79,11 +78,6 @@ class Step1X:
     def park(self) -> None:
         """Move the weights to RAM."""
         self.placement.take()
-
-    @property
-    def streams_layers(self) -> bool:
-        """Whether single layers visit the device, so that a component is nowhere as a whole."""
-        return self.placement.strategy is Offload.SEQUENTIAL_CPU
 
     def editor(
         self, batcher: StepBatcher, *, priority: int = 5, check: Callable[[], None] = lambda: None

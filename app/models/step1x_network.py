@@ -1,8 +1,8 @@
-"""Step1X-Edit's network: a connector from the vision-language model's hidden states to FLUX's text, and FLUX's transformer.
+"""Step1X-Edit's network: a connector from a vision-language model's hidden states to FLUX's text, and FLUX itself.
 
-Source: Liu et al., "Step1X-Edit: A Practical Framework for General Image Editing" (arXiv 2504.17761) and the key names of
-its published files: the original single file's (v1.0, v1.1) and the diffusers folder's (v1.1, v1.2). Either becomes the
-state of `Step1XTransformer`, whose `flux` is diffusers' own class, so that what works on FLUX works on it.
+Source: Liu et al., "Step1X-Edit: A Practical Framework for General Image Editing" (arXiv 2504.17761) and the key names
+of its published files: the original single file's (v1.0, v1.1) and the diffusers folder's (v1.1, v1.2). Either becomes
+the state of `Step1XTransformer`, whose `flux` is diffusers' own class, so that what works on FLUX works on it.
 """
 
 import math

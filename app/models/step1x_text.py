@@ -22,7 +22,7 @@ FIRST_QUOTE = 156
 """v1.0 and v1.1 heed quotes from this letter of the whole text on: before it stands what quotes a phrase itself."""
 CELL = 28
 """Pixels of a side of what is one vision token."""
-STRAIGHT = str.maketrans({"“": '"', "”": '"', "'": '"', "‘": '"', "’": '"'})
+STRAIGHT = str.maketrans({"“": '"', "”": '"', "'": '"'})
 CLOSING = {'"': '"', "“": "”"}
 
 

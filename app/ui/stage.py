@@ -108,7 +108,7 @@ def told(stages: Sequence[Mapping[str, Any]]) -> str:
     if not stages:
         return ""
     items = "".join(
-        f"<li{' class="eis-skipped"' if stage.get('skipped') else ''}><strong>{escape(_stage_title(stage))}</strong>"
+        f'<li class="{"eis-skipped" if stage.get("skipped") else ""}"><strong>{escape(_stage_title(stage))}</strong>'
         f"<span>{escape(str(stage.get('text', '')))}</span></li>"
         for stage in stages
     )

@@ -46,7 +46,7 @@ def make_tokenizer(folder):
 
 
 def make_language_model(folder, tokenizer, seed=0):
-    """A Qwen2.5-VL of one layer."""
+    """A Qwen2.5-VL of one layer, whose answers are noise of a few tokens."""
     ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(SPECIAL), strict=True))
     config = Qwen2_5_VLConfig(
         text_config={
@@ -65,6 +65,10 @@ def make_language_model(folder, tokenizer, seed=0):
     )  # fmt: skip
     torch.manual_seed(seed)
     model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        # One number that all hidden states share, and that the end of an answer is likely by.
+        model.get_input_embeddings().weight[:, 0] = 0.1
+        model.lm_head.weight[ids["<|im_end|>"], 0] = 0.8
     model.save_pretrained(folder, safe_serialization=True)
     return model
 
