@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate, pad
-from transformers import GenerationConfig, LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from app.models.offloading import working_device
 from app.models.step1x_text import (
@@ -196,7 +196,7 @@ class Step1XEditor:
             end = tokenizer.convert_tokens_to_ids("<|im_end|>")
             answer = opened.text_encoder.generate(
                 **inputs,
-                logits_processor=[Draw(generator, self._check)],
+                logits_processor=LogitsProcessorList([Draw(generator, self._check)]),
                 generation_config=GenerationConfig(
                     max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=end, pad_token_id=end
                 ),
