@@ -32,7 +32,7 @@ class Progress:
         if event.kind in {"queued", "requeued"}:
             self.status, self.position = "queued", data.get("position")
         elif event.kind == "started":
-            self.status = "running"
+            self.status, self.stages = "running", []
         elif event.kind == "step":
             self.status = "running"
             self.step, self.steps = data.get("step", self.step), data.get("steps", self.steps)
