@@ -133,5 +133,5 @@ def _faded(mask: np.ndarray, grow: int, feather: int) -> np.ndarray:
     round_ = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * grow + 1, 2 * grow + 1))
     closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, round_, borderValue=0)
     away = cv2.distanceTransform(1 - closed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    fade = np.clip(1 - (away - grow) / (feather + 1), 0, 1)
+    fade = np.clip(1 - (away - grow) / (feather + 1), 0, 1) if feather else away <= grow
     return np.rint(255 * fade).astype(np.uint8)
