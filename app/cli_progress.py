@@ -21,6 +21,7 @@ class ProgressLine:
         self.drawn = False
         self.begun = time.monotonic()
         self.quarter = 0
+        self.told = 0
 
     def show(self, event: JobEvent) -> None:
         """React to one event."""
@@ -28,6 +29,11 @@ class ProgressLine:
             return
         if event.kind == "step" and event.data.get("steps"):
             self.step(event.data["step"], event.data["steps"], event.data.get("seconds_left"))
+        elif event.kind == "stages":
+            self.close()
+            for stage in event.data["stages"][self.told :]:
+                print(f"{self.title}: {stage['stage']}: {stage['text']}", file=self.stream, flush=True)
+            self.told = len(event.data["stages"])
         elif event.kind == "started" and self.terminal:
             self.draw(f"{self.title}: loading")
 

@@ -26,6 +26,7 @@ TORCHLESS_MODELS = {
     "app.models.catalog_faces",
     "app.models.catalog_identity",
     "app.models.catalog_ip_adapters",
+    "app.models.catalog_segmenters",
     "app.models.checksums",
     "app.models.choosing",
     "app.models.conversion",
@@ -36,6 +37,7 @@ TORCHLESS_MODELS = {
     "app.models.inspect_editing",
     "app.models.inspect_file",
     "app.models.inspect_identity",
+    "app.models.inspect_segmenters",
     "app.models.inspection",
     "app.models.installed",
     "app.models.installing",
@@ -70,6 +72,8 @@ SHARED = {
     "app.core.face_swap",
     "app.core.ecomid_settings",
     "app.core.segmenting",
+    "app.core.staying_put",
+    "app.core.step1x_reasoning",
 }
 
 

@@ -1,4 +1,4 @@
-"""Server-sent events of one job: where it waits, its steps, a preview, its end."""
+"""Server-sent events of one job: where it waits, its steps, what its stages came to, a preview, its end."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,8 +27,8 @@ def event_router(service: Service, draining: Draining) -> APIRouter:
         f"{PREFIX}/jobs/{{id}}/events",
         summary="Watch a job",
         description=(
-            "Server-sent events `queued`, `started`, `step`, `preview`, `requeued` and one of `succeeded`, `failed`, "
-            "`cancelled`, which is the last and carries the whole job."
+            "Server-sent events `queued`, `started`, `step`, `stages`, `preview`, `requeued` and one of `succeeded`, "
+            "`failed`, `cancelled`, which is the last and carries the whole job."
         ),
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
     )

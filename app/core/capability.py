@@ -160,6 +160,18 @@ class Eraser(Protocol):
         """The picture with what is white in `hole` (PIL L, black and white) filled; as large."""
 
 
+class Editor(Protocol):
+    """A model that edits pictures by instructions and can be asked about pictures."""
+
+    def __call__(self, **arguments: Any) -> Any:
+        """The answer's `.images` hold one PIL RGB picture, at the size that the model works at."""
+
+    def say(
+        self, text: str, images: Sequence[Image.Image] = (), *, system: str, generator: Any, max_new_tokens: int = 512
+    ) -> str:
+        """The model's answer to a text about pictures; raises `JobCancelled` between two of its words."""
+
+
 class Context(Protocol):
     """The few things a run may do."""
 
@@ -198,6 +210,9 @@ class Context(Protocol):
     def eraser(self, model: str) -> AbstractContextManager[Eraser]:
         """The eraser of this row."""
 
+    def editor(self, model: str, *, task: str) -> AbstractContextManager[Editor]:
+        """A model that edits by instructions."""
+
     def generators(self, seed: int, count: int = 1) -> list[Any]:
         """One noise source for each picture, with seeds seed, seed + 1, ... (modulo 2**32)."""
 
@@ -210,6 +225,13 @@ class Context(Protocol):
 
     def progress(self, step: int, steps: int) -> None:
         """Report step i of n without a pipeline; raises `JobCancelled` as `on_step` does."""
+
+    def tell_stage(self, stage: str, text: str, **facts: Any) -> None:
+        """Say what a stage of the run came to: watchers read it at once, and it stays readable however the run ends."""
+
+    @property
+    def stages(self) -> Sequence[Mapping[str, Any]]:
+        """What was told so far, each with `stage`, `text` and the facts beside them."""
 
     def fetch(self, url: str, *, limit: int) -> bytes:
         """The guarded client's GET: public hosts only, at most `limit` bytes."""

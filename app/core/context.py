@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from app.core.attachments import Attachment
-from app.core.capability import Eraser, FaceReader, MapMaker, Pipeline, Segmenter
+from app.core.capability import Editor, Eraser, FaceReader, MapMaker, Pipeline, Segmenter
 from app.core.fields import SEED_LIMIT, WeightedModel
 from app.core.storage import Storage
 from app.errors import JobCancelled, NoDevice
@@ -49,6 +49,7 @@ class RunContext:
         self.step = 0
         self.steps = 0
         self.notes: list[str] = []
+        self.stages: list[dict[str, Any]] = []
         self._storage = storage
         self._models = models
         self._runtime = runtime
@@ -118,6 +119,11 @@ class RunContext:
         self.check_cancelled()
         return self._require_runtime().alone(model, task=task, priority=self._priority, check=self.check_cancelled)
 
+    def editor(self, model: str, *, task: str) -> AbstractContextManager[Editor]:
+        """A model that edits by instructions."""
+        self.check_cancelled()
+        return self._require_runtime().editor(model, task=task, priority=self._priority, check=self.check_cancelled)
+
     @contextmanager
     def _noting(self, borrowed: AbstractContextManager[Pipeline]) -> Iterator[Pipeline]:
         """The borrowed pipeline; what it says it had to change goes to the notes of the run."""
@@ -150,6 +156,12 @@ class RunContext:
         self.check_cancelled()
         self.step, self.steps = step, steps
         self._report("step", {"step": step, "steps": steps})
+
+    def tell_stage(self, stage: str, text: str, **facts: Any) -> None:
+        """Say what a stage of the run came to; raises `JobCancelled` as `on_step` does, after it was told."""
+        self.stages.append({"stage": stage, "text": text, **facts})
+        self._report("stages", {"stages": list(self.stages)})
+        self.check_cancelled()
 
     def fetch(self, url: str, *, limit: int) -> bytes:
         """The guarded client's GET: public hosts only, at most `limit` bytes."""

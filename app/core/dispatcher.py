@@ -244,6 +244,9 @@ class Dispatcher(QueueView):
         elif kind == "started":
             data = {"device": worker.name, "model": run.job.model, "attempt": run.job.attempt}
             self._watchers.publish(JobEvent(job_id, "started", data))
+        elif kind == "stages":
+            run.stages = message["stages"]
+            self._watchers.publish(JobEvent(job_id, "stages", {"stages": run.stages}))
         elif kind == "preview":
             self._watchers.publish(JobEvent(job_id, "preview", {"image": message["image"]}))
         else:
@@ -255,7 +258,7 @@ class Dispatcher(QueueView):
             run.worker.resident, run.worker.memory = frozenset(message["resident"]), message["memory"]
             alone = run.worker.let_go(run.job.id)
             self._changed.notify_all()
-        ended = self._endings.write(run.job, kind, message, alone=alone)
+        ended = self._endings.write(run.job, kind, message, alone=alone, stages=run.stages)
         if ended is not None and ended.status is JobStatus.QUEUED:
             self._wait_again(ended)
         else:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from app.core.channel import Message
@@ -27,13 +27,17 @@ class Endings:
         self._pause = pause
         self._is_stopped = is_stopped
 
-    def write(self, job: Job, kind: str, message: Message, *, alone: bool) -> Job | None:
+    def write(
+        self, job: Job, kind: str, message: Message, *, alone: bool, stages: Sequence[dict[str, Any]] = ()
+    ) -> Job | None:
         """What a worker said of an attempt's end: done, failed or cancelled; None if the attempt was given up on.
 
         The job is queued again where it failed of what may pass and has attempts left. Memory that ran out although the
-        job was `alone` and no other model stood on the device is met once more and not a third time.
+        job was `alone` and no other model stood on the device is met once more and not a third time. What `stages` were
+        told stays with a job that does not succeed.
         """
         names = (job.id, job.attempt)
+        told = {"images": [], "data": {"stages": list(stages)}, "notes": [], "model": job.model} if stages else None
         steps = {"step": message["step"], "steps": message["steps"]}
         if kind == "done":
             ended = self._persist(lambda: self._store.succeed(*names, message["result"], **steps))
@@ -45,9 +49,9 @@ class Endings:
             if error["code"] == OutOfMemory.code and alone and set(message["resident"]) <= {job.model}:
                 at_most_twice = f"{error['code']}, with {job.device} to itself"
             return self._persist(
-                lambda: self._store.fail(*names, error, pause=pause, at_most_twice=at_most_twice, **steps)
+                lambda: self._store.fail(*names, error, pause=pause, at_most_twice=at_most_twice, result=told, **steps)
             )
-        return self._persist(lambda: self._store.cancelled(*names, **steps))
+        return self._persist(lambda: self._store.cancelled(*names, result=told, **steps))
 
     def lose(self, job: Job, reason: str, *, counts: bool) -> Job | None:
         """The job's worker is gone: it waits again or has ended."""

@@ -177,13 +177,14 @@ class JobStore(JobReading):
         steps: int,
         pause: Pause | None = None,
         at_most_twice: str | None = None,
+        result: dict[str, Any] | None = None,
     ) -> Job | None:
         """End an attempt with an error; None if the token is old.
 
         With a `pause` the error is one that may pass: the job waits again until its last attempt has met it, or two in
         a row ended for the reason `at_most_twice`.
         """
-        ending = {"error": error, "step": step, "steps": steps}
+        ending = {"error": error, "result": result, "step": step, "steps": steps}
         if pause is None:
             return self._end(job_id, attempt, JobStatus.FAILED, error["code"], **ending)
 
@@ -198,9 +199,11 @@ class JobStore(JobReading):
         crash_points.reach("done")
         return moved
 
-    def cancelled(self, job_id: str, attempt: int, *, step: int, steps: int) -> Job | None:
-        """End an attempt that heeded a cancel; None if the token is old."""
-        return self._end(job_id, attempt, JobStatus.CANCELLED, "cancelled", step=step, steps=steps)
+    def cancelled(
+        self, job_id: str, attempt: int, *, step: int, steps: int, result: dict[str, Any] | None = None
+    ) -> Job | None:
+        """End an attempt that heeded a cancel, with what it told before; None if the token is old."""
+        return self._end(job_id, attempt, JobStatus.CANCELLED, "cancelled", result=result, step=step, steps=steps)
 
     def lose(self, job_id: str, attempt: int, pause: Pause, *, reason: str, counts: bool = True) -> Job | None:
         """The attempt's worker is gone: wait for another one, or end; None if the token is old.
@@ -267,6 +270,7 @@ class JobStore(JobReading):
             started=None,
             finished=None,
             error=None,
+            result=None,
             step=0,
             steps=0,
         )

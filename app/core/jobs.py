@@ -52,7 +52,8 @@ class Job:
 
     `attempt` is counted at the claim and is the token that every later write must carry. Times are Unix seconds.
     `request` is the resolved request as JSON; `result` is `{"images": [{"id", "width", "height", "sha256", "seed"}],
-    "data": {...}, "notes": [...], "model": id}` once succeeded; `error` is `{"code", "message"}` once failed.
+    "data": {...}, "notes": [...], "model": id}` once succeeded; of a job that ended otherwise it holds the stages that
+    were told before, and no pictures. `error` is `{"code", "message"}` once failed.
     `device_reason` says why the last attempt went to its device; it is kept with the claim's transition.
     `turn` orders an owner's jobs of one priority: the smaller is served first. `queued` is when it was submitted or
     last tried again by hand: what its ageing counts from. `batch_id` is the batch that it came with.
@@ -125,8 +126,9 @@ class ImageRecord:
 class JobEvent:
     """Something that happened to a job, as watchers meet it.
 
-    `kind` is one of queued, started, step, preview, requeued, succeeded, failed, cancelled. `data` is JSON-able:
-    `position` (queued; 0 is next), `step`, `steps`, `seconds_left` (step), `image` (preview: a JPEG data URI).
+    `kind` is one of queued, started, step, stages, preview, requeued, succeeded, failed, cancelled. `data` is
+    JSON-able: `position` (queued; 0 is next), `step`, `steps`, `seconds_left` (step), `stages` (stages: all that were
+    told so far), `image` (preview: a JPEG data URI).
     """
 
     job_id: str

@@ -32,7 +32,7 @@ TROUBLE_SECONDS = 1.0
 HEAR_SECONDS = 5.0
 EVENT_SECONDS = 0.2
 """How often the steps of running jobs are passed on, the newest of each."""
-FORWARDED = frozenset({"started", "step"})
+FORWARDED = frozenset({"started", "step", "stages"})
 BEATS_IN_A_LEASE = 4
 CALM_BEATS = 2
 """So many beats in a row must have come through before silence is held against anybody: the database may be back only

@@ -89,6 +89,12 @@ class QueueView:
         if run is not None:
             run.worker.send({"type": "preview", "job": job_id, "on": on})
 
+    def stages_of(self, job_id: str) -> list[dict[str, Any]]:
+        """What a job that runs here told of its stages so far."""
+        with self._changed:
+            run = self._running.get(job_id)
+            return list(run.stages) if run is not None else []
+
     def waiting_count(self) -> int:
         """How many jobs wait."""
         return len(self._queue)

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from app.core.jobs import Job
 from app.core.worker_handle import WorkerHandle
@@ -18,6 +19,7 @@ class Running:
     steps: int = 0
     first_step: int = 0
     first_step_at: float = 0.0
+    stages: list[dict[str, Any]] = field(default_factory=list)
     sent: bool = False
     kill_at: float | None = None
     ending: bool = False

@@ -222,6 +222,10 @@ class Service(Watching, Batching):
         """How many jobs stand before this one (0: next); None if it does not wait."""
         return self._dispatcher.position(job_id)
 
+    def stages_of(self, job_id: str) -> list[dict[str, Any]]:
+        """What a job that runs here told of its stages so far."""
+        return self._dispatcher.stages_of(job_id)
+
     def history(self, job_id: str, owner: str = "") -> list[dict[str, Any]]:
         """The job's transitions, oldest first."""
         self.get(job_id, owner)

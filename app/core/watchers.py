@@ -1,7 +1,8 @@
 """Who is watching which job, and how an event reaches them without a thread for each.
 
-Every watcher has a mailbox. An event that only replaces its forerunner (position, step, preview) takes its place there,
-so a slow watcher costs no memory and always reads the newest; starts and ends are kept. Putting an event never blocks.
+Every watcher has a mailbox. An event that only replaces its forerunner (position, step, stages, preview) takes its
+place there, so a slow watcher costs no memory and always reads the newest; starts and ends are kept. Putting an event
+never blocks.
 """
 
 import threading
@@ -10,7 +11,7 @@ from contextlib import suppress
 
 from app.core.jobs import JobEvent
 
-REPLACEABLE = frozenset({"queued", "step", "preview"})
+REPLACEABLE = frozenset({"queued", "step", "stages", "preview"})
 
 
 class Mailbox:

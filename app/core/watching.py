@@ -21,6 +21,10 @@ class Watching:
         """The job as it is now."""
         raise NotImplementedError
 
+    def stages_of(self, job_id: str) -> list[dict[str, Any]]:
+        """What a running job told of its stages so far."""
+        raise NotImplementedError
+
     def position(self, job_id: str) -> int | None:
         """How many jobs stand before this one."""
         raise NotImplementedError
@@ -47,6 +51,8 @@ class Watching:
         try:
             event = self._present(job_id, owner)
             yield event
+            if told := self._stages_now(event):
+                yield told
             while event.kind not in ENDS:
                 await arrived.wait()
                 arrived.clear()
@@ -67,6 +73,8 @@ class Watching:
         try:
             event = self._present(job_id, owner)
             yield event
+            if told := self._stages_now(event):
+                yield told
             while event.kind not in ENDS:
                 try:
                     arrived.get(timeout=seconds)
@@ -78,6 +86,11 @@ class Watching:
                         break
         finally:
             self._watchers.unsubscribe(job_id, mailbox)
+
+    def _stages_now(self, present: JobEvent) -> JobEvent | None:
+        """The stages so far for who comes late; an end carries them itself."""
+        stages = [] if present.kind in ENDS else self.stages_of(present.job_id)
+        return JobEvent(present.job_id, "stages", {"stages": stages}) if stages else None
 
     def _present(self, job_id: str, owner: str) -> JobEvent:
         job = self.get(job_id, owner)

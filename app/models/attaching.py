@@ -55,7 +55,7 @@ class Attacher:
         parts = self.all_parts(row)
         module, _, name = wish.attach.partition(":")
         attach = getattr(importlib.import_module(module), name)
-        with self._opened(row, parts, checkpoint.device) as opened:
+        with self.opened(row, parts, checkpoint.device) as opened:
             unet = checkpoint.components["unet"]
             opened.check_fit(unet, model)
             with self.faces(parts, checkpoint.device) as faces, self._batcher.turn(turn):
@@ -75,7 +75,7 @@ class Attacher:
     def map_maker(self, task: str, device: TorchDevice, turn: Session) -> Iterator[Any]:
         """The best installed model that serves this task by itself; the device is held meanwhile."""
         row = self._library.choose((task,))
-        with self._opened(row, self.all_parts(row), device) as opened, self._batcher.turn(turn):
+        with self.opened(row, self.all_parts(row), device) as opened, self._batcher.turn(turn):
             yield opened
 
     @contextmanager
@@ -84,7 +84,7 @@ class Attacher:
         if row.spec.embedded == NO_FILES:
             yield _loader(row)(row.spec, None, device)
             return
-        with self._opened(row, (), device) as opened:
+        with self.opened(row, (), device) as opened:
             yield opened
 
     @contextmanager
@@ -99,7 +99,9 @@ class Attacher:
         with self._cache.borrow(key_of(mine[0], mine[1:], device), load, estimate=estimate) as stack:
             yield stack
 
-    def _opened(self, row: ModelRow, parts: Sequence[ModelRow], device: TorchDevice) -> AbstractContextManager[Any]:
+    def opened(self, row: ModelRow, parts: Sequence[ModelRow], device: TorchDevice) -> AbstractContextManager[Any]:
+        """What the row's loader makes of its files, pinned for the block."""
+
         def load() -> Any:
             return _loader(row)(row.spec, row.path, device, parts=parts)
 

@@ -15,6 +15,7 @@ brings none of its own; a part of kind `vae` takes the place of the base's autoe
     store       fp16: 32-bit tensors are stored in 16 bits
     base        the one checkpoint that an addition was made for; `best_on`: the one that it beats higher ranks on
     encoder, faces, projection    what an IP-Adapter needs (see `app.models.catalog_ip_adapters`)
+    weights     which file of the folder holds the network, where it is a single file
     head_dim    width of an attention head, which the shapes of an image encoder do not tell
 
 A row's path is a folder where the layout is diffusers or folder, else the one weights file. What a LoRA recommends of
@@ -27,16 +28,18 @@ from app.models.catalog_editing import EDITING
 from app.models.catalog_faces import FACES, IMAGE_ENCODERS
 from app.models.catalog_identity import EMBEDDED, IDENTITY
 from app.models.catalog_ip_adapters import IP_ADAPTERS
+from app.models.catalog_segmenters import CUTTING
 from app.models.spec import ModelSpec
 
 CATALOG: tuple[ModelSpec, ...] = (
     *BASE,
     *IDENTITY,
     *IP_ADAPTERS,
+    *EDITING,
     *FACES,
     *IMAGE_ENCODERS,
     *CONTROLNETS,
     *PREPROCESSORS,
+    *CUTTING,
     *EMBEDDED,
-    *EDITING,
 )

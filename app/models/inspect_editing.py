@@ -1,40 +1,43 @@
-"""Segmenters and erasers recognised: SAM and SAM 2 by their folder's configuration, LaMa by its names."""
+"""What an instruction editor's folder is, from its names and shapes alone: Step1X-Edit in either published layout."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from app.models.catalog_editing import ERASE, ERASER_LOADER, SEGMENT, SEGMENTER_LOADER, SEGMENTERS
-from app.models.inspection import WEIGHTS, Header, Inspection, read_header
+from app.errors import InvalidRequest
+from app.models.catalog_editing import AUTOENCODER, LANGUAGE_MODEL, RECOMMENDED, STEP1X_LOADER, STEP1X_TASK
+from app.models.inspection import WEIGHTS, Inspection, read_header
 
-MAX_CONFIG = 2**20
-LAMA = "model.1.bn_l.running_mean"
-CONFIG, WEIGHTS_FILE = "config.json", f"model{WEIGHTS}"
+PARTS = ("processor", "scheduler", "text_encoder", "transformer", "vae")
 
 
-def recognise(header: Header, stem: str) -> Inspection | None:
-    """LaMa in one file, with the prefix of any of its publishers, alone or beside what it was trained with."""
-    if not any(f"{prefix}{LAMA}" in header.shapes for prefix in ("", "model.", "generator.")):
+def recognise_index(folder: Path, index: Mapping[str, Any]) -> Inspection | None:
+    """The diffusers layout, by the pipeline that `index` names; None where it is another's."""
+    if not str(index.get("_class_name")).startswith("Step1XEditPipeline"):
         return None
-    return Inspection("eraser", "other", (ERASE,), options={"layout": "single-file"}, loader=ERASER_LOADER)
+    missing = [name for name in PARTS if not (folder / name).is_dir()]
+    if missing:
+        raise InvalidRequest(f"The folder lacks {', '.join(missing)}.")
+    files = sorted((folder / "transformer").glob("*" + WEIGHTS))
+    names = {name for file in files for name in read_header(file).shapes}
+    if "connector.global_proj_out.weight" not in names:
+        raise InvalidRequest("The folder's transformer is no Step1X-Edit: it has no connector.")
+    return _inspection({"layout": "diffusers"})
 
 
 def recognise_folder(folder: Path) -> Inspection | None:
-    """SAM or SAM 2 in transformers' layout; what else lies in the folder is not taken."""
-    config = folder / CONFIG
-    if not config.is_file() or config.stat().st_size > MAX_CONFIG or not (folder / WEIGHTS_FILE).is_file():
-        return None
-    try:
-        told = json.loads(config.read_text("utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(told, dict) or told.get("model_type") not in SEGMENTERS:
-        return None
-    read_header(folder / WEIGHTS_FILE)
+    """The original single file beside the autoencoder's; None where the folder holds none."""
+    for file in sorted(folder.glob("*" + WEIGHTS)):
+        names = read_header(file).shapes
+        if {"img_in.weight", "connector.global_proj_out.weight"} <= set(names):
+            if not (folder / AUTOENCODER).is_file():
+                raise InvalidRequest(f"Beside {file.name!r} the folder lacks its autoencoder, {AUTOENCODER}.")
+            found = _inspection({"layout": "folder", "weights": file.name}, parts=(LANGUAGE_MODEL,))
+            return found
+    return None
+
+
+def _inspection(options: dict[str, str], parts: tuple[str, ...] = ()) -> Inspection:
     return Inspection(
-        "segmenter",
-        "other",
-        (SEGMENT,),
-        options={"layout": "folder"},
-        loader=SEGMENTER_LOADER,
-        files=(CONFIG, WEIGHTS_FILE),
+        "checkpoint", "other", (STEP1X_TASK,), RECOMMENDED, options=options, parts=parts, loader=STEP1X_LOADER
     )

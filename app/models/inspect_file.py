@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.models import inspect_editing, inspect_identity
+from app.models import inspect_editing, inspect_identity, inspect_segmenters
 from app.models.catalog_controls import LOADER as CONTROL_LOADER
 from app.models.catalog_controls import task_of, union_types
 from app.models.inspection import WEIGHTS, Header, Inspection, read_header
@@ -80,7 +80,7 @@ def inspect(path: Path) -> Inspection:
 
 def _inspect_header(header: Header, stem: str, config: Path | None) -> Inspection:
     shapes = header.shapes
-    beside = (inspect_editing.recognise, inspect_identity.recognise)
+    beside = (inspect_segmenters.recognise, inspect_identity.recognise)
     for recognise in (*beside, _checkpoint, _controlnet, _lora, _embedding, _autoencoder):
         found = recognise(header, stem)
         if found is None:
@@ -247,9 +247,16 @@ def _any(header: Header, holds: Callable[[str], bool]) -> bool:
 
 def _inspect_folder(folder: Path) -> Inspection:
     if not (folder / "model_index.json").is_file():
-        found = inspect_editing.recognise_folder(folder) or inspect_identity.recognise_folder(folder)
-        return found or _inspect_component(folder)
+        return (
+            inspect_segmenters.recognise_folder(folder)
+            or inspect_identity.recognise_folder(folder)
+            or inspect_editing.recognise_folder(folder)
+            or _inspect_component(folder)
+        )
     index = _config(folder / "model_index.json")
+    editor = inspect_editing.recognise_index(folder, index)
+    if editor is not None:
+        return editor
     family = _PIPELINES.get(str(index.get("_class_name")))
     if family is None:
         raise InvalidRequest("The folder's pipeline is neither Stable Diffusion 1.5 nor SDXL.")

@@ -77,7 +77,8 @@ class SeatedHook(GroupOffloadingHook):
 class Placement:
     """One checkpoint's components on one device, under a strategy that may be left to `plan`.
 
-    `device` is where they work, and `wished` None means whatever fits best.
+    `device` is where they work, `wished` None means whatever fits best, and `denoiser` names the component that is
+    streamed.
     """
 
     def __init__(
@@ -85,11 +86,14 @@ class Placement:
         components: Mapping[str, torch.nn.Module],
         device: torch.device,
         wished: Offload | None = Offload.NONE,
+        *,
+        denoiser: str = DENOISER,
     ) -> None:
         self.strategy = wished or Offload.NONE
         self._components = dict(components)
         self._device = device
         self._wished = wished
+        self._denoiser = denoiser
         self._seat = Seat()
         self._is_placed = False
 
@@ -103,8 +107,8 @@ class Placement:
         layers = {name: largest_layer(module) for name, module in self._components.items()}
         return Sizes(
             components={name: weight_bytes(module) for name, module in self._components.items()},
-            denoiser=DENOISER,
-            denoiser_layer=layers[DENOISER],
+            denoiser=self._denoiser,
+            denoiser_layer=layers[self._denoiser],
             layer=max(layers.values()),
         )
 
@@ -165,8 +169,12 @@ class Placement:
         return places
 
     def _hook(self) -> None:
+        by_layers = {
+            Offload.SEQUENTIAL_CPU: set(self._components),
+            Offload.STREAMED: {self._denoiser},
+        }.get(self.strategy, set())
         for name, module in self._components.items():
-            if self.strategy is Offload.SEQUENTIAL_CPU or (self.strategy is Offload.STREAMED and name == DENOISER):
+            if name in by_layers:
                 apply_group_offloading(
                     module,
                     onload_device=self._device,

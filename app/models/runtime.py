@@ -154,6 +154,20 @@ class Runtime:
             yield opened.at_work(turn, check)
 
     @contextmanager
+    def editor(
+        self, model: str, *, task: str, priority: int = 5, check: Callable[[], None] = lambda: None
+    ) -> Iterator[Any]:
+        """What edits pictures by instructions with this model, its weights pinned for the block.
+
+        It takes turns on the device by itself; `check` raises when the borrower is to end.
+        """
+        row = self._library.require(model, task=task)
+        parts = self._attacher.all_parts(row)
+        device = self.device.for_model(self._stored(row, parts))
+        with self._attacher.opened(row, parts, device) as opened:
+            yield opened.editor(self.batcher, priority=priority, check=check)
+
+    @contextmanager
     def _dressed(
         self,
         checkpoint: Checkpoint,

@@ -22,6 +22,7 @@ class Progress:
     steps: int = 0
     seconds_left: float | None = None
     preview: str | None = None
+    stages: list[dict[str, Any]] = field(default_factory=list)
     behind: list[str] = field(default_factory=list)
     """Ids of this form's jobs that wait behind this one."""
 
@@ -31,11 +32,13 @@ class Progress:
         if event.kind in {"queued", "requeued"}:
             self.status, self.position = "queued", data.get("position")
         elif event.kind == "started":
-            self.status = "running"
+            self.status, self.stages = "running", []
         elif event.kind == "step":
             self.status = "running"
             self.step, self.steps = data.get("step", self.step), data.get("steps", self.steps)
             self.seconds_left = data.get("seconds_left")
+        elif event.kind == "stages":
+            self.status, self.stages = "running", data.get("stages", self.stages)
         elif event.kind == "preview":
             self.status, self.preview = "running", data.get("image") or self.preview
 
@@ -75,7 +78,7 @@ def working(progress: Progress, *, resume: bool = False) -> str:
         f'<div class="eis-frame" data-job="{progress.job_id}" data-working="{progress.job_id}"'
         f"{' data-resume' if resume else ''}>{picture}</div>"
         f'<div class="eis-status"><span class="eis-line" role="status">{line}</span>'
-        f"{button('Cancel', 'cancel', job=progress.job_id, style='eis-cancel')}</div>{bar}"
+        f"{button('Cancel', 'cancel', job=progress.job_id, style='eis-cancel')}</div>{bar}{told(progress.stages)}"
         + (f'<ul class="eis-behind">{behind}</ul>' if behind else "")
     )
 
@@ -91,7 +94,30 @@ def ended_badly(job: Job) -> str:
     return (
         f'<div class="eis-frame" data-job="{job.id}"><div class="eis-empty {tone}" role="alert">'
         f"<strong>{title}</strong><span>{escape(text)}</span>{button('Try again', 'retry', job=job.id)}</div></div>"
+        + told(stages_in(job))
     )
+
+
+def stages_in(job: Job) -> Sequence[Mapping[str, Any]]:
+    """What the job told of its stages, however it ended."""
+    return ((job.result or {}).get("data") or {}).get("stages") or ()
+
+
+def told(stages: Sequence[Mapping[str, Any]]) -> str:
+    """What stages came to, one under the other."""
+    if not stages:
+        return ""
+    items = "".join(
+        f'<li class="{"eis-skipped" if stage.get("skipped") else ""}"><strong>{escape(_stage_title(stage))}</strong>'
+        f"<span>{escape(str(stage.get('text', '')))}</span></li>"
+        for stage in stages
+    )
+    return f'<ol class="eis-stages" aria-label="Stages">{items}</ol>'
+
+
+def _stage_title(stage: Mapping[str, Any]) -> str:
+    title = str(stage.get("stage", "")).replace("-", " ").capitalize()
+    return f"Try {stage['attempt']}: {title.lower()}" if stage.get("attempt") else title
 
 
 def refused(message: str, more: Sequence[str] = ()) -> str:
@@ -143,7 +169,7 @@ def finished(
             for at, image in enumerate(images)
         )
         strip = f'<div class="eis-strip">{buttons}</div>'
-    return f'<div class="eis-result" data-job="{job.id}">{views}{strip}{_notes(notes)}</div>'
+    return f'<div class="eis-result" data-job="{job.id}">{views}{strip}{_notes(notes)}{told(stages_in(job))}</div>'
 
 
 def _notes(notes: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from app.imaging import holes
 from app.models import erasers
 from app.models.catalog import CATALOG
 from app.models.device import TorchDevice
-from app.models.inspect_editing import recognise
+from app.models.inspect_segmenters import recognise
 from app.models.inspection import Header, read_header
 from app.models.library import ModelLibrary
 from app.models.runtime import Runtime

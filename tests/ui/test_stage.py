@@ -40,6 +40,25 @@ def test_progress_follows_the_events():
     assert "Waiting" in stage.working(progress)
 
 
+def test_stages_are_shown_while_they_happen_and_however_it_ends():
+    told = [
+        {"stage": "rewritten-instruction", "text": EVIL},
+        {"stage": "verdict", "attempt": 2, "text": "", "skipped": True},
+    ]
+    progress = stage.Progress("j" * 26)
+    progress.take(JobEvent("j", "stages", {"stages": told}))
+    result = {"images": [], "data": {"stages": told}, "notes": []}
+    for shown in (
+        stage.working(progress),
+        stage.ended_badly(job(JobStatus.CANCELLED, result=result)),
+        stage.ended_badly(job(JobStatus.FAILED, result=result, error={"code": "x", "message": "no"})),
+    ):
+        assert "Rewritten instruction" in shown and "Try 2: verdict" in shown and shown.count("eis-skipped") == 1
+        assert EVIL not in shown and "&lt;img" in shown
+    progress.take(JobEvent("j", "started", {}))
+    assert "eis-stages" not in stage.working(progress)
+
+
 def test_nothing_written_by_a_person_becomes_markup():
     images = [{"id": "0" * 26, "width": 8, "height": 8, "seed": 1}]
     metadata = {"0" * 26: {"infotext": EVIL, "recipe": {"request": {"prompt": EVIL, "scheduler": EVIL}, "model": EVIL}}}
