@@ -51,7 +51,14 @@ GROUND_FILES = {
     "app.strict_json",
 }
 CONTRACT = {"app.core.fields", "app.core.capability", "app.core.attachments", "app.core.identity_fields"}
-SHARED = {"app.core.drawing", "app.core.identity", "app.core.face_swap", "app.core.ecomid_settings"}
+SHARED = {
+    "app.core.drawing",
+    "app.core.identity",
+    "app.core.face_swap",
+    "app.core.ecomid_settings",
+    "app.core.further_controls",
+    "app.core.pulid_settings",
+}
 
 
 def module_name(path: Path) -> str:

@@ -121,7 +121,7 @@ def _controlnet(header: Header, stem: str) -> Inspection | None:
         return None
     family: Family | None = "sdxl" if "add_embedding.linear_1.weight" in header.shapes else None
     family = family or _family_by_width(header, r"attn2\.to_k\.weight$") or "sd15"
-    return Inspection("controlnet", family, options={"layout": "single-file"})
+    return Inspection("controlnet", family, options={"layout": "single-file"}, loader="app.models.controls:load")
 
 
 def _lora(header: Header, stem: str) -> Inspection | None:
@@ -271,7 +271,8 @@ def _inspect_component(folder: Path) -> Inspection:
             raise InvalidRequest("The folder's weights are not what its config.json says.")
         options = {"layout": "diffusers"}
         variant = _variant(folder, "diffusion_pytorch_model")
-        return Inspection(found.kind, found.family, options=options | ({"variant": variant} if variant else {}))
+        options |= {"variant": variant} if variant else {}
+        return Inspection(found.kind, found.family, options=options, loader=found.loader)
     raise InvalidRequest("The folder is not in the diffusers layout: it has no model_index.json.")
 
 

@@ -20,6 +20,7 @@ from app.ui.controls import (
     addition,
     bounds,
     choice,
+    controlnets,
     embeddings,
     given_way,
     literal_values,
@@ -54,11 +55,13 @@ KINDS: dict[str, Callable[[Question], Control]] = {
     "model": model,
     "addition": addition,
     "loras": loras,
+    "controlnets": controlnets,
     "embeddings": embeddings,
     "seed": seed,
     "size": size,
     "image": picture,
     "images": pictures,
+    "faces": numbers,
     "mask": picture,
 }
 def is_list_of(annotation: Any, kind: Any) -> bool:
@@ -250,8 +253,13 @@ class Form:
 
     @property
     def face_pickers(self) -> dict[str, Any]:
-        """Field of a picture -> the widget in which one of its faces is chosen."""
-        return {control.fields[0]: control.widgets[0] for control in self.controls if control.face}
+        """Field of a picture -> the widget in which one of its faces is chosen; `field.1` is that of its second."""
+        return {
+            f"{control.fields[0]}.{at}" if at else control.fields[0]: widget
+            for control in self.controls
+            if control.face
+            for at, widget in enumerate(control.widgets)
+        }
 
 
 def knob_rank(question: Question, kind: str | None) -> int:

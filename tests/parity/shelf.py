@@ -22,6 +22,7 @@ LOADERS = {
     "instantid": "app.models.instantid:load",
     "ecomid": "app.models.ecomid:load",
     "ip-adapter": "app.models.ip_adapter:load",
+    "controlnet": "app.models.controls:load",
 }
 TEXT = 32
 """Width of each text encoder and of the pooled text, so that the case's UNet fits."""
