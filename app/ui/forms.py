@@ -66,8 +66,8 @@ KINDS: dict[str, Callable[[Question], Control]] = {
 }
 def is_list_of(annotation: Any, kind: Any) -> bool:
     """Whether the annotation is a tuple of such values; `Literal` stands for any of its words."""
-    inner = get_args(annotation)[:1] if get_origin(annotation) is tuple else ()
-    return bool(inner) and (get_origin(inner[0]) is kind or inner[0] is kind)
+    inner = bare(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
+    return get_origin(inner) is kind or inner is kind
 
 
 TYPES: tuple[tuple[Callable[[Any], bool], Callable[[Question], Control]], ...] = (
