@@ -74,6 +74,8 @@ SHARED = {
     "app.core.segmenting",
     "app.core.staying_put",
     "app.core.step1x_reasoning",
+    "app.core.further_controls",
+    "app.core.pulid_settings",
 }
 
 

@@ -6,7 +6,7 @@ the result's proportions (white: act here), boxes (left, top, right, bottom) in 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from PIL import Image
 
@@ -17,13 +17,21 @@ Box = tuple[float, float, float, float]
 class FaceReference:
     """A picture, and which of its faces is meant: the only one, that of a number (largest first), or that at a box.
 
-    `field` is the request's field in which the picture stands: a refusal names it.
+    `field` is the request's field in which the picture stands, `number` its place where that holds several: a refusal
+    names them.
     """
 
     image: Image.Image
     index: int | None = None
     box: Box | None = None
     field: str | None = None
+    number: int | None = None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What a refusal's details say of where the picture stands."""
+        said = {"field": self.field, "number": self.number}
+        return {name: value for name, value in said.items() if value is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +92,7 @@ class ImagePrompt(Attachment):
     """Pictures as a prompt, by IP-Adapter.
 
     `scales` and `masks` have one entry for each picture, or are empty: then the pictures are looked at as one. `blocks`
-    says which blocks look at them.
+    says which blocks look at them. `shortcut_scale` weighs what FaceID plus v2 adds to the face's own tokens.
     """
 
     images: Sequence[Image.Image] = ()
@@ -93,6 +101,7 @@ class ImagePrompt(Attachment):
     scales: Sequence[float] = ()
     masks: Sequence[Image.Image | None] = ()
     blocks: Literal["all", "style", "layout", "style and layout"] = "all"
+    shortcut_scale: float = 1.0
     attach: ClassVar[str] = "app.models.ip_adapter:attach"
 
 

@@ -120,6 +120,10 @@ class FaceReader(Protocol):
     Each raises what a caller is told: `NoFaceFound`, `FaceNotChosen`, `InvalidRequest`.
     """
 
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """The cosines of two vectors from which faces count as one person's, and as those of people who look alike."""
+
     def find(self, wish: FaceReference) -> Any:
         """The `Face` that is meant."""
 
@@ -263,10 +267,12 @@ class Capability:
     of them; empty: no model). `example` validates as a Request once its picture fields are filled with references.
     `check` refuses, before there is a job, a resolved request that could only fail: it raises what the caller is told.
     `additions` names, for each field that holds the id of a model which goes on the request's model, the task that it
-    must serve; in a request without a model they serve by themselves. `listed_additions` names fields that hold a list
-    of such ids, each with the field whose list says what an id is for, and with how such a task's name begins.
-    `advise` says, from the request's values and the two rows' specs, what null fields mean here, before the model's row
-    is asked.
+    must serve; in a request without a model they serve by themselves. `additions_for` does so for fields that count
+    only where another is filled: for each, the task and the name of that other field. `additions_if_installed` names
+    the task of each field that becomes null, instead of a refusal, where nothing that fits is installed.
+    `listed_additions` names fields that hold a list of such ids, each with the field whose list says what an id is for,
+    and with how such a task's name begins. `advise` says, from the request's values and the rows' specs, what null
+    fields mean here, before the model's row is asked.
     """
 
     name: str
@@ -280,7 +286,19 @@ class Capability:
     check: Callable[[Any, Door], None] | None = None
     additions: Mapping[str, str] = field(default_factory=dict)
     listed_additions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    additions_for: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    additions_if_installed: Mapping[str, str] = field(default_factory=dict)
     advise: Callable[[Mapping[str, Any], Any, Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+    def wanted_additions(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Field -> task of every addition that a request with these values needs."""
+        more = {name: task for name, (task, other) in self.additions_for.items() if values.get(other)}
+        return {**self.additions, **more}
+
+    @property
+    def optional_additions(self) -> dict[str, str]:
+        """Field -> task of every addition that a wish may do without."""
+        return {name: task for name, (task, _) in self.additions_for.items()} | dict(self.additions_if_installed)
 
     @property
     def group(self) -> str:

@@ -10,6 +10,7 @@ from app.core.capability import Capability, Context, Result
 from app.core.drawing import draw_each, size_for
 from app.core.ecomid_settings import advise, identity_of
 from app.core.fields import Height, Width
+from app.core.further_controls import FurtherControls, controls_of, require_controls
 from app.core.identity import IdentityRequest, Placement, likeness, placement_for, placement_of, references
 from app.core.identity_fields import (
     ControlScale,
@@ -19,6 +20,7 @@ from app.core.identity_fields import (
     IdScale,
     IdStart,
     Keypoints,
+    PoseFaceIndex,
     PoseImage,
     Poses,
 )
@@ -26,7 +28,7 @@ from app.imaging.grid import grid_of
 from app.imaging.keypoints import POSES, turn_keypoints
 
 
-class EcomIdRequest(IdentityRequest):
+class EcomIdRequest(IdentityRequest, FurtherControls):
     """What every wish to EcomID may say."""
 
     ecomid_model: EcomIdModel = "auto"
@@ -43,6 +45,7 @@ class EcomIdGenerateRequest(EcomIdRequest):
     """A person, what the picture shows, and where the face is to be."""
 
     pose_image: PoseImage = None
+    pose_face_index: PoseFaceIndex = None
     keypoints: Keypoints = None
 
 
@@ -83,7 +86,8 @@ def draw_in(
     request: EcomIdRequest, context: Context, faces: Sequence[FaceReference], placements: Sequence[Placement]
 ) -> list[Image.Image]:
     """The wish's pictures with the face in each of these places."""
-    identity = [identity_of(request, faces)]
+    nets, drawings = controls_of(request, context)
+    identity = [identity_of(request, faces), *nets]
     with context.borrow(request.model, task="text-to-image", attachments=identity, **request.additions()) as pipeline:
         size = size_for(request.width, request.height, pipeline)
         images = []
@@ -96,7 +100,7 @@ def draw_in(
                 rounds=len(placements),
                 width=size[0],
                 height=size[1],
-                control_image=[drawing],
+                control_image=[drawing, *drawings],
             )
     return images
 
@@ -109,6 +113,7 @@ def _capability(name: str, title: str, summary: str, request: Any, run: Any, exa
         request=request,
         run=run,
         needs=("text-to-image",),
+        check=require_controls,
         additions={"ecomid_model": "ecomid"},
         advise=advise,
         group_title="EcomID",

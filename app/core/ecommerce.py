@@ -4,16 +4,18 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from PIL import Image
+from pydantic import model_validator
 
 from app.core import identity_fields as fields
-from app.core.attachments import FaceReference
+from app.core.attachments import Attachment, ControlNet
 from app.core.capability import Capability, Context, Door, ModelRequest, Result
 from app.core.drawing import draw_each
 from app.core.ecomid_settings import advise, identity_of
 from app.core.fields import ImageReference, field
-from app.core.identity import Placement, box_of, likeness, placement_for
+from app.core.identity import Placement, likeness, placement_for, references, require_choices
 from app.imaging.cutout import Placed, cut_out, place, require_product
 from app.imaging.sizes import Size, of_area, require_a_step, whole_strength
+from app.imaging.soft_edges import soft_edges
 
 SHOPS: dict[str, Size] = {
     "amazon": (2000, 2000),
@@ -25,6 +27,10 @@ SHOPS: dict[str, Size] = {
     "pinterest": (1000, 1500),
 }
 """Pixels that the shops ask for, or recommend, of a product's picture."""
+NO_SOFTEDGE = (
+    "No ControlNet kept the product's outline while the scene was painted: none for soft edges is installed for this "
+    "model. `eis models pull controlnet-softedge-sdxl` fetches the one for SDXL."
+)
 ProductImage = Annotated[ImageReference, field("The product, whole, on any background.", kind="image")]
 ProductMask = Annotated[
     ImageReference | None,
@@ -40,6 +46,15 @@ Shop = Annotated[
 Share = Annotated[float, field("Share of the picture that the product's longer side takes.", ge=0.1, le=0.95)]
 Across = Annotated[float, field("Where the product's middle lies: 0 left, 1 right.", ge=0, le=1)]
 Down = Annotated[float, field("Where the product's middle lies: 0 top, 1 bottom.", ge=0, le=1)]
+SoftedgeModel = Annotated[
+    str | None,
+    field(
+        "Id of the ControlNet that keeps the product's outline; `auto` is the best installed one that fits the model; "
+        "null, and where none is installed: none.",
+        kind=fields.IDENTITY_ADDITION, min_length=1, max_length=200,
+    ),
+]  # fmt: skip
+SoftedgeScale = Annotated[float, field("How strictly the product's outline is followed; 0: not at all.", ge=0, le=2)]
 Shadow = Annotated[bool, field("Begin with a soft shadow under the product.")]
 
 
@@ -51,8 +66,10 @@ class EcommerceRequest(ModelRequest):
     face_image: Person = None
     face_images: fields.FaceImages = ()
     face_index: fields.FaceIndex = None
+    face_images_index: fields.FaceImagesIndex = ()
     face_box: fields.FaceBox = None
     pose_image: fields.PoseImage = None
+    pose_face_index: fields.PoseFaceIndex = None
     keypoints: fields.Keypoints = None
     ecomid_model: fields.EcomIdModel = "auto"
     method: fields.EcomIdMethod = "fidelity"
@@ -65,6 +82,14 @@ class EcommerceRequest(ModelRequest):
     product_x: Across = 0.5
     product_y: Down = 0.6
     shadow: Shadow = True
+    softedge_model: SoftedgeModel = "auto"
+    softedge_scale: SoftedgeScale = 0.6
+
+    @model_validator(mode="after")
+    def chooses_in_each(self) -> "EcommerceRequest":
+        """See `require_choices`."""
+        require_choices(self)
+        return self
 
     @property
     def width(self) -> int | None:
@@ -93,12 +118,20 @@ def run(request: EcommerceRequest, context: Context) -> Result:
     else:
         mask, how = cut_out(product)
         notes.append(f"The product was cut out by {how}; product_mask does it by hand.")
-    faces = people_of(request, context)
+    faces = references(request, context) if request.face_image else ()
     placement = None
     if faces:
         with context.faces(request.ecomid_model) as reader:
             placement = placement_for(request, context, reader, faces[0])
-    more = request.additions() | {"attachments": [identity_of(request, faces)] if faces else []}
+    attachments: list[Attachment] = [identity_of(request, faces)] if faces else []
+    if request.softedge_scale and request.softedge_model is None:
+        notes.append(NO_SOFTEDGE)
+    elif request.softedge_scale:
+        scale = request.softedge_scale
+        attachments.append(
+            ControlNet(request.softedge_model, control_type="softedge", controlnet_conditioning_scale=scale)
+        )
+    more = request.additions() | {"attachments": attachments}
     with context.borrow(request.model, task="inpaint", **more) as pipeline:
         final = SHOPS.get(request.shop, pipeline.default_size)
         size = of_area(final, pipeline.default_size[0] * pipeline.default_size[1], pipeline.size_multiple)
@@ -112,7 +145,7 @@ def run(request: EcommerceRequest, context: Context) -> Result:
             width=size[0],
             height=size[1],
             strength=whole_strength(request.num_inference_steps),
-            **control_of(placement, size),
+            **control_of(request, start, placement, size),
         )
     over = placed(request, product, mask, final)
     images = [lay_product_over(picture.resize(final, Image.Resampling.LANCZOS), over) for picture in painted]
@@ -127,23 +160,20 @@ def run(request: EcommerceRequest, context: Context) -> Result:
     return Result(images=images, seeds=request.seeds, data=data, notes=notes)
 
 
-def people_of(request: EcommerceRequest, context: Context) -> tuple[FaceReference, ...]:
-    """The person's pictures; none where nobody is to be shown."""
-    if request.face_image is None:
-        return ()
-    first = FaceReference(context.image(request.face_image), request.face_index, box_of(request.face_box))
-    return (first, *(FaceReference(context.image(other)) for other in request.face_images))
-
-
 def placed(request: EcommerceRequest, product: Image.Image, mask: Image.Image, size: Size) -> Placed:
     """The product where the wish puts it, on a canvas of this size."""
     at = (request.product_x, request.product_y)
     return place(product, mask, size, scale=request.product_scale, at=at, shadow=request.shadow)
 
 
-def control_of(placement: Placement | None, size: Size) -> Mapping[str, Any]:
-    """The keypoint drawing of a call, where a person is shown."""
-    return {} if placement is None else {"control_image": [placement.on(size).drawing()]}
+def control_of(
+    request: EcommerceRequest, start: Placed, placement: Placement | None, size: Size
+) -> Mapping[str, Any]:
+    """The control pictures of a call: keypoints where a person is shown, and edges where a network follows them."""
+    drawings = [] if placement is None else [placement.on(size).drawing()]
+    if request.softedge_scale and request.softedge_model is not None:
+        drawings.append(soft_edges(start.image, start.mask))
+    return {"control_image": drawings} if drawings else {}
 
 
 def lay_product_over(picture: Image.Image, over: Placed) -> Image.Image:
@@ -162,6 +192,7 @@ ECOMID_ECOMMERCE = Capability(
     needs=("inpaint",),
     check=check,
     additions={"ecomid_model": "ecomid"},
+    additions_if_installed={"softedge_model": "controlnet-softedge"},
     advise=advise,
     group_title="EcomID",
     example={"prompt": "a red car, blue background", "seed": 7},

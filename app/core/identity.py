@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from pydantic import model_validator
 
 from app.core.attachments import Box, FaceReference
 from app.core.capability import Context, FaceReader, ModelRequest
-from app.core.identity_fields import FaceBox, FaceImage, FaceImages, FaceIndex
+from app.core.identity_fields import FaceBox, FaceImage, FaceImages, FaceImagesIndex, FaceIndex
 from app.errors import InvalidRequest
 from app.imaging.keypoints import draw_keypoints
 from app.imaging.sizes import Size
@@ -26,14 +27,35 @@ class IdentityRequest(ModelRequest):
     face_image: FaceImage
     face_images: FaceImages = ()
     face_index: FaceIndex = None
+    face_images_index: FaceImagesIndex = ()
     face_box: FaceBox = None
+
+    @model_validator(mode="after")
+    def chooses_in_each(self) -> "IdentityRequest":
+        """See `require_choices`."""
+        require_choices(self)
+        return self
 
 
 def references(request: Any, context: Context, own: str | None = None) -> tuple[FaceReference, ...]:
     """The faces of a wish that has the fields of `IdentityRequest`; that of the picture `own` where it names none."""
     image, field = context.image(request.face_image or own), "face_image" if request.face_image else "image"
     first = FaceReference(image, request.face_index, box_of(request.face_box), field)
-    return (first, *(FaceReference(context.image(other), field="face_images") for other in request.face_images))
+    further = zip(request.face_images, request.face_images_index or (None,) * len(request.face_images), strict=True)
+    return (
+        first,
+        *(
+            FaceReference(context.image(other), index, field="face_images", number=number)
+            for number, (other, index) in enumerate(further)
+        ),
+    )
+
+
+def require_choices(request: Any) -> None:
+    """`ValueError` where there are choices of faces, and not one for each further picture."""
+    count, chosen = len(request.face_images), len(request.face_images_index)
+    if chosen and chosen != count:
+        raise ValueError(f"{count} further pictures need as many entries of face_images_index, not {chosen}")
 
 
 def box_of(text: str | None) -> Box | None:
@@ -55,7 +77,8 @@ def likeness(
     """For the answer's data: how alike each picture's face is to the one that was wanted.
 
     The cosine of ArcFace's vectors: near 1 for one person, near 0 for two; None where a picture shows no face that can
-    be known. `near` says where in each picture the face is; else its largest counts.
+    be known. `near` says where in each picture the face is; else its largest counts. Beside it stand the cosines from
+    which this face pack's faces count as one person's, and as those of people who look alike.
     """
     target = reader.vector(wanted)
     found = []
@@ -67,7 +90,7 @@ def likeness(
         except InvalidRequest:
             # Nobody is there, or too small to be known: what was made is kept all the same.
             found.append(None)
-    return {"identity_similarity": found}
+    return {"identity_similarity": found, "identity_thresholds": list(reader.thresholds)}
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:
@@ -114,7 +137,8 @@ def placement_for(request: Any, context: Context, reader: FaceReader, person: Fa
     if request.keypoints is None:
         if request.pose_image is None:
             return placement_of(reader, person)
-        return placement_of(reader, FaceReference(context.image(request.pose_image), field="pose_image"))
+        pose = FaceReference(context.image(request.pose_image), request.pose_face_index, field="pose_image")
+        return placement_of(reader, pose)
     points = np.asarray(numbers_in(request.keypoints), np.float32).reshape(5, 2)
     size = (request.width, request.height)
     if not all(size):

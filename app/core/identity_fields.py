@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from app.core.fields import ImageReference, field
+from pydantic import Field
+
+from app.core.fields import ImageReference, WeightedModel, field
 
 IDENTITY_ADDITION = "addition"
 """Kind of a field that names a model which goes on the request's model, or serves alone where the request has none;
@@ -36,6 +38,20 @@ FaceIndex = Annotated[
     field(
         "Which face of `face_image`, largest first from 0; null: the only one.",
         kind="face", of="face_image", ge=0, le=99,
+    ),
+]
+FaceImagesIndex = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=99)] | None, ...],
+    field(
+        "Which face of each of `face_images`, largest first from 0; null, and an empty list: the only one.",
+        kind="faces", of="face_images", max_length=7,
+    ),
+]
+PoseFaceIndex = Annotated[
+    int | None,
+    field(
+        "Which face of `pose_image`, largest first from 0; null: the only one.",
+        kind="face", of="pose_image", ge=0, le=99,
     ),
 ]
 FaceBox = Annotated[
@@ -119,6 +135,10 @@ PromptWeights = Annotated[
     tuple[float, ...],
     field("A weight for each picture; empty: the pictures are looked at as one.", max_length=8),
 ]
+FurtherPromptImages = Annotated[
+    tuple[ImageReference, ...],
+    field("Pictures that serve as a prompt beside the words, looked at as one.", kind="images", max_length=4),
+]
 PromptMasks = Annotated[
     tuple[ImageReference, ...],
     field(
@@ -130,4 +150,33 @@ PromptMasks = Annotated[
 Blocks = Annotated[
     Literal["all", "style", "layout", "style and layout"],
     field("Which of SDXL's blocks look at the picture: all, those that decide on style, those on layout."),
+]
+ShortcutScale = Annotated[
+    float,
+    field(
+        "FaceID plus v2 only: how much the look of the face adds to who it is; above 1 it looks more like its picture.",
+        ge=0,
+        le=3,
+    ),
+]
+ControlImages = Annotated[
+    tuple[ImageReference, ...],
+    field(
+        "Control pictures beside the face (edges, depth, a body's pose), in the result's proportions.",
+        kind="images",
+        max_length=3,
+    ),
+]
+ControlNets = Annotated[
+    tuple[WeightedModel, ...],
+    field("For each control picture the ControlNet that follows it, and its weight.", kind="controlnets", max_length=3),
+]
+Portion = Annotated[float, Field(ge=0, le=1)]
+ControlStarts = Annotated[
+    tuple[Portion, ...],
+    field("For each control picture the share of the way from which it is followed; empty: 0.", max_length=3),
+]
+ControlEnds = Annotated[
+    tuple[Portion, ...],
+    field("For each control picture the share of the way until which it is followed; empty: 1.", max_length=3),
 ]

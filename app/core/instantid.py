@@ -10,6 +10,7 @@ from app.core.capability import Capability, Context, Result
 from app.core.drawing import draw_each, require_work, size_for
 from app.core.face_swap import swap
 from app.core.fields import Height, InitImage, Prompt, Strength, Width
+from app.core.further_controls import FurtherControls, controls_of, require_controls
 from app.core.identity import IdentityRequest, Placement, likeness, placement_for, references
 from app.core.identity_fields import (
     ControlScale,
@@ -19,6 +20,7 @@ from app.core.identity_fields import (
     InstantIdModel,
     IpScale,
     Keypoints,
+    PoseFaceIndex,
     PoseImage,
     TargetFaceIndex,
 )
@@ -38,10 +40,11 @@ class InstantIdRequest(IdentityRequest):
     id_end: IdEnd = 1.0
 
 
-class InstantIdGenerateRequest(InstantIdRequest):
+class InstantIdGenerateRequest(InstantIdRequest, FurtherControls):
     """A person, what the picture shows, and where the face is to be."""
 
     pose_image: PoseImage = None
+    pose_face_index: PoseFaceIndex = None
     keypoints: Keypoints = None
     enhance_non_face_region: EnhanceNonFace = True
     width: Width = None
@@ -88,11 +91,13 @@ def generate(request: InstantIdGenerateRequest, context: Context) -> Result:
     region = None
     if request.enhance_non_face_region:
         region = placement.on(whole_size(request, placement)).region()
-    identity = [identity_of(request, faces, region)]
+    nets, drawings = controls_of(request, context)
+    identity = [identity_of(request, faces, region), *nets]
     with context.borrow(request.model, task="text-to-image", attachments=identity, **request.additions()) as pipeline:
         size = size_for(request.width, request.height, pipeline)
         drawing = placement.on(size).drawing()
-        images = draw_each(request, context, pipeline, width=size[0], height=size[1], control_image=[drawing])
+        control = [drawing, *drawings]
+        images = draw_each(request, context, pipeline, width=size[0], height=size[1], control_image=control)
     with context.faces(request.instantid_model) as reader:
         data = likeness(reader, faces[0], images)
     return Result(images=images, seeds=request.seeds, data=data)
@@ -116,6 +121,7 @@ INSTANTID_GENERATE = Capability(
     request=InstantIdGenerateRequest,
     run=generate,
     needs=("text-to-image",),
+    check=require_controls,
     additions={"instantid_model": "instantid"},
     advise=advise,
     group_title="InstantID",

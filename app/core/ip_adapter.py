@@ -15,6 +15,7 @@ from app.core.identity_fields import (
     PromptImages,
     PromptMasks,
     PromptWeights,
+    ShortcutScale,
 )
 
 
@@ -27,6 +28,7 @@ class IpAdapterRequest(ModelRequest):
     ip_adapter_model: IpAdapterModel = "auto"
     ip_adapter_scale: IpScale = 0.6
     blocks: Blocks = "all"
+    shortcut_scale: ShortcutScale = 1.0
     ip_start: IdStart = 0.0
     ip_end: IdEnd = 1.0
     width: Width = None
@@ -55,6 +57,7 @@ def run(request: IpAdapterRequest, context: Context) -> Result:
         scales=request.weights,
         masks=[context.image(reference).convert("L") for reference in request.masks],
         blocks=request.blocks,
+        shortcut_scale=request.shortcut_scale,
     )
     with context.borrow(request.model, task="text-to-image", attachments=[prompt], **request.additions()) as pipeline:
         width, height = size_for(request.width, request.height, pipeline)

@@ -3,10 +3,8 @@
 What a null field means follows the mode and the installed base, by the authors' own settings for each.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.core.attachments import FaceReference, PulidIdentity
 from app.core.capability import Capability, Context, Result
 from app.core.drawing import draw_each, make_anew, repaint, require_work, size_for
 from app.core.face_swap import swap
@@ -21,7 +19,16 @@ from app.core.fields import (
     Strength,
     Width,
 )
-from app.core.identity import IdentityRequest, first_stated, likeness, references
+from app.core.further_controls import (
+    FOR_PROMPT_IMAGES,
+    FurtherControls,
+    PicturePrompted,
+    control_arguments,
+    controls_of,
+    picture_prompt_of,
+    require_controls,
+)
+from app.core.identity import IdentityRequest, likeness, references
 from app.core.identity_fields import (
     IdEnd,
     IdScale,
@@ -34,19 +41,9 @@ from app.core.identity_fields import (
     PulidModel,
     TargetFaceIndex,
 )
+from app.core.pulid_settings import advise, identity_of
 from app.imaging.face_paste import require_face_in_mask
 from app.imaging.masks import fade_inwards
-
-MODES: dict[str, dict[str, Any]] = {
-    "standard": {"num_inference_steps": 30, "guidance_scale": 7.0, "scheduler": "DPM++ 2M Karras", "id_scale": 0.8,
-                 "num_zero": 20, "ortho": "ortho_v2"},
-    "lightning": {"num_inference_steps": 4, "guidance_scale": 1.2, "scheduler": "DPM++ 2M", "id_scale": 0.8,
-                  "num_zero": 8, "ortho": "ortho_v2"},
-    "fidelity": {"num_inference_steps": 50, "guidance_scale": 5.0, "scheduler": "DPM++ 2M Karras", "id_scale": 1.0,
-                 "num_zero": 8, "ortho": "ortho_v2"},
-}  # fmt: skip
-STATED = {"id_scale": float, "num_zero": int, "ortho": str}
-"""What a row of weights may state of itself in its options."""
 
 
 class PulidRequest(IdentityRequest):
@@ -61,14 +58,14 @@ class PulidRequest(IdentityRequest):
     id_end: IdEnd = 1.0
 
 
-class PulidGenerateRequest(PulidRequest):
-    """A person, and what the picture shows."""
+class PulidGenerateRequest(PulidRequest, PicturePrompted, FurtherControls):
+    """A person, and what the picture shows: in words, and in pictures that serve as a prompt or are followed."""
 
     width: Width = None
     height: Height = None
 
 
-class PulidEditRequest(PulidRequest):
+class PulidEditRequest(PulidRequest, PicturePrompted):
     """A picture to change by words, whole or where a mask is white; the person in it stays who it is."""
 
     image: InitImage
@@ -90,39 +87,15 @@ class PulidSwapRequest(PulidRequest):
     strength: Strength = 0.6
 
 
-def advise(values: Mapping[str, Any], base: Any, added: Mapping[str, Any]) -> dict[str, Any]:
-    """What null fields mean: the mode's settings; a base or weights with settings of their own keep those."""
-    recommended = base.recommended
-    is_quick = recommended is not None and recommended.is_for_few_steps
-    mode = values.get("mode") or ("lightning" if is_quick else "standard")
-    own: dict[str, Any] = {"mode": mode}
-    if base.embedded and recommended:
-        own |= {"scheduler": recommended.scheduler, "guidance_scale": recommended.guidance_scale}
-    options = added["pulid_model"].options
-    own |= {name: kind(options[name]) for name, kind in STATED.items() if name in options}
-    return first_stated(own, MODES[mode])
-
-
-def identity_of(request: PulidRequest, faces: Sequence[FaceReference]) -> PulidIdentity:
-    """The wish's face as it is put on a model."""
-    return PulidIdentity(
-        request.pulid_model,
-        request.id_start,
-        request.id_end,
-        faces=faces,
-        id_scale=request.id_scale,
-        num_zero=request.num_zero,
-        ortho=request.ortho,
-    )
-
-
 def generate(request: PulidGenerateRequest, context: Context) -> Result:
     """One call for each picture, so that each is the same picture when it is asked for alone."""
     faces = references(request, context)
-    more = request.additions() | {"attachments": [identity_of(request, faces)]}
+    nets, drawings = controls_of(request, context)
+    attachments = [identity_of(request, faces), *picture_prompt_of(request, context), *nets]
+    more = request.additions() | {"attachments": attachments}
     with context.borrow(request.model, task="text-to-image", **more) as pipeline:
         width, height = size_for(request.width, request.height, pipeline)
-        images = draw_each(request, context, pipeline, width=width, height=height)
+        images = draw_each(request, context, pipeline, width=width, height=height, **control_arguments(drawings))
     with context.faces(request.pulid_model) as reader:
         data = likeness(reader, faces[0], images)
     return Result(images=images, seeds=request.seeds, data=data)
@@ -132,7 +105,7 @@ def edit(request: PulidEditRequest, context: Context) -> Result:
     """The picture made anew in part, or repainted where the mask is white; the face is `face_image`'s or its own."""
     image = context.image(request.image)
     faces = references(request, context, own=request.image)
-    identity = [identity_of(request, faces)]
+    identity = [identity_of(request, faces), *picture_prompt_of(request, context)]
     if request.mask_image is None:
         images, notes = make_anew(request, context, image, identity)
     else:
@@ -175,6 +148,8 @@ PULID_GENERATE = _capability(
     PulidGenerateRequest,
     generate,
     "text-to-image",
+    check=require_controls,
+    additions_for=FOR_PROMPT_IMAGES,
     example={"prompt": "a portrait of a person, smiling, blue background", "seed": 7},
 )
 PULID_EDIT = _capability(
@@ -185,6 +160,7 @@ PULID_EDIT = _capability(
     edit,
     "image-to-image",
     check=require_work,
+    additions_for=FOR_PROMPT_IMAGES,
     example={"prompt": "a portrait of a person, yellow background", "seed": 7},
 )
 PULID_SWAP = _capability(

@@ -19,11 +19,16 @@ from app.core.capability import Capability, image_fields
 from app.core.fields import SEED_LIMIT
 from app.core.image_index import ImageIndex
 from app.core.storage import Storage
-from app.errors import InvalidRequest, MaskMismatch, UnknownImage
+from app.errors import InvalidRequest, MaskMismatch, UnknownImage, WeightsMissing
 from app.models.library import ModelLibrary, ModelRow
 
 RECOMMENDED = ("num_inference_steps", "guidance_scale", "scheduler")
-ADDITIONS = {"loras": ("lora", "LoRA"), "textual_inversions": ("embedding", "textual inversion")}
+ADDITIONS = {
+    "loras": ("lora", "LoRA"),
+    "textual_inversions": ("embedding", "textual inversion"),
+    "controlnets": ("controlnet", "ControlNet"),
+    "softedge_model": ("controlnet", "ControlNet"),
+}
 """Field -> the kind of model that may stand in it, and what a person calls it."""
 
 SIZE_MULTIPLE = {"sd15": 8, "sdxl": 8}
@@ -140,12 +145,15 @@ class Submission:
             alone = {name: self._alone(values[name], task) for name, task in capability.additions.items()}
             values.update({name: found.spec.id for name, found in alone.items()})
             return next(iter(alone.values()), None)
-        row = self._model(capability, values)
+        wanted = capability.wanted_additions(values)
+        row = self._model(capability, values, tuple(wanted.values()))
         values["model"] = row.spec.id
-        put_on = {name: self._put_on(values[name], name, task, row) for name, task in capability.additions.items()}
+        put_on = {name: self._put_on(values[name], name, task, row) for name, task in wanted.items()}
         values.update({name: found.spec.id for name, found in put_on.items()})
         for name, wishes in listed(capability, values).items():
             values[name] = [self._put_on(wished, name, task, row).spec.id for wished, task in wishes]
+        for name, task in capability.additions_if_installed.items():
+            values[name] = self._if_installed(values[name], name, task, row)
         if capability.advise is not None:
             specs = {name: found.spec for name, found in put_on.items()}
             advised = capability.advise(values, row.spec, specs)
@@ -153,6 +161,8 @@ class Submission:
         additions = [self._addition(lora["model"], "loras", row) for lora in values.get("loras") or ()]
         for name in values.get("textual_inversions") or ():
             self._addition(name, "textual_inversions", row)
+        for net in values.get("controlnets") or ():
+            self._addition(net["model"], "controlnets", row)
         # A distillation LoRA knows better than the base how many steps it needs.
         advice = [found.spec.recommended for found in (*additions, row) if found.spec.recommended]
         if advice:
@@ -202,16 +212,27 @@ class Submission:
             )
         return found
 
+    def _if_installed(self, wished: str | None, field: str, task: str, base: ModelRow) -> str | None:
+        """As `_put_on`, but None where nothing that is installed serves the task; what is named must be there."""
+        if wished is None:
+            return None
+        if wished != "auto":
+            return self._addition(wished, field, base).spec.id
+        try:
+            return self._models.choose_addition(task, base).spec.id
+        except WeightsMissing:
+            return None
+
     def _alone(self, wished: str, task: str) -> ModelRow:
         """The model that serves this task by itself: the one that is wished for, or the best installed."""
         return self._models.choose((task,)) if wished == "auto" else self._models.require(wished, task=task)
 
-    def _model(self, capability: Capability, values: Mapping[str, Any]) -> ModelRow:
+    def _model(self, capability: Capability, values: Mapping[str, Any], additions: tuple[str, ...]) -> ModelRow:
         wished = values["model"]
         if wished == "auto":
             wishes = [wish for found in listed(capability, values).values() for wish in found]
             named = [self._models.get(id).spec for id, _ in wishes if id != "auto"]
-            tasks = [*capability.additions.values(), *(task for id, task in wishes if id == "auto")]
+            tasks = [*additions, *(task for id, task in wishes if id == "auto")]
             return self._models.choose(capability.needs, tuple(tasks), tuple(named))
         served = self._models.get(wished).spec.tasks
         task = next((task for task in capability.needs if task in served), capability.needs[0])

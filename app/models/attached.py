@@ -16,12 +16,14 @@ from app.models.row_attention import Branch
 class Attached:
     """Branches act on the rows of this borrow's calls; each control follows one of a call's control pictures.
 
-    `loras` belong to what is attached and are worn with the borrow's own.
+    `loras` belong to what is attached and are worn with the borrow's own. `starts_at_sigma`: see
+    `schedulers.start_at_sigma`.
     """
 
     branches: tuple[Branch, ...] = ()
     controls: tuple[Control, ...] = ()
     loras: tuple[Addition, ...] = ()
+    starts_at_sigma: bool = False
 
     @staticmethod
     def of(parts: Sequence["Attached | Branch | Control"]) -> "Attached":
@@ -29,16 +31,18 @@ class Attached:
         branches: list[Branch] = []
         controls: list[Control] = []
         loras: list[Addition] = []
+        starts_at_sigma = False
         for part in parts:
             if isinstance(part, Attached):
                 branches += part.branches
                 controls += part.controls
                 loras += part.loras
+                starts_at_sigma |= part.starts_at_sigma
             elif isinstance(part, Branch):
                 branches.append(part)
             else:
                 controls.append(part)
-        return Attached(tuple(branches), tuple(controls), tuple(loras))
+        return Attached(tuple(branches), tuple(controls), tuple(loras), starts_at_sigma)
 
 
 def mask_tensor(mask: Image.Image | None) -> torch.Tensor | None:

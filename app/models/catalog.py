@@ -16,6 +16,8 @@ brings none of its own; a part of kind `vae` takes the place of the base's autoe
     base        the one checkpoint that an addition was made for; `best_on`: the one that it beats higher ranks on
     encoder, faces, projection    what an IP-Adapter needs (see `app.models.catalog_ip_adapters`)
     weights     which file of the folder holds the network, where it is a single file
+    same_face, similar_face    cosines from which a face pack's faces count as one person's, and as people's who look
+                alike
     head_dim    width of an attention head, which the shapes of an image encoder do not tell
 
 A row's path is a folder where the layout is diffusers or folder, else the one weights file. What a LoRA recommends of

@@ -9,6 +9,8 @@ from app.models.spec import ModelSpec, Source
 
 EVA_LOADER = "app.models.eva_clip:load"
 """The loader of the one image encoder that looks at aligned faces."""
+PUBLISHED = {"same_face": "0.5", "similar_face": "0.3"}
+"""Cosines of ArcFace's vectors from which faces are commonly taken for one person's, and for those of relatives."""
 _FACEXLIB = "https://github.com/xinntao/facexlib/releases/download"
 
 IP_ADAPTER_REVISION = "018e402774aeeddd60609b4ecdb7e298259dc729"
@@ -48,7 +50,7 @@ FACES: tuple[ModelSpec, ...] = (
         files=tuple(_ANTELOPE),
         tasks=("faces",),
         rank=30,
-        options={"layout": "folder"},
+        options={"layout": "folder", **PUBLISHED},
         sha256=_ANTELOPE,
         description="Finds faces and turns each into the vector that PuLID, InstantID and EcomID read.",
     ),
@@ -65,7 +67,7 @@ FACES: tuple[ModelSpec, ...] = (
         files=tuple(_BUFFALO),
         tasks=("faces",),
         rank=20,
-        options={"layout": "folder", "folder": "models/buffalo_l"},
+        options={"layout": "folder", "folder": "models/buffalo_l", **PUBLISHED},
         sha256=_BUFFALO,
         description="Finds faces and turns each into the vector that IP-Adapter FaceID reads.",
     ),

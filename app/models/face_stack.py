@@ -12,7 +12,7 @@ from app.core.attachments import FaceReference
 from app.errors import InvalidRequest
 from app.imaging.detected_faces import Face
 from app.models import eva_clip, faces
-from app.models.catalog_faces import EVA_LOADER
+from app.models.catalog_faces import EVA_LOADER, PUBLISHED
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
 
@@ -32,8 +32,9 @@ class FaceFeatures:
 class FaceStack:
     """A face analyser that can be placed and parked; `analyser` is for those who ask for more than features."""
 
-    def __init__(self, analyser: faces.FaceAnalyser, device: TorchDevice) -> None:
+    def __init__(self, analyser: faces.FaceAnalyser, device: TorchDevice, thresholds: tuple[float, float]) -> None:
         self.analyser = analyser
+        self.thresholds = thresholds
         self._device = device
 
     @property
@@ -62,7 +63,7 @@ class FaceStack:
         try:
             return self.analyser.find(wish.image, index=wish.index, box=wish.box)
         except InvalidRequest as refusal:
-            refusal.details = {**refusal.details, "field": wish.field} if wish.field else refusal.details
+            refusal.details = {**refusal.details, **wish.place}
             raise
 
     def all(self, image: Image.Image) -> list[Face]:
@@ -101,7 +102,9 @@ def open_stack(rows: Sequence[ModelRow], device: TorchDevice) -> FaceStack:
     encoder = next((row for row in rows if row.spec.loader == EVA_LOADER), None)
     clip = eva_clip.load(encoder.spec, encoder.path, device) if encoder else None
     folders = [row.path for row in rows if row.spec.kind == "faces"]
-    return FaceStack(faces.open_analyser(folders, device, clip), device)
+    told = next((row.spec.options for row in rows if "same_face" in row.spec.options), PUBLISHED)
+    thresholds = (float(told["same_face"]), float(told["similar_face"]))
+    return FaceStack(faces.open_analyser(folders, device, clip), device, thresholds)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -72,11 +72,18 @@ class IpAdapter(Weights):
         """Whether it looks at a face's vector."""
         return isinstance(self.projection, IPAdapterFaceIDImageProjection | IPAdapterFaceIDPlusImageProjection)
 
-    def tokens(self, images: Sequence[Image.Image], vectors: Sequence[torch.Tensor] = ()) -> Halves:
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether it adds the look of a face to the face's own tokens, as FaceID plus v2 does."""
+        return getattr(self.projection, "shortcut", False)
+
+    def tokens(
+        self, images: Sequence[Image.Image], vectors: Sequence[torch.Tensor] = (), shortcut_scale: float = 1.0
+    ) -> Halves:
         """Tokens of pictures that are looked at as one [1, tokens of all, width]; `vectors` are their faces'."""
         with torch.no_grad():
             if self.reads_faces:
-                return self._tokens_of_faces(images, vectors)
+                return self._tokens_of_faces(images, vectors, shortcut_scale)
             pixels = self._moved(torch.cat([self.encoder.preprocess(square(image)) for image in images]))
             if isinstance(self.projection, ImageProjection):
                 found = self.encoder.embedding(pixels).float()
@@ -124,13 +131,17 @@ class IpAdapter(Weights):
             part.replace(file)
         return file
 
-    def _tokens_of_faces(self, images: Sequence[Image.Image], vectors: Sequence[torch.Tensor]) -> Halves:
+    def _tokens_of_faces(
+        self, images: Sequence[Image.Image], vectors: Sequence[torch.Tensor], shortcut_scale: float
+    ) -> Halves:
         # The order and the length that its training had: unit vectors.
         faces = functional.normalize(self._moved(torch.stack(list(vectors))), dim=-1)
         if isinstance(self.projection, IPAdapterFaceIDPlusImageProjection):
             pixels = self._moved(torch.cat([self.encoder.preprocess(square(image)) for image in images]))
             states = self.encoder.states(pixels).float()
             nothing = self.encoder.states(torch.zeros_like(pixels)).float()
+            # Set for this call, whose turn on the device it is, and never left over from another's.
+            self.projection.shortcut_scale = shortcut_scale
             self.projection.clip_embeds = states[:, None]
             prompt = self._projected(faces)
             self.projection.clip_embeds = nothing[:, None]
@@ -192,6 +203,10 @@ def attach(opened: IpAdapter, wish: ImagePrompt, *, faces: Any, unet: Any, **mor
         if not wish.faces:
             raise InvalidRequest(f"{opened.id!r} reads faces: give face pictures.", model=opened.id)
         vectors = [faces.arcface(face) for face in wish.faces]
+    if wish.shortcut_scale != 1 and not opened.has_shortcut:
+        raise InvalidRequest(
+            f"shortcut_scale is for FaceID plus v2; {opened.id!r} is another adapter.", field="shortcut_scale"
+        )
     images = list(wish.images)
     if opened.reads_faces:
         images = [faces.crop(face, FACE_CROP) for face in wish.faces] if opened.encoder is not None else []
@@ -201,11 +216,12 @@ def attach(opened: IpAdapter, wish: ImagePrompt, *, faces: Any, unet: Any, **mor
     if not any(wish.masks) and len(set(wish.scales)) < 2:
         scale = wish.scale * (wish.scales[0] if wish.scales else 1.0)
         return Attached(
-            (opened.branch(opened.tokens(images, vectors), scale, wish.blocks, unet, **window),), loras=loras
+            (opened.branch(opened.tokens(images, vectors, wish.shortcut_scale), scale, wish.blocks, unet, **window),),
+            loras=loras,
         )
     branches = []
     for number in range(max(len(images), len(vectors))):
-        tokens = opened.tokens(images[number : number + 1], vectors[number : number + 1])
+        tokens = opened.tokens(images[number : number + 1], vectors[number : number + 1], wish.shortcut_scale)
         scale = wish.scale * (wish.scales[number] if wish.scales else 1.0)
         mask = mask_tensor(wish.masks[number]) if wish.masks else None
         branches.append(opened.branch(tokens, scale, wish.blocks, unet, mask, **window))

@@ -15,7 +15,7 @@ from torch import nn
 
 from app.core.attachments import PulidIdentity
 from app.errors import InvalidRequest
-from app.models.attached import mask_tensor
+from app.models.attached import Attached, mask_tensor
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
 from app.models.perceiver import perceiver_layers
@@ -215,10 +215,10 @@ def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[Model
         ) from error
 
 
-def attach(opened: Pulid, wish: PulidIdentity, *, faces: Any, **more: Any) -> IdentityBranch:
+def attach(opened: Pulid, wish: PulidIdentity, *, faces: Any, **more: Any) -> Attached:
     """The face's tokens as one more thing that cross-attention looks at."""
     found = [faces.identify(face) for face in wish.faces]
-    return opened.branch(
+    branch = opened.branch(
         opened.tokens([(one.arcface, one.clip_pooled, one.clip_hidden) for one in found]),
         scale=wish.id_scale,
         num_zero=wish.num_zero,
@@ -227,6 +227,8 @@ def attach(opened: Pulid, wish: PulidIdentity, *, faces: Any, **more: Any) -> Id
         start=wish.start,
         end=wish.end,
     )
+    # v1's own reference begins with diffusers' noise.
+    return Attached((branch,), starts_at_sigma=opened.version == "v1.1")
 
 
 def published_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -29,6 +29,7 @@ from app.models.licences import licence_notes
 from app.models.machine import check_package
 from app.models.pipelines import Checkpoint
 from app.models.prompts import Encoder, PromptEncoder
+from app.models.schedulers import start_at_sigma
 from app.models.step_batching import Session, StepBatcher
 
 ATTACHED = adapters.Outfit(("attached",))
@@ -99,6 +100,8 @@ class Runtime:
             )
             lora_additions += attached.loras
             stock = checkpoint.view(task, scheduler, [control.network for control in attached.controls])
+            if attached.starts_at_sigma:
+                start_at_sigma(stock.scheduler)
             stack.enter_context(previews.watching(stock.scheduler))
             wardrobe = checkpoint.wardrobe
             plain = ATTACHED if attached.branches and checkpoint.is_compiled else adapters.PLAIN

@@ -89,6 +89,18 @@ def create(name: str | None, config: Mapping[str, Any], **overrides: Any) -> Any
     return scheduler_class.from_config(own, **switches)
 
 
+def start_at_sigma(scheduler: Any) -> None:
+    """Let DPM++ 2M Karras begin with noise of its first sigma's size, as the reference of PuLID v1.1 does.
+
+    diffusers begins with unit noise, k-diffusion with sigma / sqrt(1 + sigma^2) of it (SDXL: 0.99767): from there on
+    both give the same picture. Other schedulers are left as they are.
+    """
+    own = scheduler.config
+    is_meant = isinstance(scheduler, diffusers.DPMSolverMultistepScheduler) and own.use_karras_sigmas
+    if is_meant and own.algorithm_type == "dpmsolver++":
+        scheduler.init_noise_sigma = float((1 - scheduler.alphas_cumprod[-1]) ** 0.5)
+
+
 def zero_snr_betas(config: Mapping[str, Any]) -> torch.Tensor:
     """The checkpoint's betas rescaled to zero terminal SNR, for the classes that cannot rescale themselves.
 

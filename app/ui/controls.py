@@ -13,7 +13,7 @@ import gradio as gr
 from pydantic.fields import FieldInfo
 
 from app.ui.model_choices import ModelChoices, size_presets
-from app.ui.parts import lora_rows, number_box, number_text, parse_number, part
+from app.ui.parts import number_box, number_text, parse_number, part, weighted_models
 from app.ui.wording import button, label
 
 LEFT_OUT = object()
@@ -293,8 +293,18 @@ def missing_note(choices: ModelChoices, model: str) -> str:
 
 
 def loras(question: Question) -> Control:
+    return weighted_rows(question, "lora", "LoRA")
+
+
+def controlnets(question: Question) -> Control:
+    return weighted_rows(question, "controlnet", "ControlNet")
+
+
+def weighted_rows(question: Question, kind: str, word: str) -> Control:
+    """Models of one kind, each with its weight; `word` is what a person calls one."""
     name, choices = question.name, question.choices
-    widget = lora_rows(question.label, choices.additions("lora", "auto"), question.limits.get("max_length", 8))
+    most = question.limits.get("max_length", 8)
+    widget = weighted_models(question.label, choices.additions(kind, "auto"), most, word)
 
     def read(value: Mapping[str, Any] | None) -> dict[str, Any]:
         rows = (value or {}).get("rows") or []
@@ -303,10 +313,10 @@ def loras(question: Question) -> Control:
     def show(request: Mapping[str, Any]) -> list[Any]:
         rows = [{"weight": 1.0, **row} for row in request.get(name) or ()]
         model = choices.known(request.get("model") or "auto")
-        return [gr.update(value={"options": choices.additions("lora", model), "rows": rows})]
+        return [gr.update(value={"options": choices.additions(kind, model), "rows": rows})]
 
     def refresh(model: str) -> list[Any]:
-        return [gr.update(value={"options": choices.additions("lora", model)})]
+        return [gr.update(value={"options": choices.additions(kind, model)})]
 
     return Control((name,), [widget], read, show, refresh)
 

@@ -65,15 +65,17 @@ class FaceFinder:
 
 
 def after_choice(form: Form, values: Mapping[str, Any], choice: Choice, number: int) -> dict[str, Any]:
-    """Field -> what its widget holds once a face of a refused job's picture is chosen.
+    """Picker -> what its widget holds once a face of a refused job's picture is chosen.
 
     `values` are what the widgets hold now. `InvalidRequest` where the form's picture is another one by now.
     """
-    field, shown = choice.field, {"image": choice.image, "width": choice.size[0], "height": choice.size[1]}
-    if field not in form.face_pickers:
+    shown = {"image": choice.image, "width": choice.size[0], "height": choice.size[1]}
+    pickers = [picker for picker in form.face_pickers if picker.partition(".")[0] == choice.field]
+    if not pickers:
         # The person is the one of the picture that is changed: the number stands where another picture of it would.
-        field, shown = next(iter(form.face_pickers)), {"image": None}
-    if (values.get(field) or {}).get("image") != shown["image"]:
+        pickers, shown = [next(iter(form.face_pickers))], {"image": None}
+    picker = next((one for one in pickers if (values.get(one) or {}).get("image") == shown["image"]), None)
+    if picker is None:
         raise InvalidRequest("The form has another picture now; press Generate to see its faces.")
     faces = list(choice.faces) if shown["image"] else None
-    return {field: {**shown, "faces": faces, "chosen": number}}
+    return {picker: {**shown, "faces": faces, "chosen": number}}

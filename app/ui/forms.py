@@ -21,6 +21,7 @@ from app.ui.controls import (
     addition,
     bounds,
     choice,
+    controlnets,
     embeddings,
     given_way,
     literal_values,
@@ -55,11 +56,13 @@ KINDS: dict[str, Callable[[Question], Control]] = {
     "model": model,
     "addition": addition,
     "loras": loras,
+    "controlnets": controlnets,
     "embeddings": embeddings,
     "seed": seed,
     "size": size,
     "image": picture,
     "images": pictures,
+    "faces": numbers,
     "mask": picture,
 }
 NAMES: dict[str, Callable[[Question], Control]] = {"control_image": control_rows}
@@ -68,8 +71,8 @@ NAMES: dict[str, Callable[[Question], Control]] = {"control_image": control_rows
 
 def is_list_of(annotation: Any, kind: Any) -> bool:
     """Whether the annotation is a tuple of such values; `Literal` stands for any of its words."""
-    inner = get_args(annotation)[:1] if get_origin(annotation) is tuple else ()
-    return bool(inner) and (get_origin(inner[0]) is kind or inner[0] is kind)
+    inner = bare(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
+    return get_origin(inner) is kind or inner is kind
 
 
 TYPES: tuple[tuple[Callable[[Any], bool], Callable[[Question], Control]], ...] = (
@@ -268,8 +271,13 @@ class Form:
 
     @property
     def face_pickers(self) -> dict[str, Any]:
-        """Field of a picture -> the widget in which one of its faces is chosen."""
-        return {control.fields[0]: control.widgets[0] for control in self.controls if control.face}
+        """Field of a picture -> the widget in which one of its faces is chosen; `field.1` is that of its second."""
+        return {
+            f"{control.fields[0]}.{at}" if at else control.fields[0]: widget
+            for control in self.controls
+            if control.face
+            for at, widget in enumerate(control.widgets)
+        }
 
 
 def knob_rank(question: Question, kind: str | None) -> int:

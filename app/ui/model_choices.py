@@ -18,11 +18,21 @@ SHAPES = (
 class ModelChoices:
     """The models that serve one capability, read from the library each time so that a pull shows at once."""
 
-    def __init__(self, library: Any, tasks: Sequence[str], additions: Mapping[str, str] | None = None) -> None:
-        """`additions`: for each field that names a model which goes on another, the task that it must serve."""
+    def __init__(
+        self,
+        library: Any,
+        tasks: Sequence[str],
+        additions: Mapping[str, str] | None = None,
+        optional: Mapping[str, str] | None = None,
+    ) -> None:
+        """For each field that names a model which goes on another, the task that it must serve.
+
+        A wish may do without those of `optional`.
+        """
         self._library = library
         self._tasks = set(tasks)
-        self._additions = dict(additions or {})
+        self._needed = tuple((additions or {}).values())
+        self._additions = {**(additions or {}), **(optional or {})}
 
     def entries(self) -> list[tuple[str, str]]:
         """(text, id) for the dropdown: auto, the installed, then those that a pull line would fetch."""
@@ -45,7 +55,7 @@ class ModelChoices:
                 self._choose()
             else:
                 row = self._library.require(model)
-                for task in self._additions.values():
+                for task in self._needed:
                     self._library.choose_addition(task, row)
         except (WeightsMissing, NotFound) as error:
             return error.message
@@ -105,7 +115,7 @@ class ModelChoices:
             return "auto"
 
     def _choose(self) -> Any:
-        return self._library.choose(sorted(self._tasks), tuple(self._additions.values()))
+        return self._library.choose(sorted(self._tasks), self._needed)
 
     def _spec(self, model: str) -> ModelSpec | None:
         """The row of this model, or of the one that auto means; None where there is none."""

@@ -72,9 +72,9 @@ eis.beforeGenerate = new Set();
     changed();
   };
 
-  /* ---- rows of LoRAs --------------------------------------------------------------------------------------- */
+  /* ---- rows of LoRAs and ControlNets --------------------------------------------------------------------------------------- */
 
-  eis.loras = (element, props, watch, { limit, title }) => {
+  eis.loras = (element, props, watch, { limit, title, word }) => {
     const root = element.querySelector(".eis-loras");
     let wished = [];
     let own = "null";
@@ -105,12 +105,12 @@ eis.beforeGenerate = new Set();
         root.append(make("p", { className: "eis-note", textContent: `Laid aside, not installed for this model: ${names}` }));
       }
       if (!options.length) {
-        root.append(make("p", { className: "eis-hint", textContent: "No LoRA is installed for this model. The Models tab adds one." }));
+        root.append(make("p", { className: "eis-hint", textContent: `No ${word} is installed for this model. The Models tab adds one.` }));
         return;
       }
       rows.forEach((row, index) => {
         const line = make("div", { className: "eis-lora" });
-        const choice = make("select", { ariaLabel: "LoRA" });
+        const choice = make("select", { ariaLabel: word });
         for (const option of options) {
           choice.append(make("option", { value: option.id, textContent: option.title, selected: option.id === row.model }));
         }
@@ -126,7 +126,7 @@ eis.beforeGenerate = new Set();
         root.append(line);
       });
       if (rows.length < limit) {
-        const add = make("button", { type: "button", className: "eis-button", textContent: "Add a LoRA" });
+        const add = make("button", { type: "button", className: "eis-button", textContent: `Add a ${word}` });
         add.onclick = () => keep([...rows, { model: options[0].id, weight: 1 }]);
         root.append(add);
       }

@@ -39,7 +39,8 @@ class Panel:
         self.session = session
         self.kept = kept
         self.targets: list[tuple[str, str]] = []
-        self.choices = ModelChoices(service.models, capability.needs, capability.additions)
+        additions = (capability.additions, capability.optional_additions)
+        self.choices = ModelChoices(service.models, capability.needs, *additions)
         self.form = Form(capability, self.choices)
         with gr.Row(elem_classes=["eis-panel"]):
             with gr.Column(elem_classes=["eis-words-column"]):
@@ -200,9 +201,12 @@ class Panel:
                 continue
         if not metadata and (job.result or {}).get("images"):
             return stage.nothing_yet("The last picture was deleted.")
+        return stage.finished(job, metadata, self.targets, self.person_of(job))
+
+    def person_of(self, job: Job) -> str | None:
+        """The id of the picture with the person that a job was about; None where it has gone."""
         reference = people.reference_in(job.request)
-        is_there = reference is not None and self.size_of(reference, job.owner) is not None
-        return stage.finished(job, metadata, self.targets, reference if is_there else None)
+        return reference if reference is not None and self.size_of(reference, job.owner) is not None else None
 
     def size_of(self, reference: str, owner: str) -> tuple[int, int] | None:
         """(width, height) of the owner's stored picture; None where it has gone."""
@@ -269,7 +273,18 @@ class Panel:
         recipe = metadata.get("recipe") or {}
         sides = {name: metadata[name] for name in ("width", "height")}
         image = {"id": reference, **sides, "seed": picture_seed(recipe)}
-        return f'<div class="eis-result">{stage.picture_view(image, metadata, self.targets)}</div>'
+        seen, at = self.people_on(reference, owner)
+        view = stage.picture_view(image, metadata, self.targets, beside=seen.beside(), caption=seen.caption(at))
+        return f'<div class="eis-result">{view}</div>'
+
+    def people_on(self, reference: str, owner: str) -> tuple[people.People, int]:
+        """What the job of an earlier picture says about the people on its pictures, and which of them this one is."""
+        try:
+            record = self.service.get_image(reference, owner)
+            job = self.service.get(record.job_id or "", owner)
+        except NotFound:
+            return people.People(), 0
+        return people.People.of(job, self.person_of(job)), record.position
 
     # ---- after a refresh ---------------------------------------------------------------------------------------
 

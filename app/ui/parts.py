@@ -68,9 +68,9 @@ def mask_painter(title: str) -> gr.HTML:
     return own_input("eis-picker eis-painter", "painter", title=title)
 
 
-def lora_rows(title: str, options: list[dict[str, str]], limit: int) -> gr.HTML:
-    """Additions with weights: `{"options": [{"id", "title"}], "rows": [{"model", "weight"}]}`."""
-    return own_input("eis-loras", "loras", {"options": options, "rows": []}, title=title, limit=limit)
+def weighted_models(title: str, options: list[dict[str, str]], limit: int, word: str) -> gr.HTML:
+    """Additions with weights: `{"options": [{"id", "title"}], "rows": [{"model", "weight"}]}`; `word` names one."""
+    return own_input("eis-loras", "loras", {"options": options, "rows": []}, title=title, limit=limit, word=word)
 
 
 def model_list() -> gr.HTML:

@@ -9,14 +9,19 @@ from app.core.jobs import Job
 from app.errors import FaceNotChosen
 from app.ui.wording import badge, picture_url, upper
 
-ALIKE, RESEMBLING = 0.5, 0.3
-"""Cosines of two vectors of ArcFace from which faces are taken for one person's, and for those of relatives."""
+THRESHOLDS = (0.5, 0.3)
+"""Cosines of two vectors from which faces count as one person's, and as alike, where an old answer does not say."""
 
-CHOOSABLE = {"face_image", "image"}
+CHOOSABLE = {"face_image", "face_images", "image", "pose_image"}
 """Fields of a picture for whose faces a wish has a number."""
 
-SAYING_WHICH = ("face_index", "target_face_index", "face_box")
-"""Fields that say which face is meant; where one did, the refusal has more to tell than that one is to be chosen."""
+SAYING_WHICH = {
+    "face_image": ("face_index", "face_box"),
+    "face_images": ("face_images_index",),
+    "image": ("target_face_index", "face_index", "face_box"),
+    "pose_image": ("pose_face_index",),
+}
+"""Fields that say which face of a picture is meant; where one did, the refusal has more to tell than to choose one."""
 
 MEANING = "The cosine of the two faces' vectors: 1 is the same picture, strangers are around 0."
 HIGHEST = 420
@@ -39,6 +44,8 @@ def refused_picture(job: Job) -> tuple[str, str] | None:
     details = error.get("details") or {}
     field = str(details.get("field"))
     image = job.request.get(field)
+    if isinstance(image, list) and isinstance(details.get("number"), int):
+        image = image[details["number"]]
     is_choice = error.get("code") == FaceNotChosen.code and bool(details.get("faces")) and field in CHOOSABLE
     return (field, image) if is_choice and isinstance(image, str) else None
 
@@ -56,7 +63,7 @@ def which_face(job: Job, choice: Choice, chosen: int | None = None) -> str:
         frame_of(face["box"], number, choice, job.id, number == chosen) for number, face in enumerate(choice.faces)
     )
     if chosen is None:
-        stated = any(job.request.get(name) is not None for name in SAYING_WHICH)
+        stated = any(job.request.get(name) not in (None, []) for name in SAYING_WHICH[choice.field])
         count = len(choice.faces)
         ask = f"The picture shows {count} faces: click the one that is meant."
         title, text = "Which face?", job.error["message"] if stated or count < 2 else ask
@@ -85,12 +92,13 @@ def frame_of(box: Sequence[float], number: int, choice: Choice, job: str, is_cho
     )
 
 
-def alike(value: float | None) -> str:
+def alike(value: float | None, thresholds: tuple[float, float] = THRESHOLDS) -> str:
     """How alike a face is to the one that was wanted, as a word and a number in a frame."""
+    same, similar = thresholds
     if value is None:
         return badge("no face seen", "eis-wait")
-    word, tone = ("same face", "eis-good") if value >= ALIKE else ("similar face", "eis-wait")
-    if value < RESEMBLING:
+    word, tone = ("same face", "eis-good") if value >= same else ("similar face", "eis-wait")
+    if value < similar:
         word, tone = "another face", "eis-bad"
     return f'<span title="{MEANING}">{badge(f"{word} {value:.2f}", tone)}</span>'
 
@@ -104,6 +112,7 @@ class People:
 
     poses: Sequence[str] = ()
     similarity: Sequence[float | None] = ()
+    thresholds: tuple[float, float] = THRESHOLDS
     sheet: int | None = None
     faces: int | None = None
     reference: str | None = None
@@ -116,6 +125,7 @@ class People:
         return cls(
             tuple(data.get("poses") or ()),
             tuple(data.get("identity_similarity") or ()),
+            tuple(data.get("identity_thresholds") or THRESHOLDS),
             data.get("grid"),
             len(faces) if isinstance(faces, list) else None,
             reference,
@@ -131,7 +141,7 @@ class People:
         """The line under a picture: its pose, how alike it is, and the button that puts the person beside it."""
         parts = [badge(escape(self.name(at)))] if self.name(at) else []
         if at < len(self.similarity):
-            parts.append(alike(self.similarity[at]))
+            parts.append(alike(self.similarity[at], self.thresholds))
         if self.faces is not None:
             parts.append(badge("one face" if self.faces == 1 else f"{self.faces} faces"))
         if self.reference and self.similarity:

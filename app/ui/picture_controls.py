@@ -114,26 +114,32 @@ def pointed(value: Mapping[str, Any]) -> dict[str, str]:
 def pictures(question: Question) -> Control:
     """Several pictures in order: as many inputs as the field allows, at most `MOST_PICTURES`; empty ones are left.
 
-    Of the empty ones the page shows the first only.
+    Of the empty ones the page shows the first only. Where the request has a field for it, a face is chosen in each.
     """
-    name = question.name
+    name, face = question.name, question.face
+    build = picture_picker if face is None else face_picker
     count = min(question.limits.get("max_length", MOST_PICTURES), MOST_PICTURES)
     required = question.info.is_required()
     with gr.Column(elem_classes=["eis-several"]):
         widgets = [
-            picture_picker(f"{question.label} {number}", optional=number > 1 or not required)
+            build(f"{question.label} {number}", optional=number > 1 or not required)
             for number in range(1, count + 1)
         ]
 
     def read(*values: Mapping[str, Any] | None) -> dict[str, Any]:
-        chosen = [value["image"] for value in values if value and value.get("image")]
-        if not chosen and question.info.is_required():
+        given = [value for value in values if value and value.get("image")]
+        if not given and question.info.is_required():
             raise InvalidRequest(f"{question.label}: choose a picture first.", field=name)
-        return {name: chosen} if chosen else {}
+        said = {name: [value["image"] for value in given]} if given else {}
+        faces = [value.get("chosen") for value in given]
+        if face is not None and any(number is not None for number in faces):
+            said[face] = faces
+        return said
 
     def show(request: Mapping[str, Any]) -> list[Any]:
         value = request.get(name)
         first = gr.update(value=value) if isinstance(value, Mapping) else gr.skip()
         return [first, *(gr.skip() for _ in widgets[1:])]
 
-    return Control((name,), widgets, read, show, pictures={name: 0})
+    fields = (name,) if face is None else (name, face)
+    return Control(fields, widgets, read, show, pictures={name: 0}, face=face)

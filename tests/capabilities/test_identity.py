@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from app.core import ecomid, ecommerce, instantid, ip_adapter, pulid
+from app.core import ecomid, ecommerce, further_controls, instantid, ip_adapter, pulid
 from app.core.attachments import FaceReference
 from app.core.catalog import find
 from app.core.drawing import draw_each
@@ -20,10 +20,13 @@ from app.core.identity import Placement, likeness
 from app.core.submission import Submission
 from app.errors import InvalidRequest, NoFaceFound, WeightsMissing
 from app.imaging.detected_faces import Face, choose_face
+from app.imaging.soft_edges import soft_edges
 from app.models.catalog import CATALOG
 from app.models.face_stack import FaceFeatures
+from app.models.library import ModelLibrary
 from app.models.spec import Recommended
 from tests.capabilities.studio import Studio, block, noise, pixels
+from tests.models.test_identity_combining import write_companions
 from tests.models.test_identity_sharing import write_models
 from tests.parity.shelf import GivenRuntime, Shelf
 
@@ -42,6 +45,8 @@ def drawn_face(size):
 
 class DrawnFaces:
     """Face models whose every answer is known; a picture of one colour shows nobody, and each picture is somebody."""
+
+    thresholds = (0.5, 0.3)
 
     def all(self, image):
         return [drawn_face(image.size)] if len(set(image.convert("L").tobytes())) > 1 else []
@@ -95,6 +100,7 @@ def drawn_runtime(tmp_path_factory, one_thread):
 
     shelf = Shelf(tmp_path_factory.mktemp("people"))
     write_models(shelf)
+    write_companions(shelf)
     runtime = DrawnRuntime(TorchDevice("cpu", "float32"), shelf, model_memory_bytes=None, parked_memory_bytes=None)
     runtime.given = DrawnFaces()
     yield runtime
@@ -126,7 +132,7 @@ def test_a_picture_in_which_the_face_cannot_be_known_is_kept():
     reader = DrawnFaces()
     somebody, nobody, tiny = noise((64, 64), 1), Image.new("RGB", (64, 64), "gray"), noise((12, 12), 1)
     told = likeness(reader, FaceReference(somebody), [somebody, nobody, tiny])
-    assert told == {"identity_similarity": [1.0, None, None]}
+    assert told == {"identity_similarity": [1.0, None, None], "identity_thresholds": [0.5, 0.3]}
 
 
 def test_several_pictures_of_one_person_act_together(people):
@@ -135,6 +141,84 @@ def test_several_pictures_of_one_person_act_together(people):
     first = pulid.generate(pulid.PulidGenerateRequest(**wish), people)
     both = pulid.generate(pulid.PulidGenerateRequest(**wish, face_images=(two,)), people)
     assert np.abs(pixels(first.images[0]) - pixels(both.images[0])).max() > 2
+
+
+FACES_WITH_CONTROLS = {
+    "pulid": (pulid.PulidGenerateRequest, pulid.generate, PULID),
+    "instantid": (instantid.InstantIdGenerateRequest, instantid.generate, {"instantid_model": "instantid"}),
+    "ecomid": (ecomid.EcomIdGenerateRequest, ecomid.generate, {"ecomid_model": "ecomid", "id_scale": 0.5}),
+}
+
+
+@pytest.mark.parametrize("kind", FACES_WITH_CONTROLS)
+def test_further_controlnets_act_beside_the_face_by_weight_and_time(people, kind):
+    """Each picture has its own network, weight and window; a network without weight leaves the face's picture."""
+    request, run, more = FACES_WITH_CONTROLS[kind]
+    face, edges, depth = (people.put(noise((64, 64), seed)) for seed in (1, 8, 9))
+    wish = {**COMMON, **more, "prompt": "a red car", "width": 64, "height": 64, "face_image": face}
+
+    def made(*nets, **times):
+        pictures = (edges, depth)[: len(nets)]
+        listed = [{"model": "edges", "weight": weight} for weight in nets]
+        return pixels(run(request(**wish, control_images=pictures, controlnets=listed, **times), people).images[0])
+
+    alone = made()
+    assert np.abs(made(0.0) - alone).max() <= 1
+    one, both = made(0.8), made(0.8, 0.8)
+    assert np.abs(one - alone).max() > 2 and np.abs(both - one).max() > 2
+    assert np.abs(made(0.8, 0.8, control_guidance_start=(0, 0.9), control_guidance_end=(1, 1)) - one).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"controlnets": ()}, "1 control pictures need as many ControlNets, not 0"),
+        ({"control_images": ()}, "0 control pictures need as many ControlNets, not 1"),
+        ({"control_guidance_end": (0.5, 0.6)}, "1 control pictures need as many of control_guidance_end, not 2"),
+        ({"control_guidance_start": (0.5,), "control_guidance_end": (0.5,)}, r"would end \(0.5\) before it starts"),
+    ],
+)
+def test_control_pictures_and_their_networks_belong_together(fields, told):
+    wish = {"control_images": ("b" * 26,), "controlnets": ({"model": "edges"},)} | fields
+    request = instantid.InstantIdGenerateRequest(prompt="a car", face_image="a" * 26, **wish)
+    with pytest.raises(InvalidRequest, match=told):
+        further_controls.require_controls(request)
+    for name in ("pulid/generate", "instantid/generate", "ecomid/generate", "ecomid/multi-pose"):
+        assert find(name).check is further_controls.require_controls
+
+
+@pytest.mark.parametrize("way", ["generate", "edit", "masked edit"])
+def test_pictures_serve_as_a_prompt_beside_a_face(people, way):
+    person, style = people.put(noise((64, 64), 1)), people.put(noise((64, 48), 7))
+    wish = {**COMMON, **PULID, "prompt": "a red car", "face_image": person}
+    if way == "generate":
+        request, run = pulid.PulidGenerateRequest, pulid.generate
+        wish |= {"width": 64, "height": 64}
+    else:
+        request, run = pulid.PulidEditRequest, pulid.edit
+        wish |= {"image": people.put(noise((64, 64), 3)), "strength": 1.0}
+        if way == "masked edit":
+            wish["mask_image"] = people.put(block((64, 64), (8, 8, 56, 56)), "mask")
+    alone = pixels(run(request(**wish), people).images[0])
+    prompted = {"ip_adapter_images": (style,), "ip_adapter_model": "ip-adapter"}
+    made = {scale: run(request(**wish, **prompted, ip_adapter_scale=scale), people).images[0] for scale in (0.0, 1.0)}
+    assert np.abs(pixels(made[0.0]) - alone).max() <= 1
+    assert np.abs(pixels(made[1.0]) - alone).max() > 2
+
+
+def test_an_addition_counts_only_where_its_pictures_are_there(tmp_path, runtime):
+    """The embedded PuLID serves; of an IP-Adapter for it nothing is known, which matters to who wants one alone."""
+    library = ModelLibrary(tmp_path / "home")
+    studio = Studio(tmp_path, runtime, library)
+    door = Submission(studio.storage, library, SimpleNamespace(get=lambda reference: None))
+    capability = find("pulid/generate")
+    wish = {"prompt": "a car", "face_image": studio.put(noise((64, 64)))}
+    prepared = door.prepare(capability, door.read(capability, wish), "")
+    assert (prepared.model, prepared.request["ip_adapter_model"]) == ("pocket", "auto")
+    assert prepared.request["pulid_model"] == "pocket-pulid"
+    wanting = door.read(capability, wish | {"ip_adapter_images": [studio.put(noise((64, 64), 7))]})
+    with pytest.raises(WeightsMissing, match="ip-adapter"):
+        door.prepare(capability, wanting, "")
 
 
 @pytest.mark.parametrize("kind", ["pulid", "instantid"])
@@ -258,6 +342,49 @@ def product():
     return image, mask
 
 
+def test_a_product_keeps_its_outline_by_a_network_where_one_is_installed(people):
+    """With nobody and with a person; where none is installed the answer says so and names the line that fetches it."""
+    image, mask = product()
+    wish = {
+        **COMMON, "ecomid_model": "ecomid", "id_scale": 0.5, "prompt": "a car", "shop": "pinterest",
+        "product_image": people.put(image), "product_mask": people.put(mask, "mask"),
+    }  # fmt: skip
+    made = {}
+    for name, more in {
+        "without": {"softedge_model": None},
+        "with": {"softedge_model": "edges"},
+        "off": {"softedge_model": "edges", "softedge_scale": 0},
+        "person": {"softedge_model": None, "face_image": people.put(noise((64, 64), 1))},
+        "person with": {"softedge_model": "edges", "face_image": people.put(noise((64, 64), 1))},
+    }.items():
+        made[name] = ecommerce.run(ecommerce.EcommerceRequest(**wish | more), people)
+    pull = "eis models pull controlnet-softedge-sdxl"
+    assert {name for name, result in made.items() if any(pull in note for note in result.notes)} == {
+        "without", "person",
+    }  # fmt: skip
+    seen = {name: pixels(result.images[0]) for name, result in made.items()}
+    assert np.abs(seen["off"] - seen["without"]).max() == 0
+    assert np.abs(seen["with"] - seen["without"]).max() > 2
+    assert np.abs(seen["person with"] - seen["person"]).max() > 2
+    assert SPECS["controlnet-softedge-sdxl"].tasks == ("controlnet-softedge",)
+    assert find("ecomid/ecommerce").additions_if_installed == {"softedge_model": "controlnet-softedge"}
+
+
+def test_soft_edges_show_the_things_outline_and_inner_edges_and_nothing_of_the_ground():
+    """A square with a stripe on a ground of stripes."""
+    ground = Image.fromarray(np.tile(np.array([[0, 0, 0, 255, 255, 255]], np.uint8), (120, 20))).convert("RGB")
+    mask = Image.new("L", ground.size)
+    mask.paste(255, (30, 30, 90, 90))
+    ground.paste((200, 200, 200), (30, 30, 90, 90))
+    ground.paste((60, 60, 60), (55, 30, 60, 90))
+    drawn = np.asarray(soft_edges(ground, mask)).astype(int)
+    assert drawn[:20].max() == drawn[:, 100:].max() == 0
+    assert drawn[60, 29:32].max() > 150 and drawn[60, 54:62].max() > 100
+    assert drawn[40:80, 40:46].max() < 30
+    # The outline of a black thing on black is one all the same.
+    assert np.asarray(soft_edges(Image.new("RGB", ground.size), mask))[60, 29:32].max() > 150
+
+
 @pytest.mark.parametrize("with_person", [False, True])
 def test_a_product_keeps_its_own_pixels_on_a_new_scene(people, with_person):
     """At the shop's size, whether or not somebody is shown with it; the mask is found by itself."""
@@ -265,7 +392,7 @@ def test_a_product_keeps_its_own_pixels_on_a_new_scene(people, with_person):
     more = {"face_image": people.put(noise((64, 64), 1))} if with_person else {}
     request = ecommerce.EcommerceRequest(
         **COMMON, ecomid_model="ecomid", id_scale=0.5, prompt="a car", product_image=people.put(image),
-        shop="pinterest", product_scale=0.5, product_y=0.7, **more,
+        shop="pinterest", product_scale=0.5, product_y=0.7, softedge_model=None, **more,
     )  # fmt: skip
     result = ecommerce.run(request, people)
     assert result.images[0].size == (1000, 1500) and result.data["size"] == [1000, 1500]

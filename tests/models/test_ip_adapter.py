@@ -9,11 +9,12 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from app.core.attachments import FaceReference, ImagePrompt
 from app.errors import InvalidRequest
-from app.models.ip_adapter import KEY, VALUE, square
+from app.models.ip_adapter import KEY, VALUE, load, square
 from app.models.row_attention import cross_attentions
 from tests.parity.shelf import Shelf, open_runtime
 
@@ -40,6 +41,8 @@ def write_encoder(folder, *, states=STATES, embedding=EMBEDDING):
 def projection(kind, width):
     """`image_proj` in the published names, at a tiny size."""
     dim = 64
+    if kind == "faceid-plus":
+        return faceid_plus(width)
     if kind == "plain":
         linear = {"proj": (4 * width, EMBEDDING)}
         norms = {"norm": width}
@@ -71,6 +74,26 @@ def projection(kind, width):
             for place, (name, shape) in enumerate(shapes.items()):
                 state[f"layers.{number}.{name}.weight"] = drawn(*shape, seed=10 * number + place)
     return state
+
+
+def faceid_plus(width):
+    """FaceID plus: the face's own tokens, and a resampler through which they look at its picture."""
+    linear = {"proj.0": (1024, 512), "proj.2": (4 * width, 1024)}
+    linear |= {f"perceiver_resampler.{name}": shape for name, shape in {
+        "proj_in": (width, STATES), "proj_out": (width, width),
+    }.items()}  # fmt: skip
+    state = {f"{name}.weight": drawn(*shape, seed=len(name)) for name, shape in linear.items()}
+    state |= {f"{name}.bias": drawn(shape[0], seed=len(name) + 1) for name, shape in linear.items()}
+    norms = ["norm", "perceiver_resampler.norm_out"]
+    shapes = {"0.to_q": (64, width), "0.to_kv": (128, width), "0.to_out": (width, 64), "1.1": (4 * width, width),
+              "1.3": (width, 4 * width)}  # fmt: skip
+    for number in range(4):
+        layer = f"perceiver_resampler.layers.{number}."
+        norms += [f"{layer}{part}" for part in ("0.norm1", "0.norm2", "1.0")]
+        for place, (name, shape) in enumerate(shapes.items()):
+            state[f"{layer}{name}.weight"] = drawn(*shape, seed=10 * number + place)
+    state |= {f"{name}.weight": torch.ones(width) for name in norms}
+    return state | {f"{name}.bias": torch.zeros(width) for name in norms}
 
 
 def adapter(kind, unet, *, lora=False):
@@ -106,6 +129,12 @@ def shelf(sources, tmp_path_factory):
             save_file(adapter(kind, unet, lora=kind == "faceid"), path)
             parts = () if kind == "faceid" else ("encoder",)
             shelf.put(f"{kind}-{family}", path, kind="ip-adapter", task="ip-adapter", family=family, parts=parts)
+        path = shelf.folder / f"faceid-plus-{family}.safetensors"
+        save_file(adapter("faceid-plus", unet), path)
+        for id, more in (("faceid-plus", {}), ("faceid-plusv2", {"shortcut": "true"})):
+            shelf.put(
+                f"{id}-{family}", path, kind="ip-adapter", task="ip-adapter", family=family, parts=("encoder",), **more
+            )
         shelf.put(
             f"mismatched-{family}", shelf.folder / f"plus-{family}.safetensors", kind="ip-adapter", task="ip-adapter",
             family=family, parts=("other-encoder",),
@@ -188,7 +217,8 @@ def test_pictures_with_masks_are_the_stock_pipelines(shelf, runtime, family):
 
 @contextmanager
 def faces_of(runtime, vector):
-    runtime.given = SimpleNamespace(arcface=lambda face: vector)
+    crop = lambda face, side: face.image.resize((side, side))  # noqa: E731
+    runtime.given = SimpleNamespace(arcface=lambda face: vector, crop=crop)
     try:
         yield
     finally:
@@ -210,6 +240,36 @@ def test_a_faceid_file_brings_its_lora_along(shelf, runtime, family):
         assert np.abs(found - np.asarray(wanted).astype(int)).max() <= 1
         without = load_file(shelf.require(f"faceid-{family}").path)
         assert any("_lora." in name for name in without)
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_faceid_plus_v2_adds_the_look_to_who_it_is_as_much_as_is_asked(shelf, runtime, family):
+    """At 0 the face's own tokens stand alone; each unit adds the tokens that the first version has."""
+    vector, faces = drawn(512, seed=9) * 20, [FaceReference(picture(1))]
+    state = {name.removeprefix("image_proj."): value for name, value in load_file(
+        shelf.require(f"faceid-plus-{family}").path
+    ).items() if name.startswith("image_proj.")}  # fmt: skip
+    unit = functional.normalize(vector, dim=-1)
+    hidden = functional.gelu(functional.linear(unit, state["proj.0.weight"], state["proj.0.bias"]))
+    own = functional.linear(hidden, state["proj.2.weight"], state["proj.2.bias"]).unflatten(-1, (4, -1))
+    own = functional.layer_norm(own, own.shape[-1:])[None]
+
+    def tokens(id, scale=1.0):
+        row, parts = shelf.require(f"{id}-{family}"), [shelf.require("encoder")]
+        return load(row.spec, row.path, runtime.device, parts).tokens([picture(1)], [vector], scale).prompt
+
+    look = tokens("faceid-plus")
+    for scale in (0.0, 1.0, 2.5):
+        assert torch.allclose(tokens("faceid-plusv2", scale), own + scale * look, atol=1e-4)
+    with faces_of(runtime, vector):
+        made = [
+            draw(runtime, family, [ImagePrompt(f"faceid-plusv2-{family}", faces=faces, shortcut_scale=scale)])
+            for scale in (0.0, 2.5)
+        ]
+        assert np.abs(made[0] - made[1]).max() > 1
+        for id in ("faceid-plus", "faceid"):
+            with pytest.raises(InvalidRequest, match="shortcut_scale is for FaceID plus v2"):
+                draw(runtime, family, [ImagePrompt(f"{id}-{family}", faces=faces, shortcut_scale=0.5)])
 
 
 def test_an_encoder_of_another_adapter_is_refused_by_both_names(runtime):

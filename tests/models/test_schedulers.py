@@ -72,6 +72,56 @@ def test_with_a_perfect_model_of_a_known_world_it_draws_that_world(name, kind):
     assert 0.2 < sample.std().item() < 0.5
 
 
+@pytest.mark.parametrize("steps", [8, 25])
+def test_from_the_first_sigma_on_it_is_k_diffusions_own_sampler(steps):
+    """dpmpp_2m on Karras' sigmas in plain words, with a model that is any smooth function of its input and time."""
+    scheduler = schedulers.create("DPM++ 2M Karras", CHECKPOINTS["sdxl"])
+    cumulative = scheduler.alphas_cumprod.double()
+    known = ((1 - cumulative) / cumulative).sqrt()
+    ends = known[[-1, 0]] ** (1 / 7)
+    sigmas = (ends[0] + torch.linspace(0, 1, steps, dtype=torch.float64) * (ends[1] - ends[0])) ** 7
+    sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def predicted(sample, timestep):
+        return torch.tanh(1.7 * sample + timestep / 900) * 0.9
+
+    wanted, before = noise * sigmas[0], None
+    for number in range(steps):
+        sigma, after = sigmas[number], sigmas[number + 1]
+        timestep = (known.log() - sigma.log()).abs().argmin()
+        clean = wanted - sigma * predicted(wanted / (1 + sigma**2).sqrt(), timestep)
+        if before is None or after == 0:
+            mixed = clean
+        else:
+            # The last step's length over this one's, in log sigma.
+            ratio = (sigmas[number - 1] / sigma).log() / (sigma / after).log()
+            mixed = clean + (clean - before) / (2 * ratio)
+        wanted, before = after / sigma * wanted + (1 - after / sigma) * mixed, clean
+
+    def drawn(scheduler):
+        scheduler.set_timesteps(steps)
+        sample = noise * scheduler.init_noise_sigma
+        for timestep in scheduler.timesteps:
+            sample = scheduler.step(predicted(sample, timestep), timestep, sample, return_dict=False)[0]
+        return sample
+
+    apart = {"stock": (drawn(scheduler) - wanted).norm() / wanted.norm()}
+    scheduler = schedulers.create("DPM++ 2M Karras", CHECKPOINTS["sdxl"])
+    schedulers.start_at_sigma(scheduler)
+    assert scheduler.init_noise_sigma == pytest.approx(0.99767, abs=1e-5)
+    apart["ours"] = (drawn(scheduler) - wanted).norm() / wanted.norm()
+    assert apart["ours"] < 1e-5 and apart["stock"] > 20 * apart["ours"], apart
+
+
+def test_no_other_scheduler_begins_at_its_sigma():
+    for name in NAMES:
+        scheduler = schedulers.create(name, CHECKPOINTS["sdxl"])
+        before = scheduler.init_noise_sigma
+        schedulers.start_at_sigma(scheduler)
+        assert (scheduler.init_noise_sigma == before) is (name != "DPM++ 2M Karras"), name
+
+
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_every_name_draws_a_picture(runtime, family):
     drawn = {}

@@ -23,6 +23,7 @@ LOADERS = {
     "ecomid": "app.models.ecomid:load",
     "ip-adapter": "app.models.ip_adapter:load",
     "step1x-edit": "app.models.step1x:load",
+    "controlnet": "app.models.controls:load",
 }
 TEXT = 32
 """Width of each text encoder and of the pooled text, so that the case's UNet fits."""

@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from app.core.attachments import Attachment, EcomIdIdentity, FaceReference, InstantIdIdentity
-from app.models import instantid, pulid
+from app.models import ecomid, instantid, pulid
 from app.models.row_attention import Halves, cross_attentions, layers_from, misfit
 from tests.parity.full_size import sdxl_unet
 from tests.parity.shelf import GivenFaces, Shelf, conditions, open_runtime, put_base, put_file, put_network
 
 TOLERANCE = 1e-4
+PARTS = ("pulid-v1", "instantid")
 SOMEBODY = (FaceReference(None),)
 ORTHO = {"plain": "off", None: "off", "ortho": "ortho", "v1": "ortho", "ortho_v2": "ortho_v2", "v2": "ortho_v2"}
 
@@ -181,9 +182,16 @@ def test_ecomid_noise(parity_case, tmp_path):
     head_dim = str(keys["resampler"]["dim_head"])
     shelf.put("instantid", folder, kind="identity", task="instantid", head_dim=head_dim)
     put_network(tmp_path / "ecomid", unet, case)
-    shelf.put("ecomid", tmp_path / "ecomid", kind="identity", task="ecomid", parts=("pulid-v1", "instantid"))
+    shelf.put("ecomid", tmp_path / "ecomid", kind="identity", task="ecomid", parts=PARTS)
     runtime = open_runtime(shelf)
     runtime.given = GivenFaces(**pulid_features(case))
+    opened = ecomid.load(
+        shelf.require("ecomid").spec, tmp_path / "ecomid", runtime.device, parts=list(map(shelf.require, PARTS))
+    )
+    features = runtime.given.features
+    face = opened.identity.tokens([(features.arcface, features.clip_pooled, features.clip_hidden)])
+    for halves, name in ((face, "id_tokens"), (opened.adapter.tokens(features.arcface), "identitynet_tokens")):
+        assert error(torch.cat(halves.of(guided=True)), case.expected[name]) < TOLERANCE, name
     drawing = case.inputs("kps_image", (1, 3, 128, 128)).sigmoid().repeat(2, 1, 1, 1)
     for method, numbers in keys["methods"].items():
         wish = EcomIdIdentity(

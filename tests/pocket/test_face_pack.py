@@ -10,10 +10,12 @@ from insightface.app import FaceAnalysis
 from PIL import Image
 
 from app.models import eva_clip, faces
+from app.models.catalog import CATALOG
 from app.models.device import TorchDevice
 from app.pocket import people, portraits, train_identity, world
 from app.pocket.checkpoints import rng_of
 
+PACK = next(spec for spec in CATALOG if spec.id == "pocket-faces")
 FOLDER = train_identity.IDENTITY / train_identity.FACES
 
 
@@ -89,6 +91,10 @@ def test_two_pictures_of_a_person_are_nearer_than_two_people(analysis):
     same = (group[:, None] == group) & ~np.eye(40, dtype=bool)
     other = near[group[:, None] != group]
     assert np.mean([(other < value).mean() for value in near[same]]) > 0.95
+    # What the row says of its own cosines: strangers seldom reach them, one person's pictures mostly do.
+    same_face, similar_face = (float(PACK.options[name]) for name in ("same_face", "similar_face"))
+    assert (other >= same_face).mean() < 0.005 and (other >= similar_face).mean() < 0.03
+    assert (near[same] >= same_face).mean() > 0.8
 
 
 def test_the_points_of_the_mesh_lie_on_the_face(analysis):

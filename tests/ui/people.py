@@ -18,9 +18,12 @@ from app.core.identity_fields import (
     FaceBox,
     FaceImage,
     FaceImages,
+    FaceImagesIndex,
     FaceIndex,
     OwnFaceImage,
     PartMaskImage,
+    PoseFaceIndex,
+    PoseImage,
     Poses,
     TargetFaceIndex,
 )
@@ -55,7 +58,7 @@ class Squares:
         try:
             return choose_face(self.all(wish.image), index=wish.index, box=wish.box, smallest=8)
         except InvalidRequest as refusal:
-            refusal.details = {**refusal.details, "field": wish.field}
+            refusal.details = {**refusal.details, **wish.place}
             raise
 
 
@@ -72,6 +75,7 @@ class PersonRequest(Request):
     face_image: FaceImage
     face_images: FaceImages = ()
     face_index: FaceIndex = None
+    face_images_index: FaceImagesIndex = ()
     face_box: FaceBox = None
 
 
@@ -88,6 +92,13 @@ class EditRequest(PersonRequest):
     image: InitImage
     mask_image: PartMaskImage = None
     face_image: OwnFaceImage = None
+
+
+class FollowRequest(PersonRequest):
+    """A person, as the face of another picture looks."""
+
+    pose_image: PoseImage = None
+    pose_face_index: PoseFaceIndex = None
 
 
 class PosesRequest(PersonRequest):
@@ -109,8 +120,9 @@ def look(request: LookRequest, context: Any) -> Result:
 
 def person(request: PersonRequest, context: Context) -> Result:
     """The face that is meant, four times, each less alike."""
-    (wish, *_) = references(request, context)
-    return Result(images=[cut_out(wish.image, wish)] * 4, data={"identity_similarity": list(ALIKE)})
+    (wish, *further) = references(request, context)
+    images = [cut_out(wish.image, wish)] * 4 + [cut_out(other.image, other) for other in further]
+    return Result(images=images, data={"identity_similarity": list(ALIKE)})
 
 
 def swap(request: SwapRequest, context: Context) -> Result:
@@ -128,6 +140,13 @@ def edit(request: EditRequest, context: Context) -> Result:
     return Result(images=[cut_out(wish.image, wish)], data={"identity_similarity": [0.6]})
 
 
+def follow(request: FollowRequest, context: Context) -> Result:
+    """The face that is followed."""
+    image = context.image(request.pose_image or request.face_image)
+    wish = FaceReference(image, request.pose_face_index, field="pose_image")
+    return Result(images=[cut_out(image, wish)], data={"identity_similarity": [0.4], "identity_thresholds": [0.4, 0.2]})
+
+
 def poses(request: PosesRequest, context: Context) -> Result:
     """The face once for each pose, and a sheet."""
     (wish, *_) = references(request, context)
@@ -141,6 +160,7 @@ CATALOG = (
     Capability("person", "Person", "Show a face.", PersonRequest, person),
     Capability("swap", "Swap", "Swap a face.", SwapRequest, swap),
     Capability("edit", "Edit", "Edit a picture.", EditRequest, edit),
+    Capability("follow", "Follow", "Show the face of a pose.", FollowRequest, follow),
     Capability("poses", "Poses", "Show a face in poses.", PosesRequest, poses),
     Capability("detect-faces", "Detect faces", "Find faces.", LookRequest, look),
 )

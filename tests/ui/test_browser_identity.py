@@ -135,6 +135,68 @@ def test_the_face_of_the_changed_picture_itself_is_chosen(people_server, open_pa
     page.wait_for_selector("#stage-edit >> text=Which face?")
 
 
+def test_a_face_of_the_pose_picture_is_chosen(people_server, open_page, pictures):
+    """Before there is a wish, and by a refusal; the words under the result are those of its face pack."""
+    page = open_page(people_server)
+    tab(page, "Follow")
+    put(page, "Person", pictures["one"])
+    put(page, "Pose", pictures["two"])
+    picker_of(page, "Pose").get_by_role("button", name="Find faces").click()
+    picker_of(page, "Pose").locator(".eis-face").nth(1).click()
+    picker_of(page, "Pose").get_by_text("Face 1 is meant.").wait_for()
+    page.locator("#generate-follow").click()
+    page.wait_for_selector("#stage-follow .eis-result")
+    assert asked(page, "follow")["pose_face_index"] == 1
+    assert fetch(page, people_server, page.locator("#stage-follow .eis-picture")).getpixel((48, 48))[0] == SMALL[3]
+    assert page.locator("#stage-follow .eis-alike .eis-badge").inner_text() == "same face 0.40"
+
+    put(page, "Pose", pictures["two"])
+    page.locator("#generate-follow").click()
+    page.wait_for_selector("#stage-follow >> text=Which face?")
+    page.locator("#stage-follow .eis-face").nth(0).click()
+    picker_of(page, "Pose").locator(".eis-face[aria-pressed=true] >> text=0").wait_for()
+
+
+def test_a_face_of_a_further_picture_is_chosen(people_server, open_page, pictures):
+    """The second of two further pictures shows two people: the refusal, and the choice, are about that one."""
+    page = open_page(people_server)
+    put(page, "Person", pictures["one"])
+    put(page, "Further picture 1", pictures["one"])
+    put(page, "Further picture 2", pictures["two"])
+    page.locator("#generate-person").click()
+    page.wait_for_selector("#stage-person >> text=Which face?")
+    page.locator("#stage-person .eis-face").nth(1).click()
+    picker_of(page, "Further picture 2").get_by_text("Face 1 is meant.").wait_for()
+    page.locator("#generate-person").click()
+    page.wait_for_selector("#stage-person .eis-result")
+    assert asked(page, "person")["face_images_index"] == [None, 1]
+    page.locator("#stage-person [data-client=pick]").nth(5).click()
+    made = fetch(page, people_server, page.locator("#stage-person .eis-picture:visible"))
+    assert made.getpixel((48, 48))[0] == SMALL[3]
+
+
+def test_an_earlier_picture_says_how_alike_it_is_too(people_server, open_page, pictures):
+    page = open_page(people_server)
+    put(page, "Person", pictures["one"])
+    page.locator("#generate-person").click()
+    page.wait_for_selector("#stage-person .eis-result")
+    page.locator(".eis-recent:visible [data-action=open]").nth(3).wait_for()
+    stage = page.locator("#stage-person")
+    said = set()
+    for number in range(4):
+        page.locator(".eis-recent:visible [data-action=open]").nth(number).click()
+        page.wait_for_function(
+            "seen => { const badge = document.querySelector('#stage-person .eis-alike .eis-badge');"
+            " return badge && document.querySelectorAll('#stage-person [data-view]').length === 0"
+            " && !seen.includes(badge.innerText); }",
+            arg=sorted(said),
+        )
+        said.add(stage.locator(".eis-alike .eis-badge").inner_text())
+    assert said == {"same face 0.87", "similar face 0.41", "another face 0.12", "no face seen"}
+    stage.get_by_role("button", name="Beside the person").click()
+    assert fetch(page, people_server, stage.locator(".eis-beside:visible")).size == (240, 160)
+
+
 def test_results_say_how_alike_they_are_and_stand_beside_the_person(people_server, open_page, pictures):
     page = open_page(people_server)
     put(page, "Person", pictures["one"])

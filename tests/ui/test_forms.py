@@ -27,7 +27,8 @@ def library(tmp_path):
 
 def form_of(capability: Capability, library: ModelLibrary) -> Form:
     with gr.Blocks():
-        form = Form(capability, ModelChoices(library, capability.needs, capability.additions))
+        choices = ModelChoices(library, capability.needs, capability.additions, capability.optional_additions)
+        form = Form(capability, choices)
         for group in ("words", "knobs", "advanced"):
             form.build(group)
     return form

@@ -136,9 +136,10 @@ REFUSED = {
 }
 
 
-def refusal(field="face_image", **facts):
-    error = {**REFUSED, "details": {**REFUSED["details"], "field": field}}
-    return job(JobStatus.FAILED, request={"face_image": "0" * 26, "pose_image": "1" * 26, **facts}, error=error)
+def refusal(field="face_image", number=None, **facts):
+    error = {**REFUSED, "details": {**REFUSED["details"], "field": field, "number": number}}
+    named = {"face_image": "0" * 26, "pose_image": "1" * 26, "face_images": ["2" * 26, "3" * 26]}
+    return job(JobStatus.FAILED, request={**named, **facts}, error=error)
 
 
 def test_a_refusal_asks_with_a_button_inside_the_picture_for_each_face():
@@ -155,8 +156,9 @@ def test_a_refusal_asks_with_a_button_inside_the_picture_for_each_face():
 
 def test_only_a_picture_for_whose_faces_there_is_a_number_asks():
     assert people.refused_picture(refusal()) == ("face_image", "0" * 26)
-    assert people.refused_picture(refusal("pose_image")) is None
-    assert people.refused_picture(refusal("face_images")) is None
+    assert people.refused_picture(refusal("pose_image")) == ("pose_image", "1" * 26)
+    assert people.refused_picture(refusal("ip_adapter_images")) is None
+    assert people.refused_picture(refusal("face_images", number=1)) == ("face_images", "3" * 26)
     assert people.refused_picture(job(JobStatus.FAILED, error={"code": "no_face_found", "message": "x"})) is None
 
 
@@ -165,6 +167,10 @@ def test_a_picture_says_how_alike_and_in_which_pose_and_the_sheet_says_neither()
     data = {"identity_similarity": [0.871, None], "poses": ["front", "left"], "grid": 2}
     made = job(JobStatus.SUCCEEDED, result={"images": images, "data": data})
     shown = stage.finished(made, {}, [], reference="9" * 26)
+    made_strictly = job(
+        JobStatus.SUCCEEDED, result={"images": images, "data": data | {"identity_thresholds": [0.9, 0.5]}}
+    )
+    assert "similar face 0.87" in stage.finished(made_strictly, {}, []), "the face pack says from where faces are one"
     assert "same face 0.87" in shown and "no face seen" in shown and shown.count("All poses") == 2
     assert shown.count('class="eis-beside"') == 3 and shown.count("9" * 26) == 3
     assert 'class="eis-beside"' not in stage.finished(made, {}, []), "the person's picture has gone"
