@@ -33,7 +33,8 @@ def add_flags(parser: argparse.ArgumentParser, wish: type[BaseModel]) -> None:
         elif tuple in kinds or list in kinds:
             model = WeightedModel in element_types(info.annotation)
             singular = flag if flag.endswith("ss") else flag.removesuffix("s")
-            names = [singular] if singular == flag else [singular, flag]
+            is_taken = field_dest(singular[2:].replace("-", "_")) in {field_dest(other) for other in wish.model_fields}
+            names = [flag] if is_taken else [singular, flag]
             parser.add_argument(*names, action=Append, metavar="MODEL[=WEIGHT]" if model else "NAME", **options)
         elif choices := literals(info.annotation):
             nullable = [*choices, "null"] if NoneType in kinds else choices

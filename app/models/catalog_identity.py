@@ -113,21 +113,6 @@ IDENTITY: tuple[ModelSpec, ...] = (
         written={"config.json": json.dumps(IDENTITYNET, indent=1)},
         description="PuLID v1's identity with a keypoint ControlNet trained on two million portraits.",
     ),
-    ModelSpec(
-        id="controlnet-softedge-sdxl",
-        title="ControlNet softedge, SDXL",
-        kind="controlnet",
-        family="sdxl",
-        licence=APACHE,
-        bytes=2_502_140_000,
-        loader="app.models.controls:load",
-        repo="alimama-creative/EcomXL_controlnet_softedge",
-        files=("config.json", "diffusion_pytorch_model.safetensors"),
-        tasks=("controlnet-softedge",),
-        rank=20,
-        options={"layout": "diffusers"},
-        description="Follows soft edges; made for products.",
-    ),
 )
 
 
