@@ -15,6 +15,7 @@ brings none of its own; a part of kind `vae` takes the place of the base's autoe
     store       fp16: 32-bit tensors are stored in 16 bits
     base        the one checkpoint that an addition was made for; `best_on`: the one that it beats higher ranks on
     encoder, faces, projection    what an IP-Adapter needs (see `app.models.catalog_ip_adapters`)
+    denoiser_parameters    how many there are, of a network that is linear layers through and through
     weights     which file of the folder holds the network, where it is a single file
     same_face, similar_face    cosines from which a face pack's faces count as one person's, and as people's who look
                 alike

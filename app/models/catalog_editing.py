@@ -7,6 +7,8 @@ STEP1X_TASK = "step1x-edit"
 STEP1X_LOADER = "app.models.step1x:load"
 LANGUAGE_MODEL = "qwen2.5-vl-7b"
 AUTOENCODER = "vae.safetensors"
+FLUX_PARAMETERS = "11.9e9"
+"""Of the network without its connector."""
 RECOMMENDED = Recommended(28, 6.0, "Euler", 1024, 1024)
 
 _FOLDER = (
@@ -35,7 +37,7 @@ EDITING: tuple[ModelSpec, ...] = (
         tasks=(STEP1X_TASK,),
         recommended=RECOMMENDED,
         rank=30,
-        options={"layout": "diffusers"},
+        options={"layout": "diffusers", "denoiser_parameters": FLUX_PARAMETERS},
         description="Edits by instructions; its language model was trained to rewrite them and to judge the result.",
     ),
     ModelSpec(
@@ -51,7 +53,7 @@ EDITING: tuple[ModelSpec, ...] = (
         tasks=(STEP1X_TASK,),
         recommended=RECOMMENDED,
         rank=20,
-        options={"layout": "diffusers"},
+        options={"layout": "diffusers", "denoiser_parameters": FLUX_PARAMETERS},
         description="The version before, which some prefer for plain edits.",
     ),
     ModelSpec(
@@ -68,7 +70,11 @@ EDITING: tuple[ModelSpec, ...] = (
         recommended=RECOMMENDED,
         parts=(LANGUAGE_MODEL,),
         rank=10,
-        options={"layout": "folder", "weights": "step1x-edit-i1258.safetensors"},
+        options={
+            "layout": "folder",
+            "weights": "step1x-edit-i1258.safetensors",
+            "denoiser_parameters": FLUX_PARAMETERS,
+        },
         description="The first version, in its original single file.",
     ),
     ModelSpec(
@@ -79,7 +85,7 @@ EDITING: tuple[ModelSpec, ...] = (
         licence=APACHE,
         bytes=16_600_000_000,
         repo="Qwen/Qwen2.5-VL-7B-Instruct",
-        files=("*.json", "merges.txt", "model-*.safetensors"),
+        files=("*.json", "model-*.safetensors"),
         tasks=("qwen2.5-vl",),
         options={"layout": "folder"},
         description="The vision-language model that reads Step1X-Edit's instructions.",

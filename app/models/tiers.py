@@ -73,6 +73,9 @@ def needed_bytes(spec: ModelSpec, parts: Sequence[ModelSpec]) -> dict[str, int]:
     needs = {
         name: sum(row.bytes * width // stored_width(row) for row in together) for name, width in BYTES_OF.items()
     }
+    if told := spec.options.get("denoiser_parameters"):
+        for name, (_, spared) in SPARED_BYTES.items():
+            needs[name] = int(needs["float16"] - float(told) * spared)
     if spec.family in PARAMETERS:
         denoiser = needs["float16"] / 2 * UNET_PARAMETERS[spec.family] / PARAMETERS[spec.family]
         for name, (which, spared) in SPARED_BYTES.items():

@@ -105,14 +105,15 @@ def test_the_capability_adds_nothing_to_what_the_editor_makes(server, photo, run
 
 def test_stages_are_told_as_they_happen_and_stand_in_the_result(server, photo):
     """A model of noise answers nothing that can be read: each stage is skipped after three asks, and the run ends."""
-    job = server.client.post(
-        "/api/v1/step1x-edit", json=wish(photo, model=MODEL, thinking=True, reflection=True, max_tries=2)
-    ).json()
+    # Submitted at the service's own door: an HTTP answer waits for a while, and events are to be met as they come.
+    submitted = server.service.submit(
+        "step1x-edit", wish(photo, model=MODEL, thinking=True, reflection=True, max_tries=2)
+    )
     told = []
-    for event in server.service.watch_blocking(job["id"]):
+    for event in server.service.watch_blocking(submitted.id):
         if event.kind == "stages":
             told.append([stage["stage"] for stage in event.data["stages"]])
-    job = server.client.get(f"/api/v1/jobs/{job['id']}").json()
+    job = server.client.get(f"/api/v1/jobs/{submitted.id}").json()
     assert job["status"] == "succeeded", job["error"]
     stages = job["result"]["data"]["stages"]
     names = [stage["stage"] for stage in stages]

@@ -75,7 +75,14 @@ def test_a_file_on_the_models_disk_needs_no_room_of_its_own(tmp_path: Path, monk
     assert ModelLibrary(tmp_path).add(file).installed
 
 
-UNPINNED = {"ecomid", "controlnet-softedge-sdxl"}
+UNPINNED = {
+    "controlnet-softedge-sdxl",
+    "ecomid",
+    "qwen2.5-vl-7b",
+    "step1x-edit-v1p0",
+    "step1x-edit-v1p1",
+    "step1x-edit-v1p2",
+}
 """Whose commit and bytes no public source states: they are pinned by the first pull."""
 STORED_KINDS = ("/*", ".json", ".safetensors", ".onnx")
 
