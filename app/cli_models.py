@@ -118,7 +118,7 @@ def show_model(options: argparse.Namespace) -> int:
             f"{name}: {size(count)} on the device, tier {told_all['tiers'][name]}"
             for name, count in told_all["needed_bytes"].items()
         ),
-        "installed": str(row.path) if row.installed else f"no{missing(models, spec.id)}",
+        "installed": str(row.path or "yes, it has no files") if row.installed else f"no{missing(models, spec.id)}",
         "sha256": row.sha256 or "",
     }
     if spec.recommended:

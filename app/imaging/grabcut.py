@@ -22,6 +22,8 @@ REACHES = (1 / 20, 1 / 10, 1 / 5)
 ROUNDS = 4
 SURE = 0.35
 """Share of the reach around a point that is sure to belong to what it points at."""
+SURE_IN_BOX = 0.12
+"""The same beside a box, in shares of its shorter side."""
 FAR = 4.0
 """Reaches from the points beyond which nothing belongs to the thing."""
 
@@ -82,7 +84,7 @@ def _within(
     if framed and box is not None:
         (x0, y0), (x1, y1) = local([box[:2], (box[2] - 1e-3, box[3] - 1e-3)])
         labels[y0 : y1 + 1, x0 : x1 + 1] = cv2.GC_PR_FGD
-        sure = max(1, round(0.05 * min(x1 - x0, y1 - y0)))
+        sure = max(1, round(SURE_IN_BOX * min(x1 - x0, y1 - y0)))
     else:
         for radius, label in ((FAR, cv2.GC_PR_BGD), (1.0, cv2.GC_PR_FGD)):
             for point in inside:
@@ -96,15 +98,17 @@ def _within(
     if np.isin(labels, (cv2.GC_BGD, cv2.GC_PR_BGD)).any():
         cv2.grabCut(pixels, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_MASK)
     found = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
-    found = _of_one_piece(found, inside)
+    found = _of_one_piece(found, inside, outside)
     mask = Image.new("L", image.size, 0)
     grown = Image.fromarray(found * 255).resize(part.size, Image.Resampling.BILINEAR)
     mask.paste(grown.point(lambda grey: 255 if grey >= 128 else 0), (left, top))
     return mask
 
 
-def _of_one_piece(found: np.ndarray, inside: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The pieces that the points lie in, or the largest one, smoothed and without holes."""
+def _of_one_piece(
+    found: np.ndarray, inside: Sequence[tuple[int, int]], outside: Sequence[tuple[int, int]]
+) -> np.ndarray:
+    """The pieces that the points lie in, or the largest one, smoothed; holes stay only where a point asks for one."""
     cv2 = load_opencv()
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
     smooth = cv2.morphologyEx(cv2.morphologyEx(found, cv2.MORPH_OPEN, kernel), cv2.MORPH_CLOSE, kernel)
@@ -116,5 +120,7 @@ def _of_one_piece(found: np.ndarray, inside: Sequence[tuple[int, int]]) -> np.nd
     kept = {int(pieces[y, x]) for x, y in inside} - {0}
     kept = kept or {1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))}
     piece = np.isin(pieces, list(kept)).astype(np.uint8)
+    if outside:
+        return piece
     outlines, _ = cv2.findContours(piece, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(np.zeros_like(piece), outlines, -1, 1, cv2.FILLED)

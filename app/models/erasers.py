@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from spandrel import MaskedImageModelDescriptor, ModelLoader
+from spandrel import MaskedImageModelDescriptor, ModelLoader, UnsupportedModelError
 
 from app.errors import InvalidRequest
 from app.models.device import TorchDevice
@@ -57,7 +57,10 @@ def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[Any] 
         tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
     # A training checkpoint also holds the network that judged the pictures.
     wanted = {name: tensor for name, tensor in tensors.items() if name.startswith(("generator.model.", "model.model."))}
-    model = ModelLoader(device="cpu").load_from_state_dict(wanted or tensors)
+    try:
+        model = ModelLoader(device="cpu").load_from_state_dict(wanted or tensors)
+    except UnsupportedModelError:
+        model = None
     if not isinstance(model, MaskedImageModelDescriptor):
         raise InvalidRequest(f"The model {spec.id!r} is not one that fills holes.", model=spec.id)
     return Lama(model, device)

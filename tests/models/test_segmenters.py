@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import Sam2ImageProcessor, Sam2Processor, SamImageProcessor, SamProcessor
 
 from app.errors import InvalidRequest
@@ -133,6 +134,6 @@ def test_a_folder_of_ones_own_is_recognised_and_opened(tmp_path, network):
 def test_another_folder_is_not_taken_for_one(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
-    (tmp_path / "other" / "model.safetensors").write_bytes(b"")
+    save_file({"some.weight": torch.zeros(2, 2)}, tmp_path / "other" / "model.safetensors")
     with pytest.raises(InvalidRequest, match="not in the diffusers layout"):
         ModelLibrary(tmp_path / "home").add(tmp_path / "other", id="other")
