@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import random
 import signal
 import socket
@@ -14,6 +13,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from tests import as_a_user
 
 PATIENCE_SECONDS = 180.0
 TROUBLE = (OSError, ValueError, http.client.HTTPException)
@@ -39,7 +40,7 @@ class Server:
         wanted = {**names, "max_attempts": "20", **settings}
         given = {f"EIS_{name.upper()}": value for name, value in wanted.items() if value is not None}
         self.url = settings.get("database_url")
-        self.environment = {**os.environ, **given}
+        self.environment = {**as_a_user.environment(), **given}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

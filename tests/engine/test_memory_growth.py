@@ -17,6 +17,7 @@ import pytest
 
 from app.core.memory_report import tell_memory
 from app.core.service import Service
+from tests import as_a_user
 from tests.engine.conftest import until
 from tests.engine.keeping import LEAK_BYTES
 from tests.engine.ledger import tell
@@ -30,9 +31,7 @@ PROCESSES = ("front", "worker")
 def growth(home: Path, leak: str = "none") -> dict[str, int]:
     """What a process of its own measured of itself and its worker."""
     command = [sys.executable, "-m", "tests.engine.keeping", str(home), str(WARM_UP), str(JOBS), leak]
-    # As the product runs: what makes the suite quicker lets a process keep pages that it gave back.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=3000, env=environment)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=3000, env=as_a_user.environment())
     assert finished.returncode == 0, finished.stderr[-3000:]
     figures = json.loads(finished.stdout.splitlines()[-1])
     assert figures["jobs_rows"] == figures["images_rows"] == WARM_UP + JOBS

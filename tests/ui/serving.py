@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests import as_a_user
+
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = re.compile(r"page\s+(http://127\.0\.0\.1:\d+)")
 SECONDS_TO_START = 2 * int(os.environ.get("EIS_TEST_PATIENCE", "90"))
@@ -30,7 +32,7 @@ def server_process(home: Path, **settings: str) -> Iterator[tuple[str, subproces
     """The same with its process, which leads a group of its own; `port` asks for a certain port."""
     port = settings.pop("port", "0")
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("EIS_")},
+        **{name: value for name, value in as_a_user.environment().items() if not name.startswith("EIS_")},
         **{f"EIS_{name.upper()}": value for name, value in settings.items()},
         "EIS_HOME": str(home),
         "EIS_MIN_FREE_BYTES": "0",
