@@ -117,7 +117,7 @@ def _row(
     )
 
 
-def _sd15(name: str, kind: str, repo: str, what: str) -> ModelSpec:
+def _sd15(name: str, kind: str, repo: str, what: str, revision: str = "main") -> ModelSpec:
     return _row(
         f"controlnet-{name}-sd15",
         f"ControlNet 1.1 {name}, SD 1.5",
@@ -128,6 +128,7 @@ def _sd15(name: str, kind: str, repo: str, what: str) -> ModelSpec:
         licence=OPENRAIL,
         file=_SD15,
         bytes=722_600_000,
+        revision=revision,
     )
 
 
@@ -149,7 +150,13 @@ def _sdxl(name: str, kind: str, repo: str, what: str, licence: Licence = APACHE)
 CONTROLNETS: tuple[ModelSpec, ...] = (
     _sd15("canny", "canny", "control_v11p_sd15_canny", "Follows thin edges."),
     _sd15("depth", "depth", "control_v11f1p_sd15_depth", "Follows how near things are."),
-    _sd15("openpose", "openpose", "control_v11p_sd15_openpose", "Follows the pose of bodies."),
+    _sd15(
+        "openpose",
+        "openpose",
+        "control_v11p_sd15_openpose",
+        "Follows the pose of bodies.",
+        "9ae9f970358db89e211b87c915f9535c6686d5ba",
+    ),
     _sd15("lineart", "lineart", "control_v11p_sd15_lineart", "Follows drawn lines."),
     _sd15(
         "lineart-anime",
