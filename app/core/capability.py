@@ -262,8 +262,8 @@ class Door(Protocol):
 class Capability:
     """One thing the service can do, declared as data.
 
-    `name` is the last part of its route (`inpaint`, `pulid/generate`); those that share the part before `/` are
-    sub-tabs of one tab. `summary` is one sentence. `needs` names the tasks that the request's model must serve (any
+    `name` is the last part of its route (`inpaint`, `pulid/generate`); those that share the part before `/`, or the
+    same `tab`, are sub-tabs of one tab. `summary` is one sentence. `needs` names the tasks that the request's model must serve (any
     of them; empty: no model). `example` validates as a Request once its picture fields are filled with references.
     `check` refuses, before there is a job, a resolved request that could only fail: it raises what the caller is told.
     `additions` names, for each field that holds the id of a model which goes on the request's model, the task that it
@@ -283,6 +283,7 @@ class Capability:
     needs: tuple[str, ...] = ()
     example: Mapping[str, Any] = field(default_factory=dict)
     group_title: str | None = None
+    tab: str | None = None
     check: Callable[[Any, Door], None] | None = None
     additions: Mapping[str, str] = field(default_factory=dict)
     listed_additions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
@@ -302,8 +303,8 @@ class Capability:
 
     @property
     def group(self) -> str:
-        """The part of the name before `/`: capabilities of one group share a tab."""
-        return self.name.partition("/")[0]
+        """What capabilities that share a tab have in common: `tab`, else the part of the name before `/`."""
+        return self.tab or self.name.partition("/")[0]
 
 
 def image_fields(request: type[BaseModel]) -> dict[str, str]:

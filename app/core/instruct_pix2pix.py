@@ -149,6 +149,8 @@ def resized(image: Image.Image, size: Size) -> Image.Image:
 INSTRUCT_PIX2PIX = Capability(
     name="instruct-pix2pix",
     title="InstructPix2Pix",
+    tab="instructions",
+    group_title="Instructions",
     summary="Change a picture by saying what to change.",
     request=InstructRequest,
     run=run,

@@ -110,6 +110,8 @@ def reflect(
 STEP1X_EDIT = Capability(
     name="step1x-edit",
     title="Step1X-Edit",
+    tab="instructions",
+    group_title="Instructions",
     summary="Change a picture by an instruction, with the model's reasoning shown as it happens.",
     request=Step1XEditRequest,
     run=run,

@@ -34,7 +34,7 @@ from app.ui.controls import (
     text,
     tick,
 )
-from app.ui.list_controls import numbers, several
+from app.ui.list_controls import lines, numbers, several
 from app.ui.model_choices import ModelChoices
 from app.ui.picture_controls import picture, pictures
 
@@ -78,6 +78,7 @@ def is_list_of(annotation: Any, kind: Any) -> bool:
 TYPES: tuple[tuple[Callable[[Any], bool], Callable[[Question], Control]], ...] = (
     (lambda annotation: is_list_of(annotation, Literal), several),
     (lambda annotation: is_list_of(annotation, float), numbers),
+    (lambda annotation: is_list_of(annotation, str), lines),
     (lambda annotation: bool(literal_values(annotation)), choice),
     (lambda annotation: bool in members(annotation), tick),
     (lambda annotation: bool({int, float} & members(annotation)), number),

@@ -1,4 +1,4 @@
-"""Widgets for fields that hold several values: words out of a few, and plain numbers."""
+"""Widgets for fields that hold several values: words out of a few, plain numbers, and lines of text."""
 
 from typing import get_args
 
@@ -37,4 +37,12 @@ def numbers(question: Question) -> Control:
 
     control = plain(question, widget, read)
     control.show = lambda request: [gr.update(value=", ".join(f"{one:g}" for one in request.get(question.name) or ()))]
+    return control
+
+
+def lines(question: Question) -> Control:
+    """A text on each line; empty lines count for nothing."""
+    widget = gr.Textbox(label=question.label, info=question.description, lines=2, placeholder="one on each line")
+    control = plain(question, widget, lambda typed: [line for line in (typed or "").splitlines() if line.strip()])
+    control.show = lambda request: [gr.update(value="\n".join(request.get(question.name) or ()))]
     return control

@@ -20,6 +20,7 @@ from tests.api.serving import Running, serving
 from tests.ui.conftest import CHROMIUM, FLAGS, PATIENCE
 from tests.ui.serving import ROOT, answers, server
 
+OTHERS = ("ControlNet", "Instructions", "Inpaint Anything", "PuLID", "EcomID", "InstantID", "IP-Adapter")
 WISHES = (
     "a green tree, white background",
     "a yellow star, purple background",
@@ -91,6 +92,9 @@ def tour(folder: Path) -> None:
                 page.wait_for_selector(".eis-origin:visible")
                 shoot(page, folder, f"{name.lower().replace(' ', '-')}-{look}")
                 page.get_by_role("tab", name="Text to image", exact=True).click()
+            for name in OTHERS:
+                page.get_by_role("tab", name=name, exact=True).first.click()
+                shoot(page, folder, f"{name.lower().replace(' ', '-')}-{look}")
             page.get_by_role("tab", name="Gallery", exact=True).click()
             page.locator(".eis-tile").nth(1).click()
             page.wait_for_selector("#gallery-detail .eis-picture")

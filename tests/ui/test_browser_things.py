@@ -91,3 +91,10 @@ def test_without_a_click_the_form_says_what_is_missing(fresh_server, open_page, 
     put(page, "Picture", photo)
     page.locator("#generate-inpaint-anything-remove").click()
     page.locator("#stage-inpaint-anything-remove").get_by_text("click the thing that is meant").wait_for()
+
+
+def test_every_tab_has_room_in_the_row(fresh_server, open_page):
+    page = open_page(fresh_server)
+    page.set_viewport_size({"width": 1360, "height": 940})
+    page.get_by_role("tab", name="GPU & Memory", exact=True).wait_for()
+    assert not page.locator(".eis-tabs .overflow-menu > button").first.is_visible()

@@ -276,3 +276,10 @@ def test_several_pictures_are_read_in_order_without_the_empty_ones(library):
 
 def test_left_out_is_not_a_value():
     assert LEFT_OUT not in (None, "", 0)
+
+
+def test_a_list_of_texts_has_a_line_for_each(library):
+    form = form_of(next(one for one in CATALOG if one.name == "instruct-pix2pix"), library)
+    control = next(control for control in form.controls if control.fields == ("instructions",))
+    assert control.read("make it winter\n\nadd glasses\n") == {"instructions": ["make it winter", "add glasses"]}
+    assert control.show({"instructions": ["winter", "glasses"]})[0]["value"] == "winter\nglasses"
