@@ -20,7 +20,7 @@ from tests.api.serving import Running, serving
 from tests.ui.conftest import CHROMIUM, FLAGS, PATIENCE
 from tests.ui.serving import ROOT, answers, server
 
-OTHERS = ("ControlNet", "Instructions", "Inpaint Anything", "PuLID", "EcomID", "InstantID", "IP-Adapter")
+OTHERS = ("ControlNet", "Edit", "Inpaint Anything", "PuLID", "EcomID", "InstantID", "IP-Adapter")
 WISHES = (
     "a green tree, white background",
     "a yellow star, purple background",
