@@ -42,7 +42,7 @@ def limits(schema: dict[str, Any]) -> str:
         elif "enum" in variant:
             words.append("one of " + ", ".join(str(value) for value in variant["enum"]))
         elif "pattern" in variant:
-            words.append("a picture")
+            words.append("numbers" if schema.get("kind") == "points" else "a picture")
         else:
             words.append(f"{variant.get('type', 'object')} {span(variant)}".rstrip())
     return "; ".join(words)
