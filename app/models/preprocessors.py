@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import (
     AutoImageProcessor,
     AutoModelForDepthEstimation,
@@ -135,7 +136,7 @@ def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[Model
         raise InvalidRequest(f"The model {spec.id!r} draws no maps by itself.", model=spec.id)
     try:
         return make(path, device, parts)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InvalidRequest(
             f"The model {spec.id!r} cannot be opened: its files are not whole.", model=spec.id
         ) from error
