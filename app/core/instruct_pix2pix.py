@@ -12,6 +12,7 @@ from app.core.capability import Capability, Context, Door, ModelRequest, Pipelin
 from app.core.control_fields import PartMask
 from app.core.drawing import sheet_for, size_asked_for, size_to_work_at
 from app.core.fields import MaskBlur, NewHeight, NewWidth
+from app.core.staying_put import stay_put
 from app.errors import InvalidRequest
 from app.imaging.crop import Sheet, pad_to_multiple
 from app.imaging.grid import grid_of
@@ -36,6 +37,10 @@ class InstructRequest(ModelRequest):
     mask_blur: MaskBlur = 4
     width: NewWidth = None
     height: NewHeight = None
+    align: fields.Align = False
+    paste_changes: fields.PasteChanges = False
+    paste_grow: fields.PasteGrow = 8
+    paste_feather: fields.PasteFeather = 8
 
     @model_validator(mode="after")
     def is_not_too_much(self) -> "InstructRequest":
@@ -69,6 +74,8 @@ def check(request: InstructRequest, door: Door) -> None:
         white_box(door.mask(request.mask_image))
         if request.width or request.height:
             raise InvalidRequest("A masked picture keeps its size: leave out width and height.", field="width")
+        if request.align or request.paste_changes:
+            raise InvalidRequest("A mask keeps all around it: leave out align and paste_changes.", field="align")
     elif (request.width or request.height) and door.size_multiple:
         own = door.size(request.image)
         require_pixels(size_asked_for(request.width, request.height, own, door.size_multiple), LARGEST_WORK)
@@ -84,17 +91,21 @@ def run(request: InstructRequest, context: Context) -> Result:
         calls = len(request.pairs) * request.num_images_per_prompt * len(request.all_instructions)
         context.expect_steps(pipeline.count_timesteps(request.num_inference_steps) * calls)
         edits = [list(edits_of(request, context, pipeline, start, *pair)) for pair in request.pairs]
-    images = []
-    for each_seed in edits:
-        for each_instruction in each_seed:
-            whole = merged(start, each_instruction)
-            if sheet is None:
-                images.append(whole.crop((0, 0, *size)))
-            else:
-                images.append(sheet.lay_over(image, whole, fade_inwards(mask, request.mask_blur)))
-    seeds, data = request.seeds * len(request.pairs), {}
+    images, data = [], {}
+    for whole in (merged(start, instructed) for each_seed in edits for instructed in each_seed):
+        if sheet is not None:
+            images.append(sheet.lay_over(image, whole, fade_inwards(mask, request.mask_blur)))
+        elif not (request.align or request.paste_changes):
+            images.append(whole.crop((0, 0, *size)))
+        else:
+            is_sized = request.width or request.height
+            kept, told, more = stay_put(request, resized(image, size) if is_sized else image, whole.crop((0, 0, *size)))
+            images.append(kept)
+            data.setdefault("kept", []).append(told)
+            notes += [note for note in more if note not in notes]
+    seeds = request.seeds * len(request.pairs)
     if len(request.pairs) > 1:
-        data = {"grid": [{"guidance_scale": text, "image_guidance_scale": kept} for text, kept in request.pairs]}
+        data |= {"grid": [{"guidance_scale": text, "image_guidance_scale": kept} for text, kept in request.pairs]}
         images.append(overview(request, images))
     return Result(images=images, seeds=seeds, data=data, notes=notes)
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.core.staying_put import stay_put
 from app.imaging.merging import merged
 from app.models.library import ModelLibrary
 from tests.api.serving import Running, serving
@@ -99,6 +101,19 @@ def test_pixels_are_those_of_the_stock_pipeline(studio: Running, folders: dict[s
     require_same(ours, stock(folders[family], family))
     _, (other,) = edited(studio, wish_for(family) | {"image_guidance_scale": 3.0})
     assert (ours != other).mean() > 0.1
+
+
+def test_an_edit_stays_put_and_only_what_changed_is_pasted(studio: Running, folders: dict[str, Path]) -> None:
+    keeping = {"align": True, "paste_changes": True, "paste_grow": 2, "paste_feather": 3}
+    job, (ours,) = edited(studio, wish_for("sd15") | keeping)
+    plain = Image.fromarray(stock(folders["sd15"], "sd15"))
+    wanted, told, notes = stay_put(SimpleNamespace(**keeping), picture(), plain)
+    require_same(ours, pixels(wanted))
+    assert job["result"]["data"]["kept"] == [told] and set(told) == {"alignment", "changed_share"}
+    assert job["result"]["notes"] == notes
+
+    refused = studio.client.post(PATH, json=wish_for("sd15") | keeping | {"mask_image": data_uri(mask())})
+    assert refused.status_code == 422 and "mask keeps" in refused.json()["error"]["message"]
 
 
 def test_a_grid_has_the_stock_picture_of_every_pair(studio: Running, folders: dict[str, Path]) -> None:
