@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from facexlib.parsing.parsenet import ParseNet
 from timm.models.eva import Eva
@@ -13,6 +15,7 @@ IMAGE_SIZE = 112  # of the image encoder
 PATCH = 16
 HEAD_DIM = 32
 PARSING_SIDE = 128
+SPREAD = 0.7  # of a point's map while it is taught, in places
 SHARPNESS = 10  # of the maps' softmax: from 1, points take several times as long to become exact
 
 
@@ -53,6 +56,32 @@ def head_of(inner: int, middle: int, outer: int) -> nn.Sequential:
     )  # fmt: skip
 
 
+def places_of(side: int) -> torch.Tensor:
+    """[side * side, 2]: the middles of a map's places, rows after one another, -1 to 1."""
+    middles = (torch.arange(side) + 0.5) / side * 2 - 1
+    return torch.stack([middles.repeat(side), middles.repeat_interleave(side)], -1)
+
+
+def means_of(maps: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The mean place of each map, [n, points, 2]; maps [n, points, places] are logarithms, up to a constant."""
+    return maps.softmax(-1) @ places
+
+
+def misplaced(maps: torch.Tensor, points: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """How far the first maps are from points [n, k, 2] of -1 to 1: as likelihoods, and in their means.
+
+    Means alone are content with a wide map whose middle is about right; which place it is, the likelihood teaches.
+    """
+    maps, side = maps[:, : points.shape[1]], math.isqrt(len(places))
+    rows = places[::side, 1]
+    across, down = (
+        (-((points[..., axis, None] - rows) ** 2) / (2 * (SPREAD * 2 / side) ** 2)).softmax(-1) for axis in (0, 1)
+    )
+    wanted = (down[..., None] * across[..., None, :]).flatten(-2)
+    unlikely = (maps.logsumexp(-1) - (maps * wanted).sum(-1)).mean()
+    return unlikely + 20 * (means_of(maps, places) - points).abs().mean()
+
+
 class PointReader(nn.Module):
     """A picture of `size` pixels to points, and to channels of the coarsest map.
 
@@ -74,21 +103,22 @@ class PointReader(nn.Module):
         self.side = nn.Conv2d(widths[1], 32, 1)
         self.maps = nn.Sequential(nn.ReLU(), convolution(32, 32), nn.Conv2d(32, self.POINTS, 1))
         self.grow = nn.Upsample(scale_factor=2, mode="nearest")
-        side = size // 4
-        places = (torch.arange(side) + 0.5) / side * 2 - 1
-        self.register_buffer("x", places.repeat(side), persistent=False)
-        self.register_buffer("y", places.repeat_interleave(side), persistent=False)
+        self.register_buffer("places", places_of(size // 4), persistent=False)
         self.channels = 12 * (size // 16) ** 2
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """([n, POINTS, 2] of -1 to 1, [n, channels])."""
+        maps, channels = self.look(pictures)
+        return means_of(maps, self.places), channels
+
+    def look(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """([n, POINTS, places] unnormalised logarithms of how likely a point lies there, [n, channels])."""
         quarter = self.quarter(self.enter(pictures))
         eighth = self.eighth(quarter)
         coarse = self.sixteenth(eighth)
         fine = self.side(quarter) + self.grow(self.up_again(eighth + self.grow(self.up(coarse))))
-        weights = (self.maps(fine).flatten(2).float() * SHARPNESS).softmax(-1)
-        points = torch.stack([(weights * self.x).sum(-1), (weights * self.y).sum(-1)], -1)
-        return points, self.narrow(coarse).float().reshape(-1, self.channels)
+        maps = self.maps(fine).flatten(2).float() * SHARPNESS
+        return maps, self.narrow(coarse).float().reshape(-1, self.channels)
 
 
 class Shape(nn.Module):

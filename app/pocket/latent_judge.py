@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from app.pocket.checkpoints import generator_of, rng_of
-from app.pocket.face_networks import SHARPNESS, head_of
+from app.pocket.face_networks import SHARPNESS, head_of, means_of, misplaced, places_of
 from app.pocket.people import LOOKS, SIZE, People
 
 NAME = "latent-judge"
@@ -40,15 +40,13 @@ class LatentJudge(nn.Module):
         self.coarse_blocks = nn.ModuleList(block() for _ in range(2))
         self.maps = nn.Conv2d(width, self.POINTS, 1)
         self.leave = nn.Sequential(nn.Conv2d(width, 12, 1), nn.Flatten())
-        places = (torch.arange(16) + 0.5) / 8 - 1
-        self.register_buffer("x", places.repeat(16), persistent=False)
-        self.register_buffer("y", places.repeat_interleave(16), persistent=False)
+        self.register_buffer("places", places_of(16), persistent=False)
         self.hidden = nn.Sequential(head_of(2 * self.POINTS + 12 * 64, 192, 192), nn.SiLU())
         self.geometry = nn.Linear(192, 14)
         self.looks = nn.ModuleList(nn.Linear(192, len(values)) for values in LOOKS.values())
 
     def read(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(points [n, POINTS, 2] of -1 to 1, states [n, 192])."""
+        """(maps [n, POINTS, places], states [n, 192])."""
         states = self.enter(latents)
         for block in self.blocks:
             states = states + block(states)
@@ -56,9 +54,9 @@ class LatentJudge(nn.Module):
         for block in self.coarse_blocks:
             coarse = coarse + block(coarse)
         states = states + functional.interpolate(coarse, scale_factor=2, mode="nearest")
-        weights = (self.maps(states).flatten(2).float() * SHARPNESS).softmax(-1)
-        points = torch.stack([(weights * self.x).sum(-1), (weights * self.y).sum(-1)], -1)
-        return points, self.hidden(torch.cat([points.flatten(1), self.leave(coarse).float()], -1))
+        maps = self.maps(states).flatten(2).float() * SHARPNESS
+        points = means_of(maps, self.places)
+        return maps, self.hidden(torch.cat([points.flatten(1), self.leave(coarse).float()], -1))
 
     def states(self, latents: torch.Tensor) -> torch.Tensor:
         return self.read(latents)[1]
@@ -80,8 +78,7 @@ def loss_of(judge: LatentJudge, some: People, number: int) -> torch.Tensor:
     noise = torch.rand(BATCH, 1, 1, 1, generator=generator).square() * 0.5
     latents = latents + noise * torch.randn(latents.shape, generator=generator)
     points = some.points[indices][..., :2] * 2 / SIZE - 1
-    found = judge.read(latents)[0][:, :68].float()
-    placed = 20 * (found - points).abs().mean()
+    placed = misplaced(judge.read(latents)[0], points, judge.places)
     return judge.loss(latents, some.geometry[indices], some.looks[indices]).mean() + placed
 
 

@@ -21,7 +21,7 @@ from app.pocket.shards import mixed_precision
 
 BATCH = 64
 TEMPERATURE = 0.1
-HEAD_RATE, HEAD_BATCH, HEAD_NOISE = 2e-3, 128, 0.15
+HEAD_RATE, HEAD_BATCH, HEAD_NOISE = 2e-3, 128, 0.02
 FILL = torch.tensor([132, 133, 135]).view(1, 3, 1, 1) / 255  # what facexlib puts around an aligned face (RGB)
 
 
@@ -53,11 +53,6 @@ def unit_points(some: People, indices: list[int], matrices: torch.Tensor, side: 
     return crops.move(some.points[indices][..., :2], matrices) * 2 / side - 1
 
 
-def misplaced(found: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """How far a reader's first 68 points are from where they should be."""
-    return 20 * (found[:, :68].float() - points).abs().mean()
-
-
 class LikenessTask:
     """A whole portrait, moved a little, to its geometry and pose."""
 
@@ -85,9 +80,11 @@ class LikenessTask:
         return crops.worsen(pictures, rng, generator), points, truth_of(some, indices)
 
     def loss(self, pictures: torch.Tensor, points: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        found, channels = self.network.reader(pictures * 2 - 1)
-        numbers = self.network.out(self.network.head(found, channels))
-        return functional.mse_loss(numbers.float(), truth) + misplaced(found, points)
+        reader = self.network.reader
+        maps, channels = reader.look(pictures * 2 - 1)
+        numbers = self.network.out(self.network.head(face_networks.means_of(maps, reader.places), channels))
+        placed = face_networks.misplaced(maps, points, reader.places)
+        return functional.mse_loss(numbers.float(), truth) + placed
 
     @torch.no_grad()
     def judge(self, some: People) -> str:
@@ -175,9 +172,11 @@ class RecognitionTask:
         return pictures, points, some.geometry[indices], some.looks[indices]
 
     def loss(self, pictures, points, geometry, looks) -> torch.Tensor:
-        found, channels = self.network.reader(pictures)
-        vectors = self.network.head(found, channels).float()
-        return self.heads.loss(vectors, geometry, looks) + 0.1 * alike(vectors) + misplaced(found, points)
+        reader = self.network.reader
+        maps, channels = reader.look(pictures)
+        vectors = self.network.head(face_networks.means_of(maps, reader.places), channels).float()
+        placed = face_networks.misplaced(maps, points, reader.places)
+        return self.heads.loss(vectors, geometry, looks) + 0.1 * alike(vectors) + placed
 
     @torch.no_grad()
     def judge(self, some: People) -> str:
@@ -299,11 +298,12 @@ def train(
     task = make()
     modules = [task.network, task.heads]
     for module in modules:
-        module.train()
+        module.train().to(memory_format=torch.channels_last)  # convolutions this narrow are a fifth quicker so
     stage = Stage(task.name, folder, modules, task.rate, steps)
 
     def step(number: int) -> float:
-        batch = task.batch(some, number)
+        pictures, *truths = task.batch(some, number)
+        batch = (pictures.contiguous(memory_format=torch.channels_last), *truths)
         with mixed_precision(torch.device("cpu")):
             loss = task.loss(*batch)
         loss.backward()
@@ -314,6 +314,6 @@ def train(
     if complete and hasattr(task, "head_loss"):
         complete = finish(task, some, folder, head_steps, report)
     for module in modules:
-        module.eval().requires_grad_(False)
+        module.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
     report(f"{task.name}: {task.judge(held_out)}")
     return task, complete

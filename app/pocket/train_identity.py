@@ -42,9 +42,9 @@ class Lengths:
 
 PRESETS = {
     "cpu": Lengths(
-        8192, 1024,
-        {"likeness": 900, "recognition": 1100, "image-encoder": 700, "detector": 600, "landmarks": 300,
-         "parsing": 200, "latent-judge": 400, "pulid-v1.1": 800, "pulid-v1": 700, "instantid": 900},
+        16384, 1024,
+        {"likeness": 900, "recognition": 5000, "image-encoder": 700, "detector": 600, "landmarks": 300,
+         "parsing": 200, "latent-judge": 3000, "pulid-v1.1": 800, "pulid-v1": 700, "instantid": 900},
     ),
     "tiny": Lengths(
         128, 64,

@@ -31,19 +31,22 @@ from app.pocket.latent_judge import LatentJudge
 from app.pocket.networks import POSITIONS, encode_tokens
 from app.pocket.people import People
 from app.pocket.shards import mixed_precision
+from app.pocket.train_faces import Heads
 
 BATCH = 32
 RATE = 1e-3
 NOBODY = 0.1  # of the rows have no face, only the tokens of none
 EMPTY_CAPTIONS = 0.1
 LOOKS_UNSAID = 0.6  # of the captions leave to the face what it looks like
-IDENTITY_WEIGHT = 0.15
+IDENTITY_WEIGHT = 0.3
+TOLD_WEIGHT = 0.2  # of what the tokens alone must tell of the face, long before the UNet listens to them
 ALIGNMENT_WEIGHT = 0.3
-ALIGNMENT_EVERY = 8
+ALIGNMENT_EVERY = 16
 HEAD_DIM = 64  # of the encoder's own attention, as in the published one
 FAST_STEPS = 4
 MODES = (("off", 0), ("ortho_v2", 8), ("ortho_v2", 20))
 WIDTHS = {"context": 256, "inner": 256, "dim": 128, "depth": 5, "queries": 8}
+TOKENS = {"v1": 10, "v1.1": WIDTHS["queries"]}
 
 
 def build_encoder(version: str) -> nn.Module:
@@ -65,8 +68,8 @@ class Attachment(nn.Module):
         super().__init__()
         modules = cross_attentions(unet)
         self.numbers = sorted(modules)
-        self.keys = nn.ParameterList(modules[n].to_k.weight.detach().clone() for n in self.numbers)
-        self.values = nn.ParameterList(modules[n].to_v.weight.detach().clone() for n in self.numbers)
+        self.keys = nn.ParameterList(modules[n].to_k.weight.detach().float().clone() for n in self.numbers)
+        self.values = nn.ParameterList(modules[n].to_v.weight.detach().float().clone() for n in self.numbers)
 
     @property
     def layers(self) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
@@ -120,6 +123,10 @@ class Frozen:
     def __init__(self, pipeline: StableDiffusionXLPipeline):
         self.unet = pipeline.unet.requires_grad_(False).eval()
         self.unet.set_attn_processor(AttnProcessor())
+        self.unet.to(memory_format=torch.channels_last)
+        for module in self.unet.modules():  # what autocast would cast at every forward is cast once
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.to(torch.bfloat16)
         self.first, self.second = pipeline.text_encoder.eval(), pipeline.text_encoder_2.eval()
         self.first.requires_grad_(False)
         self.second.requires_grad_(False)
@@ -145,6 +152,7 @@ class Frozen:
         conditions = {"text_embeds": pooled, "time_ids": self.time_ids.expand(len(noisy), -1)}
         parts = [Part(len(noisy), tuple(branches), guided=False)]
         with mixed_precision(torch.device("cpu")), sdpa_kernel(SDPBackend.MATH), attending(self.unet, parts):
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
             return self.unet(noisy, time, hidden, added_cond_kwargs=conditions, **more).sample.float()
 
     @contextmanager
@@ -168,7 +176,7 @@ def alignment(frozen: Frozen, plain: list[torch.Tensor], faced: list[torch.Tenso
     order = [module for module in cross_attentions(frozen.unet).values()]
     by_width = {id(module): module for module in order}
     for module, before, after in zip(_running_order(frozen.unet), plain, faced, strict=True):
-        keys = functional.linear(hidden, by_width[id(module)].to_k.weight)
+        keys = functional.linear(hidden, by_width[id(module)].to_k.weight.float())
         scale = keys.shape[-1] ** -0.5
 
         def said(queries, keys=keys, scale=scale):
@@ -208,7 +216,8 @@ def train(
     if begin is not None and begin.exists():
         attachment.load_state_dict(torch.load(begin, weights_only=True)["modules"][1])
     judge.eval().requires_grad_(False)
-    stage = Stage(f"pulid-{version}", folder, [encoder, attachment], RATE, steps, horizon=200)
+    told = Heads(TOKENS[version] * WIDTHS["context"])
+    stage = Stage(f"pulid-{version}", folder, [encoder, attachment, told], RATE, steps, horizon=200)
 
     def step(number: int) -> float:
         rng, references, kinds, targets = pairs_of(some, seed, f"pulid-{version}", number)
@@ -237,6 +246,9 @@ def train(
             velocity = frozen.velocity(noisy, time, text, [branch])
             loss = functional.mse_loss(velocity, signal * noise - sigma * clean)
             loss = loss + IDENTITY_WEIGHT * unlikeness(signal * noisy - sigma * velocity, signal.flatten().sqrt())
+        seen = known.bool()
+        faces = [references[row] for row in seen.nonzero().flatten().tolist()]
+        loss = loss + TOLD_WEIGHT * told.loss(tokens[seen].flatten(1).float(), some.geometry[faces], some.looks[faces])
         loss.backward()
         return loss.item()
 
