@@ -294,9 +294,6 @@ def test_pocket_shows_what_it_draws(pocket_server, open_page):
     page = open_page(pocket_server)
     page.locator(".eis-prompt textarea:visible").fill("a red car, blue background")
     page.get_by_label("Steps", exact=True).locator("visible=true").fill("150")
-    count = page.locator("input[type=number]:visible").first
-    count.fill("8")
-    count.press("Tab")
     page.locator("#generate-text-to-image").click()
     preview = page.locator("#stage-text-to-image .eis-preview")
     preview.wait_for()
