@@ -25,8 +25,12 @@ RECENT = 12
 FOUND_JOBS = 20
 """Jobs of each state that a form takes up again when the page is opened."""
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-"""What every listener says: no Gradio spinner over our own, and nothing of the page in the public API."""
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
+"""What every listener says: no Gradio spinner over our own, and nothing of the page in the public API.
+
+The empty list matters as much: Gradio tells each message of any listener to every component that some listener would
+show progress on, and looks through the whole page for each of them, so that a page with many forms stood still.
+"""
 
 
 class Panel:

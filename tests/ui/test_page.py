@@ -76,6 +76,14 @@ def test_no_listener_is_part_of_a_public_api(built):
     assert blocks.get_api_info()["named_endpoints"] == {}
 
 
+def test_no_message_is_told_to_the_components_of_the_page(built):
+    """Each would cost a walk through the whole page in the browser: with many forms a drawing showed no step."""
+    _, blocks = built(CATALOG)
+    told = [function for function in blocks.config["dependencies"] if function["backend_fn"]]
+    assert len(told) > 20
+    assert [function for function in told if function["show_progress_on"] != []] == []
+
+
 def test_no_listener_waits_for_another(built):
     """Gradio's own default is one call at a time: one long job would hold up every other browser."""
     _, blocks = built(CATALOG)
