@@ -76,7 +76,7 @@ def test_a_crop_shows_the_points_where_the_template_has_them():
 
 def test_a_map_with_one_bright_place_is_a_point_there():
     reader = face_networks.PointReader(64).eval()
-    assert (reader.x.min(), reader.x.max()) == (-1 + 1 / 16, 1 - 1 / 16)
+    assert (reader.places.min(), reader.places.max()) == (-1 + 1 / 16, 1 - 1 / 16)
     bright = torch.zeros(1, reader.POINTS, 16, 16)
     bright[0, 0, 3, 12] = 100
     reader.maps = torch.nn.Sequential()
