@@ -62,6 +62,7 @@ LABELS = {
     "textual_inversions": "Textual inversions",
     "thinking": "Rewrite the instruction first",
     "top": "Add above",
+    "true_cfg_scale": "Guidance",
     "vae_tiling": "Decode in tiles",
 }
 STATUS_WORDS = {
