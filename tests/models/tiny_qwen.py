@@ -81,19 +81,32 @@ def make_language_model(tokenizer, seed=0):
 def make_network(*, zero_cond_t=False, seed=1, layers=2):
     """A network of the published arrangement, narrow; its widths are multiples of what formats of few bits group."""
     torch.manual_seed(seed)
-    return diffusers.QwenImageTransformer2DModel(
+    network = diffusers.QwenImageTransformer2DModel(
         in_channels=16, out_channels=4, num_layers=layers, attention_head_dim=HEAD, num_attention_heads=HEADS,
         joint_attention_dim=WIDTH, axes_dims_rope=(4, 14, 14), zero_cond_t=zero_cond_t,
     ).eval()  # fmt: skip
+    with torch.no_grad():
+        # Fresh weights hardly listen to words; here they and what they lead to are heard.
+        network.txt_in.weight.mul_(8)
+        network.proj_out.weight.mul_(6)
+        for block in network.transformer_blocks:
+            block.attn.add_k_proj.weight.mul_(4)
+            block.attn.add_v_proj.weight.mul_(8)
+            block.attn.to_out[0].weight.mul_(4)
+            block.img_mod[1].bias.add_(0.7)
+    return network
 
 
 def make_autoencoder(seed=2):
     """A picture eight times as large as its latents, of which there are four."""
     torch.manual_seed(seed)
-    return diffusers.AutoencoderKLQwenImage(
+    vae = diffusers.AutoencoderKLQwenImage(
         base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[1.1, 0.9, 1.0, 1.2],
     ).eval()  # fmt: skip
+    with torch.no_grad():
+        vae.decoder.conv_out.weight.mul_(12)
+    return vae
 
 
 def make_folder(folder, *, plus=False, zero_cond_t=False):
