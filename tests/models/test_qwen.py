@@ -1,6 +1,8 @@
 """Qwen-Image-Edit opened: GGUF and single files, fewer bits, taking turns on a device, LoRAs on all of them."""
 
 import json
+import re
+from pathlib import Path
 
 import diffusers
 import gguf
@@ -11,14 +13,20 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from app.core.fields import WeightedModel
-from app.core.model_offload import Offload
+from app.core.model_offload import Offload, recommend
 from app.errors import InvalidRequest
+from app.models import quantisation
+from app.models.catalog import CATALOG
 from app.models.catalog_qwen import PARTS
+from app.models.device import TorchDevice
 from app.models.inspect_file import inspect
 from app.models.library import ModelLibrary
 from app.models.offloading import stored_bytes, weight_bytes
+from app.models.qwen_editing import schedule_of
 from app.models.qwen_network import is_few_bits, load_single_file
 from app.models.runtime import open_runtime
+from app.models.tiers import SHARE_FOR_WORK, needed_bytes
+from benchmarks.editing import bytes_of, computed, full_size, layer_bytes, reached, sizes_in
 from tests.models import tiny_qwen
 
 SIDE = 128
@@ -260,8 +268,6 @@ def test_components_take_turns_and_no_two_are_on_the_device_at_once(library, run
 
 def test_the_scheduler_of_a_lightning_lora_is_the_published_one():
     """diffusers' scheduler under the configuration that the authors publish gives shift 3 at every size."""
-    from app.models.qwen_editing import schedule_of
-
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**{**tiny_qwen.SCHEDULER, **schedule_of(3.0)})
     for places in (256, 4096):
         low, high = scheduler.config.base_image_seq_len, scheduler.config.max_image_seq_len
@@ -288,3 +294,47 @@ def test_a_folder_that_asks_for_code_of_its_own_is_not_opened(published, tmp_pat
     with pytest.raises(InvalidRequest, match="code of its own"):
         draw(runtime, "odd-qwen")
     runtime.close()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float8", "int8", "int4"])
+def test_bytes_are_computed_as_they_are_stored(precision):
+    """The arithmetic that the documentation's table stands on, against a small network brought into the format."""
+    tokenizer = tiny_qwen.make_tokenizer()
+    parts = {"transformer": tiny_qwen.make_network(), "text_encoder": tiny_qwen.make_language_model(tokenizer)}
+    for part in parts.values():
+        part.to(torch.bfloat16).requires_grad_(False)
+    told = {name: bytes_of(part, precision, reached(parts)) for name, part in parts.items()}
+    leaf = layer_bytes(parts["transformer"].proj_out, precision, "proj_out")
+    device = TorchDevice("cpu", precision)
+    device.dtype = torch.bfloat16
+    language_model = parts["text_encoder"].model.language_model
+    quantisation.quantise({"unet": parts["transformer"], "language_model": language_model}, device)
+    assert told == {name: weight_bytes(part) for name, part in parts.items()}
+    assert leaf == weight_bytes(parts["transformer"].proj_out)
+
+
+def test_the_documentation_and_the_catalog_state_what_is_computed():
+    """Every figure of the table, and what the catalog says of the rows, from the published networks at full size."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "editing.md").read_text("utf-8")
+    lines = page.partition("<!-- memory of qwen-image-edit -->")[2].split("###")[0].splitlines()
+    table = {cells[1]: cells[2:6] for line in lines if len(cells := [cell.strip() for cell in line.split("|")]) == 7}
+    rows = {what: re.findall(r"([0-9.]+) GB", ways) for what, ways, _ in computed(1)}
+    told = {f"Qwen-Image-Edit, {name}:": name for name in ("bfloat16", "float8", "int8", "int4")}
+    told |= {
+        f"Qwen-Image-Edit 2511, GGUF {bits}, language": f"GGUF {bits}, language model in int4"
+        for bits in ("Q4_K_M", "Q3_K_M")
+    }
+    for start, name in told.items():
+        [ways] = [ways for what, ways in rows.items() if what.startswith(start)]
+        assert table[name] == ways, name
+    specs = {spec.id: spec for spec in CATALOG}
+    components = full_size()
+    for id in ("qwen-image-edit", "qwen-image-edit-2509", "qwen-image-edit-2511"):
+        needs = needed_bytes(specs[id], [specs[part] for part in specs[id].parts])
+        for precision in ("bfloat16", "float8", "int8", "int4"):
+            assert needs[precision] == pytest.approx(sizes_in(precision, components).total, rel=0.01)
+    # The aims: four bits on a card of 24 GB, streamed on one of 12, each with its share left to the work.
+    few = sizes_in("int4", components)
+    assert recommend(few, int(24 * 2**30 * (1 - SHARE_FOR_WORK))) in {Offload.NONE, Offload.VAE}
+    assert recommend(few, int(12 * 2**30 * (1 - SHARE_FOR_WORK))) in {Offload.MODEL_CPU, Offload.STREAMED}
+    assert few.on_device(Offload.STREAMED) < 8 * 2**30
