@@ -28,6 +28,8 @@ LANGUAGE_MODEL = {
 """Qwen2.5-VL 7B as its config.json has it; the other two have diffusers' own defaults."""
 FORMATS = ("bfloat16", "float8", "int8", "int4")
 GROUP = 128
+KEPT_BY_FLOAT8 = ("norm", "pos_embed", "embed_tokens", "proj_out")
+"""In the names of layers that stay as they are."""
 
 
 def full_size() -> dict[str, torch.nn.Module]:
@@ -59,13 +61,14 @@ def layer_bytes(layer: torch.nn.Module, precision: str, name: str) -> int:
     if not isinstance(layer, torch.nn.Linear):
         return plain
     count, width = layer.weight.numel(), layer.weight.element_size()
-    if precision == "float8" and not any(part in name for part in ("norm", "embed")):
+    if precision == "float8" and not any(part in name for part in KEPT_BY_FLOAT8):
         return sum(tensor.numel() for tensor in own)
     if precision == "int8":
-        return plain - count * width + count + layer.out_features * width
+        # A scale and a zero point for each row.
+        return plain - count * width + count + layer.out_features * 5
     if precision == "int4" and layer.in_features % GROUP == 0:
-        # Half a byte each, and a scale and a shift for each group.
-        return plain - count * width + count // 2 + 2 * width * count // GROUP
+        # Half a byte each, a scale and a shift for each group, and two numbers for what comes in and goes out.
+        return plain - count * width + count // 2 + 2 * width * count // GROUP + 2 * width
     return plain
 
 
