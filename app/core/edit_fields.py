@@ -60,29 +60,14 @@ QuotingInstruction = Annotated[
 Unwanted = Annotated[
     str | None, field("What guidance leads away from; null: nothing.", kind="prompt", max_length=2_000)
 ]
-MOST_PICTURES = 3
-
-
-def require_three_pictures(further: tuple[str, ...]) -> tuple[str, ...]:
-    """The pictures themselves; `ValueError` where they and the one that is changed are more than a model takes."""
-    if len(further) >= MOST_PICTURES:
-        raise ValueError(
-            f"{len(further) + 1} pictures were given: at most {MOST_PICTURES} are taken, the one to change and "
-            f"{MOST_PICTURES - 1} more"
-        )
-    return further
-
-
 FurtherImages = Annotated[
     tuple[ImageReference, ...],
     field(
         "Up to two further pictures that the instruction may take from: it calls them Picture 2 and Picture 3 (the one "
         "to change is Picture 1). For models that were trained on several: Qwen-Image-Edit 2509 and 2511.",
         kind="images",
-        # What is sent in is stored before it is counted.
-        max_length=7,
+        max_length=2,
     ),
-    AfterValidator(require_three_pictures),
 ]
 TrueGuidance = Annotated[
     float | None,

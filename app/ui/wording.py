@@ -24,6 +24,7 @@ LABELS = {
     "face_image": "Person",
     "face_images": "Further picture",
     "face_images_index": "Face on the further picture",
+    "further_images": "Further picture",
     "guidance_scale": "Guidance",
     "image": "Picture",
     "instantid_model": "InstantID weights",
