@@ -238,7 +238,10 @@ def test_a_size_may_be_asked_for_and_else_the_picture_keeps_its_own(
     [
         ({"prompt": ""}, "instruction is empty"),
         ({"prompt": "  "}, "instruction is empty"),
-        ({"model": PLUS, "further_images": ["photo90", "photo180", "wide"]}, "further_images: Tuple should have at most 2 items"),
+        (
+            {"model": PLUS, "further_images": ["photo90", "photo180", "wide"]},
+            "further_images: Tuple should have at most 2 items",
+        ),
         ({"further_images": ["photo90"]}, "'tiny-qwen' takes one picture"),
         ({"mask_image": "small mask"}, "64x64"),
         ({"mask_image": "mask", "width": 256}, "keeps its size"),
