@@ -27,7 +27,7 @@ def declare(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
     pull.add_argument("--accept-licence", action="store_true", help="agree to a licence that limits use")
     pull.add_argument("--quiet", action="store_true", help="no progress line")
     pull.set_defaults(act=pull_models)
-    add = commands.add_parser("add", help="add a .safetensors file or a model's folder")
+    add = commands.add_parser("add", help="add a .safetensors or .gguf file or a model's folder")
     add.add_argument("file", type=Path, metavar="FILE")
     add.add_argument("--id", help="its name from now on (default: from the file's name)")
     add.add_argument("--title")

@@ -214,8 +214,8 @@ class Context(Protocol):
     def eraser(self, model: str) -> AbstractContextManager[Eraser]:
         """The eraser of this row."""
 
-    def editor(self, model: str, *, task: str) -> AbstractContextManager[Editor]:
-        """A model that edits by instructions."""
+    def editor(self, model: str, *, task: str, loras: Sequence[WeightedModel] = ()) -> AbstractContextManager[Editor]:
+        """A model that edits by instructions, with its LoRAs; on leaving they are off."""
 
     def generators(self, seed: int, count: int = 1) -> list[Any]:
         """One noise source for each picture, with seeds seed, seed + 1, ... (modulo 2**32)."""
@@ -250,6 +250,9 @@ class Door(Protocol):
     @property
     def size_multiple(self) -> int | None:
         """What the model's family makes widths and heights multiples of (pixels); None where its row cannot tell."""
+
+    def serves(self, task: str) -> bool:
+        """Whether the request's model is for this task too."""
 
     def size(self, reference: str) -> tuple[int, int]:
         """(width, height) of the stored picture, from its header alone."""

@@ -21,6 +21,7 @@ from app.core.instruct_pix2pix import INSTRUCT_PIX2PIX
 from app.core.ip_adapter import IP_ADAPTER
 from app.core.outpaint import OUTPAINT
 from app.core.pulid import PULID_EDIT, PULID_GENERATE, PULID_SWAP
+from app.core.qwen_edit import QWEN_EDIT
 from app.core.step1x_edit import STEP1X_EDIT
 from app.core.text_to_image import TEXT_TO_IMAGE
 from app.errors import UnknownCapability
@@ -33,6 +34,7 @@ CATALOG: tuple[Capability, ...] = (
     CONTROLNET,
     PREPROCESS,
     INSTRUCT_PIX2PIX,
+    QWEN_EDIT,
     STEP1X_EDIT,
     INPAINT_ANYTHING_REMOVE,
     INPAINT_ANYTHING_FILL,

@@ -119,10 +119,12 @@ class RunContext:
         self.check_cancelled()
         return self._require_runtime().alone(model, task=task, priority=self._priority, check=self.check_cancelled)
 
-    def editor(self, model: str, *, task: str) -> AbstractContextManager[Editor]:
-        """A model that edits by instructions."""
+    def editor(self, model: str, *, task: str, loras: Sequence[WeightedModel] = ()) -> AbstractContextManager[Editor]:
+        """A model that edits by instructions, with its LoRAs."""
         self.check_cancelled()
-        return self._require_runtime().editor(model, task=task, priority=self._priority, check=self.check_cancelled)
+        return self._require_runtime().editor(
+            model, task=task, loras=tuple(loras), priority=self._priority, check=self.check_cancelled
+        )
 
     @contextmanager
     def _noting(self, borrowed: AbstractContextManager[Pipeline]) -> Iterator[Pipeline]:

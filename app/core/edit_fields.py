@@ -60,6 +60,27 @@ QuotingInstruction = Annotated[
 Unwanted = Annotated[
     str | None, field("What guidance leads away from; null: nothing.", kind="prompt", max_length=2_000)
 ]
+FurtherImages = Annotated[
+    tuple[ImageReference, ...],
+    field(
+        "Up to two further pictures that the instruction may take from: it calls them Picture 2 and Picture 3 (the one "
+        "to change is Picture 1). For models that were trained on several: Qwen-Image-Edit 2509 and 2511.",
+        kind="images",
+        max_length=2,
+    ),
+]
+TrueGuidance = Annotated[
+    float | None,
+    field(
+        "How far guidance leads away from `negative_prompt`; 1: no guidance, half the time for each step; null: what "
+        "the model's row, or that of a LoRA, recommends.",
+        ge=1,
+        le=20,
+    ),
+]
+EditStrength = Annotated[
+    float, field("With a mask: how much of the masked part is made anew; near 0 keeps it, 1 ignores it.", gt=0, le=1)
+]
 Align = Annotated[bool, field("Measure how far the edited picture slid and grew against the picture, and lay it back.")]
 PasteChanges = Annotated[bool, field("Paste only what changed into the picture, so that every other byte of it stays.")]
 PasteGrow = Annotated[int, field("Pixels around what changed that are pasted too.", ge=0, le=64)]

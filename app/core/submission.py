@@ -22,7 +22,7 @@ from app.core.storage import Storage
 from app.errors import InvalidRequest, MaskMismatch, UnknownImage, WeightsMissing
 from app.models.library import ModelLibrary, ModelRow
 
-RECOMMENDED = ("num_inference_steps", "guidance_scale", "scheduler")
+RECOMMENDED = ("num_inference_steps", "guidance_scale", "true_cfg_scale", "scheduler")
 ADDITIONS = {
     "loras": ("lora", "LoRA"),
     "textual_inversions": ("embedding", "textual inversion"),
@@ -54,6 +54,10 @@ class DoorView:
     def size_multiple(self) -> int | None:
         """See `Door`."""
         return SIZE_MULTIPLE.get(self.row.spec.family) if self.row else None
+
+    def serves(self, task: str) -> bool:
+        """See `Door`."""
+        return self.row is not None and task in self.row.spec.tasks
 
     def size(self, reference: str) -> tuple[int, int]:
         """See `Door`."""

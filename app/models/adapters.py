@@ -25,17 +25,21 @@ from safetensors.torch import load_file
 from app.errors import InvalidRequest
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-_MATRIX = re.compile(r"(?P<module>.+)\.lora_(?P<side>A|B)\.weight")
+MATRIX = re.compile(r"(?P<module>.+)\.lora_(?P<side>A|B)\.weight")
 
 
 @dataclass(frozen=True)
 class Addition:
-    """An installed addition: its id, its file, how strongly it acts, and the word that calls a textual inversion."""
+    """An installed addition: its id, its file, how strongly it acts, and the word that calls a textual inversion.
+
+    `shift` is that of the noise schedule which a distilled LoRA knows.
+    """
 
     id: str
     file: Path
     weight: float = 1.0
     token: str | None = None
+    shift: float | None = None
 
 
 Place = tuple[torch.nn.Module, str, torch.nn.Module]
@@ -72,12 +76,13 @@ PLAIN = Outfit()
 class Wardrobe:
     """The outfits of one checkpoint, of which it wears at most one; used by whoever works on the device.
 
-    At most `capacity` sets of LoRA layers stay when nobody borrows them. `building` makes the layers while the model
-    stands as they need it; `on_change` hears that another outfit is worn.
+    At most `capacity` sets of LoRA layers stay when nobody borrows them. `layers` makes them, which `building` lets it
+    do while the model stands as they need it; `on_change` hears that another outfit is worn.
     """
 
     capacity: int = 2
     worn: Outfit | None = None
+    layers: Callable[[Any, Sequence[Addition]], list[Place]] = lambda pipeline, loras: lora_layers(pipeline, loras)
     building: Callable[[Callable[[], list[Place]]], list[Place]] = lambda make: make()
     on_change: Callable[[], None] = lambda: None
     _sets: dict[tuple[Any, ...], list[Place]] = field(default_factory=dict)
@@ -118,7 +123,7 @@ class Wardrobe:
     def _layers(self, pipeline: Any, additions: Sequence[Addition], key: tuple[Any, ...]) -> list[Place]:
         if not additions:
             return []
-        places = self._sets.pop(key, None) or self.building(lambda: lora_layers(pipeline, additions))
+        places = self._sets.pop(key, None) or self.building(lambda: self.layers(pipeline, additions))
         self._sets[key] = places
         while len(self._sets) > self.capacity:
             self._sets.pop(next(iter(self._sets)))
@@ -147,7 +152,7 @@ def _places(pipeline: Any) -> Iterator[Place]:
 
 
 def _put_on(pipeline: Any, name: str, addition: Addition) -> None:
-    _refuse_dora(addition)
+    refuse_dora(addition)
     is_xl = getattr(pipeline, "text_encoder_2", None) is not None
     more = {"unet_config": pipeline.unet.config} if is_xl else {}
     try:
@@ -163,7 +168,7 @@ def _put_on(pipeline: Any, name: str, addition: Addition) -> None:
         raise InvalidRequest(f"The LoRA {addition.id!r} cannot be read.", lora=addition.id) from error
     except (ValueError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError) as error:
         # diffusers meets foreign key names with whatever its parsing stumbles over.
-        raise _misfit(addition) from error
+        raise misfit(addition) from error
     _check_fit(pipeline, state, addition)
     shared = {"network_alphas": alphas, "metadata": metadata, "adapter_name": name, "_pipeline": pipeline}
     pipeline.load_lora_into_unet(state, unet=pipeline.unet, **shared)
@@ -175,7 +180,7 @@ def _put_on(pipeline: Any, name: str, addition: Addition) -> None:
             )
 
 
-def _refuse_dora(addition: Addition) -> None:
+def refuse_dora(addition: Addition) -> None:
     """diffusers leaves a DoRA's magnitudes out with a warning in the log, and draws another picture than it says."""
     try:
         with safe_open(addition.file, "pt") as weights:
@@ -200,17 +205,17 @@ def _check_fit(pipeline: Any, state: Mapping[str, torch.Tensor], addition: Addit
             part = convert_state_dict_to_peft(convert_state_dict_to_diffusers(part))
         modules = dict(pipeline.components[component].named_modules()) if component in pipeline.components else {}
         for key, matrix in part.items():
-            found = _MATRIX.fullmatch(key)
+            found = MATRIX.fullmatch(key)
             if found is None:
                 continue
             layer = _find(modules, found["module"])
             weight = getattr(getattr(layer, "base_layer", layer), "weight", None)
             axis = 1 if found["side"] == "A" else 0
             if weight is None or weight.shape[axis] != matrix.shape[axis]:
-                raise _misfit(addition)
+                raise misfit(addition)
             seen += 1
     if not seen:
-        raise _misfit(addition)
+        raise misfit(addition)
 
 
 def _find(modules: Mapping[str, Any], path: str) -> Any:
@@ -219,7 +224,7 @@ def _find(modules: Mapping[str, Any], path: str) -> Any:
     return next((modules[name] for name in (path, flat, f"text_model.{flat}") if name in modules), None)
 
 
-def _misfit(addition: Addition) -> InvalidRequest:
+def misfit(addition: Addition) -> InvalidRequest:
     return InvalidRequest(f"The LoRA {addition.id!r} was not made for this model.", lora=addition.id)
 
 

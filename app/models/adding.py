@@ -10,7 +10,7 @@ from app.models import inspect_file, inspect_identity
 from app.models.embedded import is_folder
 from app.models.inspection import Inspection
 from app.models.installed import FILES, InstalledFile
-from app.models.installing import SINGLE_FILE, is_slug, slug, sources_of
+from app.models.installing import is_slug, single_file, slug, sources_of
 from app.models.spec import Family, Kind, Licence, ModelSpec
 
 ADDED_RANK: dict[tuple[Family, bool], int] = {
@@ -73,7 +73,7 @@ def described(
                 model=found.stands_for,
             )
         spec = catalog[found.stands_for]
-        return Described(spec, sources, FILES if is_folder(spec) else f"{FILES}/{SINGLE_FILE}", None, True)
+        return Described(spec, sources, FILES if is_folder(spec) else f"{FILES}/{single_file(file)}", None, True)
     model = id if id is not None else slug(file.stem if file.is_file() else file.name)
     if not is_slug(model) or model == "auto":
         raise InvalidRequest("A model needs an id of lower-case letters, digits, dots, dashes and underscores.")
@@ -98,7 +98,7 @@ def described(
         written={} if file.is_dir() else found.written,
     )
     whole = file.is_dir() or is_folder(spec)
-    return Described(spec, sources, FILES if whole else f"{FILES}/{SINGLE_FILE}", found.renamed, False)
+    return Described(spec, sources, FILES if whole else f"{FILES}/{single_file(file)}", found.renamed, False)
 
 
 def check_published(spec: ModelSpec, files: Mapping[str, InstalledFile]) -> None:

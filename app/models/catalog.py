@@ -16,6 +16,8 @@ brings none of its own; a part of kind `vae` takes the place of the base's autoe
     base        the one checkpoint that an addition was made for; `best_on`: the one that it beats higher ranks on
     encoder, faces, projection    what an IP-Adapter needs (see `app.models.catalog_ip_adapters`)
     denoiser_parameters    how many there are, of a network that is linear layers through and through
+    zero_cond_t    the pictures that are shown count as free of noise; `format` gguf: a file in fewer bits
+    shift       of the noise schedule that a distilled LoRA knows
     weights     which file of the folder holds the network, where it is a single file
     same_face, similar_face    cosines from which a face pack's faces count as one person's, and as people's who look
                 alike
@@ -31,6 +33,7 @@ from app.models.catalog_editing import EDITING
 from app.models.catalog_faces import FACES, IMAGE_ENCODERS
 from app.models.catalog_identity import EMBEDDED, IDENTITY
 from app.models.catalog_ip_adapters import IP_ADAPTERS
+from app.models.catalog_qwen import QWEN
 from app.models.catalog_segmenters import CUTTING
 from app.models.spec import ModelSpec
 
@@ -39,6 +42,7 @@ CATALOG: tuple[ModelSpec, ...] = (
     *IDENTITY,
     *IP_ADAPTERS,
     *EDITING,
+    *QWEN,
     *FACES,
     *IMAGE_ENCODERS,
     *CONTROLNETS,

@@ -119,6 +119,15 @@ class TorchDevice:
         return [torch.Generator("cpu").manual_seed((seed + number) % 2**32) for number in range(count)]
 
 
+def in_bfloat16(device: TorchDevice) -> TorchDevice:
+    """The device, computing in bfloat16 where it would in float16: large transformers overflow there."""
+    if device.dtype is not torch.float16:
+        return device
+    own = copy.copy(device)
+    own.dtype = torch.bfloat16
+    return own
+
+
 def parked_default() -> int:
     """Half of the machine's memory."""
     return ram_limit() // 2

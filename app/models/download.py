@@ -27,8 +27,8 @@ from app.errors import InvalidRequest, NotFound, TransferFailed, UrlNotAllowed
 from app.guarded_http import GuardedClient
 from app.models.checksums import Sums
 
-WEIGHTS = ".safetensors"
-STORED = frozenset({WEIGHTS, ".json", ".txt"})
+WEIGHTS, GGUF = ".safetensors", ".gguf"
+STORED = frozenset({WEIGHTS, GGUF, ".json", ".txt"})
 PICKLES = frozenset({".bin", ".pt", ".pth"})
 BY_NAME = PICKLES | {".onnx"}
 """Kinds that are fetched only where a row names the whole path: no pattern takes them."""

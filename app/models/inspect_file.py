@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.models import inspect_editing, inspect_identity, inspect_segmenters
+from app.models import inspect_editing, inspect_identity, inspect_qwen, inspect_segmenters
 from app.models.catalog_controls import LOADER as CONTROL_LOADER
 from app.models.catalog_controls import task_of, union_types
 from app.models.inspection import WEIGHTS, Header, Inspection, read_header
@@ -68,19 +68,21 @@ def inspect(path: Path) -> Inspection:
     """Recognise a file or a diffusers folder; `InvalidRequest` says what it is not."""
     if path.is_dir():
         return _inspect_folder(path)
+    if path.suffix.lower() == inspect_qwen.GGUF:
+        return inspect_qwen.recognise_gguf(path)
     if path.suffix.lower() in PICKLES:
         raise InvalidRequest(
             f"{path.name!r} is a pickle, and opening a pickle can run whatever its author wrote into it. "
             "Get the .safetensors version, or convert it where you trust it."
         )
     if path.suffix.lower() != WEIGHTS:
-        raise InvalidRequest(f"{path.name!r} is neither a .safetensors file nor the folder of a model.")
+        raise InvalidRequest(f"{path.name!r} is neither a .safetensors or .gguf file nor the folder of a model.")
     return _inspect_header(read_header(path), path.stem, _config_beside(path))
 
 
 def _inspect_header(header: Header, stem: str, config: Path | None) -> Inspection:
     shapes = header.shapes
-    beside = (inspect_segmenters.recognise, inspect_identity.recognise)
+    beside = (inspect_segmenters.recognise, inspect_identity.recognise, inspect_qwen.recognise)
     for recognise in (*beside, _checkpoint, _controlnet, _lora, _embedding, _autoencoder):
         found = recognise(header, stem)
         if found is None:
@@ -92,7 +94,7 @@ def _inspect_header(header: Header, stem: str, config: Path | None) -> Inspectio
         raise InvalidRequest("The file holds a UNet alone; a checkpoint needs its text encoders and autoencoder too.")
     raise InvalidRequest(
         "The file is no Stable Diffusion 1.5 or SDXL checkpoint, LoRA, textual inversion, VAE, ControlNet, IP-Adapter, "
-        "identity model or LaMa."
+        "identity model, LaMa or Qwen-Image network."
     )
 
 
@@ -177,7 +179,7 @@ def _lora(header: Header, stem: str) -> Inspection | None:
             raise InvalidRequest("The LoRA is a bare set of attention processors, which diffusers loads no more.")
         return None
     if any(re.search(r"double_blocks|single_blocks|joint_transformer|transformer\.", name) for name in names):
-        raise InvalidRequest("The LoRA is for another family than Stable Diffusion 1.5 and SDXL.")
+        raise InvalidRequest("The LoRA is for another family than Stable Diffusion 1.5, SDXL and Qwen-Image.")
     kohya = any(name.startswith("lora_") for name in names)
     options = {"format": "kohya" if kohya else "diffusers"}
     trigger = header.metadata.get("modelspec.trigger_phrase")
@@ -254,12 +256,14 @@ def _inspect_folder(folder: Path) -> Inspection:
             or _inspect_component(folder)
         )
     index = _config(folder / "model_index.json")
-    editor = inspect_editing.recognise_index(folder, index)
+    editor = inspect_editing.recognise_index(folder, index) or inspect_qwen.recognise_index(folder, index)
     if editor is not None:
         return editor
     family = _PIPELINES.get(str(index.get("_class_name")))
     if family is None:
-        raise InvalidRequest("The folder's pipeline is neither Stable Diffusion 1.5 nor SDXL.")
+        raise InvalidRequest(
+            "The folder's pipeline is neither Stable Diffusion 1.5 nor SDXL nor an editor that is served."
+        )
     components = {name: value for name, value in index.items() if isinstance(value, list) and value[:1] != [None]}
     foreign = [name for name, value in components.items() if value[0] not in _LIBRARIES]
     if foreign:

@@ -19,7 +19,7 @@ from app.errors import Conflict, StorageFull, TransferFailed
 from app.models import tensor_files
 from app.models.checksums import BLOCK, sha256_of
 from app.models.conversion import Converted, landing
-from app.models.download import BY_NAME, STORED, WEIGHTS, Hub, RemoteFile, Stop
+from app.models.download import BY_NAME, GGUF, STORED, WEIGHTS, Hub, RemoteFile, Stop
 from app.models.installed import FILES, RECORD, Installed, InstalledFile, dump
 from app.models.spec import ModelSpec
 
@@ -27,7 +27,7 @@ RESERVED_BYTES = 256 * 2**20
 SECONDS_BETWEEN_KNOCKS = 0.2
 BYTES_BETWEEN_CHECKS = 64 * 2**20
 SINGLE_FILE = "weights.safetensors"
-_HASHED = (WEIGHTS, *BY_NAME)
+_HASHED = (WEIGHTS, GGUF, *BY_NAME)
 
 
 class Workshop:
@@ -306,12 +306,17 @@ def bring_in(
     return brought
 
 
+def single_file(file: Path) -> str:
+    """The name under which a model of one file is kept; what opens it tells a GGUF file by its ending."""
+    return str(Path(SINGLE_FILE).with_suffix(GGUF)) if file.suffix.lower() == GGUF else SINGLE_FILE
+
+
 def sources_of(file: Path) -> dict[str, Path]:
     """Name inside the model's folder -> file to take: weights and configurations, nothing else."""
     if file.is_dir():
         found = {path.relative_to(file).as_posix(): path for path in sorted(file.rglob("*")) if path.is_file()}
     else:
-        found = {SINGLE_FILE: file}
+        found = {single_file(file): file}
         if (file.parent / "config" / "model_index.json").is_file():
             beside = sorted((file.parent / "config").rglob("*"))
             found |= {path.relative_to(file.parent).as_posix(): path for path in beside if path.is_file()}

@@ -40,8 +40,8 @@ def cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-PACKAGES = {"int8": ("torchao", "torchao"), "int4": ("optimum.quanto", "optimum-quanto")}
-"""For each number format that needs a package of its own: the module, and the name under which it is installed."""
+PACKAGES = {"int8": ("torchao", "torchao"), "int4": ("optimum.quanto", "optimum-quanto"), "gguf": ("gguf", "gguf")}
+"""For each number or file format that needs a package of its own: the module, and the name it is installed under."""
 
 
 def check_package(precision: str) -> None:
@@ -49,7 +49,7 @@ def check_package(precision: str) -> None:
     module, package = PACKAGES.get(precision, ("", ""))
     if module and not _is_installed(module):
         raise DependencyMissing(
-            f"The precision {precision} needs the package {package}: pip install 'edit-image-service[quant]'.",
+            f"The format {precision} needs the package {package}: pip install 'edit-image-service[quant]'.",
             package=package,
             extra="quant",
         )

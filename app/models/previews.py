@@ -7,7 +7,7 @@ any other one's is fitted once, from how it encodes flat colours.
 
 import functools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +87,9 @@ def estimate(scheduler: Any, latents: torch.Tensor) -> torch.Tensor:
         return latents
     if last.foretold is not None:
         return last.foretold
+    if not hasattr(scheduler, "alphas_cumprod"):
+        # Flow matching: noise and picture lie on a straight line, and the step was counted already.
+        return last.sample - scheduler.sigmas[scheduler.step_index - 1].to(last.sample) * last.model_output
     kept = scheduler.alphas_cumprod[int(last.timestep)].to(last.sample.device)
     match scheduler.config.prediction_type:
         case "epsilon":
@@ -99,13 +102,25 @@ def estimate(scheduler: Any, latents: torch.Tensor) -> torch.Tensor:
 
 def preview(vae: Any, latents: torch.Tensor) -> Image.Image:
     """The first of `latents` [batch, channels, height, width] as a small RGB picture."""
+    remember_colours(vae, _colour_map)
+    return draw(latents, vae)
+
+
+def remember_colours(vae: Any, fit_map: Callable[[Any], torch.Tensor]) -> None:
+    """Keep what `fit_map` says of the autoencoder, for `draw`; it is asked once."""
+    if vae not in _fitted:
+        _fitted[vae] = fit_map(vae)
+
+
+def draw(latents: torch.Tensor, vae: Any) -> Image.Image:
+    """As `preview`, by the colours that are remembered of the autoencoder."""
     with torch.no_grad():
         latent = latents[0].float()
         # Schedulers that count in sigmas hand out latents of any scale; the map expects about one.
         latent = latent / latent.std().clamp(min=1.0)
         channels_last = latent.movedim(0, -1).cpu()
         ones = torch.ones(*channels_last.shape[:-1], 1)
-        colours = torch.cat([channels_last, ones], dim=-1) @ _colour_map(vae)
+        colours = torch.cat([channels_last, ones], dim=-1) @ _fitted[vae]
         pixels = ((colours + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).numpy()
     image = Image.fromarray(np.ascontiguousarray(pixels), "RGB")
     factor = max(1, -(-SMALLEST_SIDE // max(image.size)))
@@ -114,19 +129,14 @@ def preview(vae: Any, latents: torch.Tensor) -> Image.Image:
 
 def _colour_map(vae: Any) -> torch.Tensor:
     """[channels + 1, 3]; the last row is the offset."""
-    if vae not in _fitted:
-        if list(vae.config.block_out_channels) == PUBLISHED_CHANNELS and vae.config.latent_channels == 4:
-            sdxl = vae.config.scaling_factor < 0.15
-            _fitted[vae] = torch.tensor(SDXL_MAP if sdxl else SD15_MAP)
-        else:
-            _fitted[vae] = fit_colour_map(vae)
-    return _fitted[vae]
+    if list(vae.config.block_out_channels) == PUBLISHED_CHANNELS and vae.config.latent_channels == 4:
+        return torch.tensor(SDXL_MAP if vae.config.scaling_factor < 0.15 else SD15_MAP)
+    return fit_colour_map(vae)
 
 
 def fit_colour_map(vae: Any) -> torch.Tensor:
     """Least squares over the autoencoder's latents of 27 flat colours, with a little weight on small coefficients."""
-    levels = torch.tensor([-0.9, 0.0, 0.9])
-    colours = torch.cartesian_prod(levels, levels, levels)
+    colours = flat_colours()
     side = 2 ** (len(vae.config.block_out_channels) - 1) * 4
     pictures = colours[:, :, None, None].expand(-1, -1, side, side)
     parameter = next(vae.parameters())
@@ -134,6 +144,17 @@ def fit_colour_map(vae: Any) -> torch.Tensor:
         encoded = vae.encode(pictures.to(parameter)).latent_dist.mean
         shift = vae.config.get("shift_factor") or 0.0
         latents = ((encoded - shift) * vae.config.scaling_factor).float().cpu()
+    return fit(latents, colours)
+
+
+def flat_colours() -> torch.Tensor:
+    """[27, 3] of -1 to 1: what the map is fitted from."""
+    levels = torch.tensor([-0.9, 0.0, 0.9])
+    return torch.cartesian_prod(levels, levels, levels)
+
+
+def fit(latents: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+    """[channels + 1, 3] out of the latents [colours, channels, height, width] of flat colours, their rims left out."""
     middle = latents[:, :, 1:-1, 1:-1].movedim(1, -1)
     samples = middle.reshape(-1, middle.shape[-1])
     wanted = colours[:, None, :].expand(-1, samples.shape[0] // len(colours), -1).reshape(-1, 3)

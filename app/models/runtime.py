@@ -158,17 +158,28 @@ class Runtime:
 
     @contextmanager
     def editor(
-        self, model: str, *, task: str, priority: int = 5, check: Callable[[], None] = lambda: None
+        self,
+        model: str,
+        *,
+        task: str,
+        loras: Sequence[Any] = (),
+        priority: int = 5,
+        check: Callable[[], None] = lambda: None,
     ) -> Iterator[Any]:
-        """What edits pictures by instructions with this model, its weights pinned for the block.
+        """What edits pictures by instructions with this model and its LoRAs, its weights pinned for the block.
 
         It takes turns on the device by itself; `check` raises when the borrower is to end.
         """
         row = self._library.require(model, task=task)
         parts = self._attacher.all_parts(row)
         device = self.device.for_model(self._stored(row, parts))
-        with self._attacher.opened(row, parts, device) as opened:
-            yield opened.editor(self.batcher, priority=priority, check=check)
+        with ExitStack() as stack:
+            opened = stack.enter_context(self._attacher.opened(row, parts, device))
+            editor = opened.editor(self.batcher, priority=priority, check=check)
+            if loras:
+                additions = [self._addition(lora.model, "lora", row, lora.weight) for lora in loras]
+                stack.enter_context(editor.wearing(additions))
+            yield editor
 
     @contextmanager
     def _dressed(
@@ -202,7 +213,11 @@ class Runtime:
         return self.device.generators(seed, count)
 
     def preview(self, pipeline: Any, latents: torch.Tensor) -> Image.Image:
-        """A cheap picture of what the last step foretells; `pipeline` is the borrowed one or the stock one in it."""
+        """A cheap picture of what the last step foretells; `pipeline` is the borrowed one, the stock one in it, or an
+        editor that draws its own.
+        """
+        if hasattr(pipeline, "preview"):
+            return pipeline.preview(latents)
         stock = getattr(pipeline, "stock", pipeline)
         return previews.preview(stock.vae, previews.estimate(stock.scheduler, latents))
 
@@ -268,7 +283,8 @@ class Runtime:
             raise InvalidRequest(
                 f"{id!r} was made for {found.spec.family}; the model {row.spec.id!r} is {row.spec.family}.", model=id
             )
-        return Addition(id, found.path, weight, found.spec.options.get("token"))
+        shift = found.spec.options.get("shift")
+        return Addition(id, found.path, weight, found.spec.options.get("token"), float(shift) if shift else None)
 
     def _estimate(self, row: ModelRow, parts: Sequence[ModelRow]) -> int:
         """Bytes by the files, as if they held the device's number format or half of a 32-bit one."""

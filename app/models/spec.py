@@ -18,7 +18,7 @@ Kind = Literal[
     "eraser",
     "other",
 ]
-Family = Literal["sd15", "sdxl", "other"]
+Family = Literal["sd15", "sdxl", "qwen-image", "other"]
 
 NO_FILES = ""
 """What `embedded` says of a row that is code alone: it is always there."""
@@ -46,6 +46,11 @@ class Recommended:
     scheduler: str
     width: int
     height: int
+
+    @property
+    def true_cfg_scale(self) -> float:
+        """Guidance under the name that it has where a negative prompt is a pass of its own."""
+        return self.guidance_scale
 
     @property
     def is_for_few_steps(self) -> bool:

@@ -4,7 +4,6 @@ Both published layouts come here: a diffusers folder (v1.1, v1.2), and a folder 
 autoencoder's (v1.0, v1.1), whose vision-language model is a part of its own. Which version it is, its keys say.
 """
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen
 from app.errors import InvalidRequest
 from app.models import quantisation
 from app.models.catalog_editing import AUTOENCODER
-from app.models.device import TorchDevice
+from app.models.device import TorchDevice, in_bfloat16
 from app.models.library import ModelRow
 from app.models.offloading import Placement, weight_bytes
 from app.models.single_files import LAYOUTS
@@ -103,15 +102,6 @@ def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[Model
         raise InvalidRequest(
             f"The model {spec.id!r} cannot be opened: its files are no whole Step1X-Edit.", model=spec.id
         ) from error
-
-
-def in_bfloat16(device: TorchDevice) -> TorchDevice:
-    """The device, computing in bfloat16 where it would in float16: FLUX's networks overflow there."""
-    if device.dtype is not torch.float16:
-        return device
-    own = copy.copy(device)
-    own.dtype = torch.bfloat16
-    return own
 
 
 def _load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow]) -> Step1X:

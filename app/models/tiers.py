@@ -70,17 +70,20 @@ def needed_bytes(spec: ModelSpec, parts: Sequence[ModelSpec]) -> dict[str, int]:
     base = [part for part in parts if part.kind == "checkpoint"]
     own = base if base and spec.options.get("layout") == "component" else [spec, *base]
     together = [*own, *(part for part in parts if part.kind not in {"checkpoint", "lora"})]
-    needs = {
-        name: sum(row.bytes * width // stored_width(row) for row in together) for name, width in BYTES_OF.items()
-    }
-    if told := spec.options.get("denoiser_parameters"):
+    needs = {name: sum(bytes_in(row, width) for row in together) for name, width in BYTES_OF.items()}
+    if told := sum(float(row.options.get("denoiser_parameters", 0)) for row in together):
         for name, (_, spared) in SPARED_BYTES.items():
-            needs[name] = int(needs["float16"] - float(told) * spared)
+            needs[name] = int(needs["float16"] - told * spared)
     if spec.family in PARAMETERS:
         denoiser = needs["float16"] / 2 * UNET_PARAMETERS[spec.family] / PARAMETERS[spec.family]
         for name, (which, spared) in SPARED_BYTES.items():
             needs[name] = int(needs["float16"] - denoiser * UNET_SHARES[spec.family][which] * spared)
     return needs
+
+
+def bytes_in(spec: ModelSpec, width: int) -> int:
+    """A row's bytes where a number takes so many; a GGUF file stays in its few bits."""
+    return spec.bytes if spec.options.get("format") == "gguf" else spec.bytes * width // stored_width(spec)
 
 
 def stored_width(spec: ModelSpec) -> int:

@@ -19,7 +19,10 @@ from app.ui.wording import button, label
 LEFT_OUT = object()
 """What a widget reads when its field shall not stand in the request at all, so that the default holds."""
 
-CLEAR_BY_ITSELF = {"guidance_scale", "height", "loras", "num_images_per_prompt", "num_inference_steps", "seed", "width"}
+CLEAR_BY_ITSELF = {
+    "guidance_scale", "height", "loras", "num_images_per_prompt", "num_inference_steps", "seed", "true_cfg_scale",
+    "width",
+}  # fmt: skip
 """Fields whose label needs no sentence under it."""
 
 WIDEST_SLIDER = 1000

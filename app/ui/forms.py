@@ -44,7 +44,7 @@ IN_SIGHT = {"strength"}
 ADVANCED = {"second_pass_strength", "mask_blur", "seam"}
 PICTURES = {"image", "images", "mask"}
 WORDS_AND_PICTURES = {"prompt", *PICTURES}
-LAST_KNOBS = ("num_inference_steps", "guidance_scale", "num_images_per_prompt", "seed", "loras")
+LAST_KNOBS = ("num_inference_steps", "guidance_scale", "true_cfg_scale", "num_images_per_prompt", "seed", "loras")
 
 def members(annotation: Any) -> set[Any]:
     """The types that a value may have: those of a union, or the one."""

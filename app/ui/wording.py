@@ -24,6 +24,7 @@ LABELS = {
     "face_image": "Person",
     "face_images": "Further picture",
     "face_images_index": "Face on the further picture",
+    "further_images": "Further picture",
     "guidance_scale": "Guidance",
     "image": "Picture",
     "instantid_model": "InstantID weights",
@@ -62,6 +63,7 @@ LABELS = {
     "textual_inversions": "Textual inversions",
     "thinking": "Rewrite the instruction first",
     "top": "Add above",
+    "true_cfg_scale": "Guidance",
     "vae_tiling": "Decode in tiles",
 }
 STATUS_WORDS = {

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from app.errors import Conflict, InvalidRequest, NotFound, UnknownModel, WeightsMissing
 from app.models import catalog, installing
 from app.models.catalog_controls import CONTROLNETS
+from app.models.catalog_qwen import QWEN
 from app.models.inspect_file import PICKLES
 from app.models.installing import is_slug, slug
 from app.models.library import ModelLibrary
@@ -86,12 +87,13 @@ UNPINNED = {
     "step1x-edit-v1p1",
     "step1x-edit-v1p2",
     "vitpose-base",
+    *(spec.id for spec in QWEN),
     *(spec.id for spec in CONTROLNETS if spec.id not in {"controlnet-openpose-sd15", "controlnet-union-sdxl"}),
 }
 """Whose commit and bytes no public source states: they are pinned by the first pull."""
 LIMITING = ("RAIL", "Fair AI")
 """Licences that allow commercial use and limit use all the same."""
-STORED_KINDS = ("/*", ".json", ".safetensors", ".onnx")
+STORED_KINDS = ("/*", ".json", ".safetensors", ".gguf", ".onnx")
 
 
 def test_the_catalogs_rows_hold_together():
@@ -112,7 +114,7 @@ def test_the_catalogs_rows_hold_together():
         assert set(spec.stored_as) <= set(names)
         for name, digest in spec.sha256.items():
             assert name in spec.files and re.fullmatch(r"[0-9a-f]{64}", digest)
-        weights = [name for name in names if name.endswith((".safetensors", ".onnx", *PICKLES))]
+        weights = [name for name in names if name.endswith((".safetensors", ".gguf", ".onnx", *PICKLES))]
         assert spec.comes_along or weights or (spec.parts and not names)
         if spec.kind in ("faces", "image-encoder", "identity", "ip-adapter") and spec.repo:
             assert set(weights) - set(spec.sha256) <= {"pulid_v1.bin", "diffusion_pytorch_model.safetensors"}

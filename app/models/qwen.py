@@ -1,0 +1,121 @@
+"""Qwen-Image-Edit, opened: the network, the language model and the autoencoder, placed and parked as one.
+
+A diffusers folder holds all of it; a row of the catalog brings the network alone, as a folder or as one file, and what
+the versions share is a part of its own. The stock pipelines are views of these components.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors import SafetensorError
+
+from app.errors import InvalidRequest
+from app.models import quantisation
+from app.models.adapters import Wardrobe
+from app.models.catalog_qwen import PARTS_TASK, PLUS_TASK
+from app.models.device import TorchDevice, in_bfloat16
+from app.models.library import ModelRow
+from app.models.offloading import Placement, weight_bytes
+from app.models.qwen_editing import QwenEditor
+from app.models.qwen_loras import lora_layers
+from app.models.qwen_network import is_few_bits, load_single_file
+from app.models.spec import ModelSpec
+from app.models.step_batching import StepBatcher
+
+PIPELINES: Mapping[str, Any] = {
+    "edit": diffusers.QwenImageEditPipeline,
+    "plus": diffusers.QwenImageEditPlusPipeline,
+    "inpaint": diffusers.QwenImageEditInpaintPipeline,
+}
+LIBRARIES = {"diffusers", "transformers"}
+
+
+class QwenImageEdit:
+    """Everything of one Qwen-Image-Edit, in RAM until `place`; see `app.core.model_offload.Model`.
+
+    `takes_several` says whether it was trained on several pictures.
+    """
+
+    def __init__(self, components: Mapping[str, Any], *, takes_several: bool, device: TorchDevice) -> None:
+        self.components = dict(components)
+        self.scheduler_config = dict(self.components.pop("scheduler").config)
+        self.takes_several = takes_several
+        self.device = device
+        self.transformer, self.text_encoder = self.components["transformer"], self.components["text_encoder"]
+        self.vae = self.components["vae"]
+        modules = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
+        self.modules = list(modules.values())
+        for module in self.modules:
+            module.eval().requires_grad_(False)
+        reads = {"language_model": self.text_encoder.model.language_model}
+        quantisation.quantise(reads if is_few_bits(self.transformer) else reads | {"unet": self.transformer}, device)
+        self.placement = Placement(modules, device.torch_device, device.offload, denoiser="transformer")
+        self.wardrobe = Wardrobe(building=self.placement.building, layers=lora_layers)
+
+    @property
+    def bytes(self) -> int:
+        """The size of all weights."""
+        return weight_bytes(*self.modules)
+
+    def plan(self, available: int) -> int:
+        """Settle how the weights will stand on a device with so much room; answers the bytes they take there."""
+        return self.placement.plan(available)
+
+    def place(self) -> None:
+        """Move the weights to the device, or let them visit it."""
+        self.placement.put()
+        self.vae.use_tiling = self.placement.strategy.decodes_in_tiles
+
+    def park(self) -> None:
+        """Move the weights to RAM."""
+        self.wardrobe.wear(None)
+        self.wardrobe.clear()
+        self.placement.take()
+
+    def view(self, kind: str, schedule: Mapping[str, Any]) -> Any:
+        """A stock pipeline of this kind over the shared components, with a scheduler of its own in which `schedule`
+        goes before the checkpoint's configuration.
+        """
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config({**self.scheduler_config, **schedule})
+        pipeline = PIPELINES[kind](**self.components, scheduler=scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def editor(
+        self, batcher: StepBatcher, *, priority: int = 5, check: Callable[[], None] = lambda: None
+    ) -> QwenEditor:
+        """What a run borrows."""
+        return QwenEditor(self, batcher, priority=priority, check=check)
+
+
+def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow] = ()) -> QwenImageEdit:
+    """Open a whole folder, or a network with the part that every version shares."""
+    try:
+        return _load(spec, path, in_bfloat16(device), parts)
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, StopIteration) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InvalidRequest(
+            f"The model {spec.id!r} cannot be opened: its files are no whole Qwen-Image-Edit.", model=spec.id
+        ) from error
+
+
+def _load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow]) -> QwenImageEdit:
+    if path.is_file():
+        network = load_single_file(path, dtype=device.dtype, zero_cond_t="zero_cond_t" in spec.options)
+    else:
+        network = diffusers.QwenImageTransformer2DModel.from_pretrained(
+            path / "transformer", dtype=device.dtype, use_safetensors=True, local_files_only=True
+        )
+    shared = next((part.path for part in parts if PARTS_TASK in part.spec.tasks), path)
+    index = json.loads((shared / "model_index.json").read_text("utf-8"))
+    if any(isinstance(value, list) and value[0] not in LIBRARIES for value in index.values()):
+        raise InvalidRequest(f"The model {spec.id!r} asks for code of its own, which is never run.", model=spec.id)
+    opened = diffusers.QwenImageEditPipeline.from_pretrained(
+        shared, transformer=network, dtype=device.dtype, use_safetensors=True, local_files_only=True
+    )
+    return QwenImageEdit(opened.components, takes_several=PLUS_TASK in spec.tasks, device=device)
