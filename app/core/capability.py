@@ -86,7 +86,7 @@ class ModelRequest(Request):
 class Result:
     """What a run made.
 
-    `images` are PIL RGB; `seeds` holds one seed for each of them (empty where none was used); `data` is JSON-able and
+    `images` are PIL RGB, or RGBA; `seeds` holds one seed for each of them (empty where none was used); `data` is JSON-able and
     goes into the answer as it is; `notes` are sentences for a person about what differs from the wish.
     """
 
@@ -164,6 +164,28 @@ class Eraser(Protocol):
         """The picture with what is white in `hole` (PIL L, black and white) filled; as large."""
 
 
+class Upscaler(Protocol):
+    """Makes a picture larger; grids and answers are those of `app.imaging.tiles`."""
+
+    def __call__(
+        self,
+        image: Image.Image,
+        size: tuple[int, int],
+        *,
+        tile_size: int | None = None,
+        denoise_strength: float | None = None,
+        on_tile: Callable[[int, int], None] = ...,
+    ) -> Any:
+        """An `Enlarged` with the picture (PIL RGB) at this size; `on_tile` hears part i of n, and may raise."""
+
+
+class FaceRestorer(Protocol):
+    """Draws a face anew from what is left of it."""
+
+    def __call__(self, face: Image.Image, seed: int) -> Image.Image:
+        """The upright face (PIL RGB, 512x512) restored, as large; the same seed answers the same bytes."""
+
+
 class Editor(Protocol):
     """A model that edits pictures by instructions and can be asked about pictures."""
 
@@ -185,6 +207,9 @@ class Context(Protocol):
 
     def image(self, reference: str) -> Image.Image:
         """The stored picture as PIL RGB; `UnknownImage` if it is gone."""
+
+    def alpha(self, reference: str) -> Image.Image | None:
+        """How opaque the stored picture's pixels are, as PIL L; None where all of it is opaque."""
 
     def mask(self, reference: str) -> Image.Image:
         """The stored picture as PIL L: white is repainted."""
@@ -213,6 +238,12 @@ class Context(Protocol):
 
     def eraser(self, model: str) -> AbstractContextManager[Eraser]:
         """The eraser of this row."""
+
+    def upscaler(self, model: str) -> AbstractContextManager[Upscaler]:
+        """What makes pictures larger, of this row."""
+
+    def face_restorer(self, model: str) -> AbstractContextManager[FaceRestorer]:
+        """The face restorer of this row."""
 
     def editor(self, model: str, *, task: str) -> AbstractContextManager[Editor]:
         """A model that edits by instructions."""

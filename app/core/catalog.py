@@ -23,6 +23,7 @@ from app.core.outpaint import OUTPAINT
 from app.core.pulid import PULID_EDIT, PULID_GENERATE, PULID_SWAP
 from app.core.step1x_edit import STEP1X_EDIT
 from app.core.text_to_image import TEXT_TO_IMAGE
+from app.core.upscale import UPSCALE
 from app.errors import UnknownCapability
 
 CATALOG: tuple[Capability, ...] = (
@@ -47,6 +48,7 @@ CATALOG: tuple[Capability, ...] = (
     INSTANTID_GENERATE,
     INSTANTID_SWAP,
     IP_ADAPTER,
+    UPSCALE,
     DETECT_FACES,
 )
 

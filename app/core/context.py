@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from app.core.attachments import Attachment
-from app.core.capability import Editor, Eraser, FaceReader, MapMaker, Pipeline, Segmenter
+from app.core.capability import Editor, Eraser, FaceReader, FaceRestorer, MapMaker, Pipeline, Segmenter, Upscaler
 from app.core.fields import SEED_LIMIT, WeightedModel
 from app.core.storage import Storage
 from app.errors import JobCancelled, NoDevice
@@ -66,6 +66,10 @@ class RunContext:
         """The stored picture as PIL RGB; `UnknownImage` if it is gone."""
         return self._storage.open(reference)
 
+    def alpha(self, reference: str) -> Image.Image | None:
+        """How opaque the stored picture's pixels are, as PIL L; None where all of it is opaque."""
+        return self._storage.alpha(reference)
+
     def mask(self, reference: str) -> Image.Image:
         """The stored picture as PIL L: white is repainted."""
         return self._storage.open_mask(reference)
@@ -114,6 +118,14 @@ class RunContext:
     def eraser(self, model: str) -> AbstractContextManager[Eraser]:
         """The eraser of this row."""
         return self._alone(model, "erase")
+
+    def upscaler(self, model: str) -> AbstractContextManager[Upscaler]:
+        """What makes pictures larger, of this row."""
+        return self._alone(model, "upscale")
+
+    def face_restorer(self, model: str) -> AbstractContextManager[FaceRestorer]:
+        """The face restorer of this row."""
+        return self._alone(model, "restore-face")
 
     def _alone(self, model: str, task: str) -> AbstractContextManager[Any]:
         self.check_cancelled()
