@@ -139,6 +139,12 @@ class FaceReader(Protocol):
     def all(self, image: Image.Image) -> list[Any]:
         """Every `Face` of a picture, largest first."""
 
+    def upright(self, wish: FaceReference) -> tuple[Image.Image, Any]:
+        """The face that is meant on 512x512, and the matrix [2, 3] from the picture to there."""
+
+    def parts_of(self, face: Image.Image) -> Any:
+        """Which part each pixel of an upright face shows [512, 512]."""
+
 
 class MapMaker(Protocol):
     """What draws maps that need weights."""

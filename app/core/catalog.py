@@ -21,6 +21,7 @@ from app.core.instruct_pix2pix import INSTRUCT_PIX2PIX
 from app.core.ip_adapter import IP_ADAPTER
 from app.core.outpaint import OUTPAINT
 from app.core.pulid import PULID_EDIT, PULID_GENERATE, PULID_SWAP
+from app.core.restore_face import RESTORE_FACE
 from app.core.step1x_edit import STEP1X_EDIT
 from app.core.text_to_image import TEXT_TO_IMAGE
 from app.core.upscale import UPSCALE
@@ -49,6 +50,7 @@ CATALOG: tuple[Capability, ...] = (
     INSTANTID_SWAP,
     IP_ADAPTER,
     UPSCALE,
+    RESTORE_FACE,
     DETECT_FACES,
 )
 
