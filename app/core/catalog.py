@@ -6,6 +6,7 @@ from app.core.capability import Capability
 from app.core.control_preprocess import PREPROCESS
 from app.core.controlnet import CONTROLNET
 from app.core.detect_faces import DETECT_FACES
+from app.core.diffusion_upscale import DIFFUSION_UPSCALE
 from app.core.ecomid import ECOMID_GENERATE, ECOMID_MULTI_POSE
 from app.core.ecommerce import ECOMID_ECOMMERCE
 from app.core.image_to_image import IMAGE_TO_IMAGE
@@ -50,6 +51,7 @@ CATALOG: tuple[Capability, ...] = (
     INSTANTID_SWAP,
     IP_ADAPTER,
     UPSCALE,
+    DIFFUSION_UPSCALE,
     RESTORE_FACE,
     DETECT_FACES,
 )

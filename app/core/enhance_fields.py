@@ -6,6 +6,13 @@ from pydantic import Field
 
 from app.core.fields import ImageReference, field
 
+LANCZOS, GENERAL = "lanczos", "real-esrgan-general-x4v3"
+"""The upscaler without weights, and the one that has a sibling to be mixed with."""
+NO_WEIGHTS = (
+    "Made larger by Lanczos' filter (no weights): smooth, and with no detail that was not there. "
+    f"`eis models pull {GENERAL}` fetches a network that draws detail."
+)
+
 EnhanceImage = Annotated[ImageReference, field("The picture to make larger or clearer.", kind="image")]
 Scale = Annotated[float, field("How many times as wide and high the result is.", ge=1, le=8)]
 UpscalerModel = Annotated[
@@ -36,7 +43,10 @@ DenoiseStrength = Annotated[
 RestorerModel = Annotated[
     str,
     field(
-        "Id of what restores faces; `auto` is the best that is installed.", kind="addition", min_length=1, max_length=200
+        "Id of what restores faces; `auto` is the best that is installed.",
+        kind="addition",
+        min_length=1,
+        max_length=200,
     ),
 ]
 PartsModel = Annotated[

@@ -7,6 +7,7 @@ from PIL import Image
 from app.core.attachments import FaceReference
 from app.core.capability import Capability, Context, Door, FaceReader, Request, Result
 from app.core.enhance_fields import (
+    LANCZOS,
     Blend,
     EnhanceImage,
     FaceScale,
@@ -21,8 +22,6 @@ from app.errors import InvalidRequest, NoFaceFound
 from app.imaging.detected_faces import Face, counted, described
 from app.imaging.face_restore import crop_mask, enlarged_matrix, lay_back, shows_face
 from app.imaging.sizes import require_large_result, times
-
-LANCZOS = "lanczos"
 
 
 class RestoreFaceRequest(Request):

@@ -3,16 +3,18 @@
 from PIL import Image
 
 from app.core.capability import Capability, Context, Door, Request, Result
-from app.core.enhance_fields import DenoiseStrength, EnhanceImage, Scale, TileSize, UpscalerModel
+from app.core.enhance_fields import (
+    GENERAL,
+    LANCZOS,
+    NO_WEIGHTS,
+    DenoiseStrength,
+    EnhanceImage,
+    Scale,
+    TileSize,
+    UpscalerModel,
+)
 from app.errors import InvalidRequest
 from app.imaging.sizes import Size, require_large_result, times
-
-LANCZOS, GENERAL = "lanczos", "real-esrgan-general-x4v3"
-"""The upscaler without weights, and the one that has a sibling to be mixed with."""
-NO_WEIGHTS = (
-    "Made larger by Lanczos' filter (no weights): smooth, and with no detail that was not there. "
-    f"`eis models pull {GENERAL}` fetches a network that draws detail."
-)
 
 
 class UpscaleRequest(Request):

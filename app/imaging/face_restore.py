@@ -68,7 +68,9 @@ def lay_back(image: Image.Image, face: Image.Image, mask: np.ndarray, matrix: np
         side = max(1, round(face.width * shrink))
         factor = side / face.width
         pixels, weights = (cv2.resize(part, (side, side), interpolation=cv2.INTER_AREA) for part in (pixels, weights))
-        within = np.array([[factor, 0, factor / 2 - 0.5], [0, factor, factor / 2 - 0.5]]) @ np.vstack([within, [0, 0, 1]])
+        within = np.array([[factor, 0, factor / 2 - 0.5], [0, factor, factor / 2 - 0.5]]) @ np.vstack(
+            [within, [0, 0, 1]]
+        )
     drawn = cv2.warpAffine(
         pixels, within, size, flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
     )

@@ -268,4 +268,6 @@ def _takes(model: ImageModelDescriptor[Any], dtype: torch.dtype) -> bool:
 
 
 def _unfit(spec: ModelSpec) -> InvalidRequest:
-    return InvalidRequest(f"The model {spec.id!r} is not one that makes pictures larger or restores them.", model=spec.id)
+    return InvalidRequest(
+        f"The model {spec.id!r} is not one that makes pictures larger or restores them.", model=spec.id
+    )
