@@ -86,8 +86,8 @@ class ModelRequest(Request):
 class Result:
     """What a run made.
 
-    `images` are PIL RGB, or RGBA; `seeds` holds one seed for each of them (empty where none was used); `data` is JSON-able and
-    goes into the answer as it is; `notes` are sentences for a person about what differs from the wish.
+    `images` are PIL RGB, or RGBA; `seeds` holds one seed for each of them (empty where none was used); `data` is
+    JSON-able and goes into the answer as it is; `notes` are sentences for a person about what differs from the wish.
     """
 
     images: list[Image.Image] = field(default_factory=list)

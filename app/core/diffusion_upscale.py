@@ -1,8 +1,8 @@
 """Diffusion upscale: make a picture larger and let a model draw detail into it, part by part.
 
-The picture is made larger first, by the upscaler; then each part is drawn anew a little, from the words and, where it is
-installed, held to the picture by the tile ControlNet. Each part begins with noise of its own place, and fades into its
-neighbours, so that what a part was asked for does not depend on how many there are.
+The picture is made larger first, by the upscaler; then each part is drawn anew a little, from the words and, where it
+is installed, held to the picture by the tile ControlNet. Each part begins with noise of its own, and fades into its
+neighbours.
 """
 
 from PIL import Image

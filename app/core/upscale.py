@@ -1,4 +1,4 @@
-"""Upscale: make a picture larger by a network, part by part and without seams, or by Lanczos where none is installed."""
+"""Upscale: make a picture larger by a network, part by part and without seams; by Lanczos where there is none."""
 
 from PIL import Image
 

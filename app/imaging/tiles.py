@@ -10,6 +10,7 @@ around each part, which is computed twice.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from PIL import Image
 
@@ -130,8 +131,8 @@ def cores(size: Size, grid: Grid) -> Iterator[Box]:
     """The parts of a picture of this size, row by row."""
     across = [round(size[0] * number / grid.columns) for number in range(grid.columns + 1)]
     down = [round(size[1] * number / grid.rows) for number in range(grid.rows + 1)]
-    for top, bottom in zip(down, down[1:], strict=False):
-        for left, right in zip(across, across[1:], strict=False):
+    for top, bottom in pairwise(down):
+        for left, right in pairwise(across):
             if left < right and top < bottom:
                 yield left, top, right, bottom
 

@@ -62,7 +62,7 @@ class Restorer(Weights):
     def _lay_out_noise(self, seed: int) -> None:
         """The decoder's stored noise, each layer's drawn anew from the seed, the same on every device."""
         (source,) = self.device.generators(seed, 1)
-        for name, noise in sorted(self._model.model.stylegan_decoder.noises.named_buffers()):
+        for _, noise in sorted(self._model.model.stylegan_decoder.noises.named_buffers()):
             noise.copy_(torch.randn(noise.shape, generator=source))
 
 

@@ -225,8 +225,8 @@ class Upscaling:
             )
         if reach and not reach.is_whole:
             notes.append(
-                f"This network looks further than the {reach.pixels} pixels around each part; the parts were faded into "
-                "each other and may differ a little from what the whole picture at once would give."
+                f"This network looks further than the {reach.pixels} pixels around each part; the parts were faded "
+                "into each other and may differ a little from what the whole picture at once would give."
             )
         return Enlarged(image, len(steps), count, reach.pixels if reach else 0, notes)
 

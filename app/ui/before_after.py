@@ -30,7 +30,8 @@ class Before:
         return (
             f'<div class="eis-slider"{hidden} style="--shape:{shape}"><div class="eis-slider-box" style="--at:50%">'
             f'<img loading="lazy" src="{picture_url(image["id"])}" alt="After" draggable="false">'
-            f'<img loading="lazy" class="eis-before" src="{picture_url(self.reference)}" alt="Before" draggable="false">'
+            f'<img loading="lazy" class="eis-before" src="{picture_url(self.reference)}" alt="Before" '
+            'draggable="false">'
             '<span class="eis-slider-word">Before</span><span class="eis-slider-word eis-after">After</span>'
             '<i class="eis-slider-line"></i><input type="range" min="0" max="100" step="1" value="50" '
             'aria-label="How much of the picture before is seen"></div></div>'

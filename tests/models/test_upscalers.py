@@ -1,4 +1,4 @@
-"""Upscalers: any network of spandrel, in parts without seams, in half precision that falls back, mixed with a sibling."""
+"""Upscalers: any network of spandrel, without seams, in half precision that falls back, mixed with a sibling."""
 
 import json
 import os

@@ -7,10 +7,10 @@ from spandrel.architectures.ESRGAN import ESRGAN
 from spandrel.architectures.SwinIR import SwinIR
 
 
-def write_compact(path, *, seed=0, scale=4, convolutions=3, prefix="", gain=1.0):
+def write_compact(path, *, seed=0, scale=4, convolutions=3, features=16, prefix="", gain=1.0):
     """SRVGGNetCompact, as Real-ESRGAN publishes it."""
     torch.manual_seed(seed)
-    network = Compact(num_in_ch=3, num_out_ch=3, num_feat=16, num_conv=convolutions, upscale=scale)
+    network = Compact(num_in_ch=3, num_out_ch=3, num_feat=features, num_conv=convolutions, upscale=scale)
     return _write(network, path, prefix, gain)
 
 
