@@ -126,7 +126,7 @@ def test_a_network_of_ones_own_is_added_on_the_page_and_makes_the_photo_sharper(
     shutil.copy(Path(WEIGHTS) / "realesr-animevideov3-x4.safetensors", file)
     page = open_page(fresh_server)
     tab(page, "Models")
-    page.locator("[data-model=lanczos]").wait_for()
+    page.locator("[data-model=real-esrgan-x4plus]").wait_for()
     page.locator(".eis-add input[type=file]").set_input_files(file)
     page.locator("[data-model=animevideo] >> text=Installed").wait_for()
     tab(page, "Enhance")
