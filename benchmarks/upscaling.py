@@ -65,7 +65,7 @@ def memory(rounds: int) -> list[Row]:
     folder = os.environ.get("EIS_TEST_WEIGHTS")
     if not folder:
         return [("4000x3000 by the x4 network: memory above the model", "left out", "EIS_TEST_WEIGHTS names no folder")]
-    command = [sys.executable, "-c", LARGE, str(Path(folder) / FILE), "4000", "3000", "2"]
+    command = [sys.executable, "-c", LARGE, str(Path(folder) / FILE), "4000", "3000", "2", "0"]
     begun = time.perf_counter()
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     told = json.loads(run.stdout)

@@ -18,6 +18,7 @@ from app.core.storage import Storage
 from app.errors import JobCancelled, NoDevice
 from app.guarded_http import GuardedClient
 from app.models.library import ModelLibrary
+from app.models.licences import licence_notes
 
 PREVIEW_SECONDS = 0.4
 PREVIEW_SIDE = 512
@@ -127,9 +128,15 @@ class RunContext:
         """The face restorer of this row."""
         return self._alone(model, "restore-face")
 
-    def _alone(self, model: str, task: str) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _alone(self, model: str, task: str) -> Iterator[Any]:
+        """What a row opens that serves by itself; a licence that limits the result's use goes to the notes."""
         self.check_cancelled()
-        return self._require_runtime().alone(model, task=task, priority=self._priority, check=self.check_cancelled)
+        runtime = self._require_runtime()
+        with runtime.alone(model, task=task, priority=self._priority, check=self.check_cancelled) as opened:
+            yield opened
+        notes = licence_notes([self._models.get(model).spec])
+        self.notes.extend(note for note in notes if note not in self.notes)
 
     def editor(self, model: str, *, task: str) -> AbstractContextManager[Editor]:
         """A model that edits by instructions."""

@@ -53,7 +53,7 @@ def run(request: RestoreFaceRequest, context: Context) -> Result:
     result, notes = background(request, context, image, size, len(crops))
     with context.face_restorer(request.restorer) as restore:
         for at, (crop, matrix) in enumerate(crops):
-            drawn = restore(crop, ((request.seed or 0) + at) % SEED_LIMIT)
+            drawn = restore(crop, ((request.seed or 0) + numbers[at]) % SEED_LIMIT)
             with context.faces(request.faces_model) as reader:
                 parts = reader.parts_of(drawn)
                 if not shows_face(parts):
