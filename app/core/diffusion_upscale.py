@@ -43,7 +43,7 @@ def check(request: DiffusionUpscaleRequest, door: Door) -> None:
 
 def run(request: DiffusionUpscaleRequest, context: Context) -> Result:
     """One call for each part of each picture, on the same larger picture."""
-    image = context.image(request.image)
+    image, alpha = context.image(request.image), context.alpha(request.image)
     size = times(image.size, request.scale)
     with context.upscaler(request.upscaler) as upscale:
         made = upscale(image, size)
@@ -65,6 +65,8 @@ def run(request: DiffusionUpscaleRequest, context: Context) -> Result:
             drawn(request, context, pipeline, made.image, Pass(size, size, grid), overlap, seed)
             for seed in request.seeds
         ]
+    for drawn_image in images if alpha is not None else ():
+        drawn_image.putalpha(alpha.resize(size, Image.Resampling.LANCZOS))
     data = {
         "from": list(image.size),
         "to": list(size),

@@ -31,6 +31,14 @@ def test_every_part_is_drawn_and_its_steps_are_reported(run_capability, studio, 
     assert again.images[0].tobytes() == result.images[0].tobytes()
 
 
+def test_what_is_transparent_stays_so(run_capability, picture):
+    alpha = Image.linear_gradient("L").resize(picture.size)
+    clear = picture.copy()
+    clear.putalpha(alpha)
+    (image,) = run_capability(UPSCALE, image=clear, scale=2, tile_size=128, **WISH).images
+    assert image.getchannel("A").tobytes() == alpha.resize((128, 96), Image.Resampling.LANCZOS).tobytes()
+
+
 @pytest.mark.parametrize(
     ("wish", "error", "said"),
     [

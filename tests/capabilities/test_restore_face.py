@@ -99,8 +99,9 @@ def test_a_restored_face_lies_where_it_was_cut_out_and_all_else_keeps_its_bytes(
     (image,) = result.images
     with runtime.face_reader("pocket-faces") as reader:
         crop, matrix = reader.upright(FaceReference(picture, 0))
-        with runtime.alone("my-restoreformer", task="restore-face") as restore:
-            drawn = restore(crop, 7)
+    with runtime.alone("my-restoreformer", task="restore-face") as restore:
+        drawn = restore(crop, 7)
+    with runtime.face_reader("pocket-faces") as reader:
         parts = reader.parts_of(drawn) if shows_face(reader.parts_of(drawn)) else reader.parts_of(crop)
     assert image.tobytes() == lay_back(picture, drawn, crop_mask(parts), matrix, 1.0).tobytes()
     y, x = np.mgrid[:SIDE, :SIDE]

@@ -101,6 +101,8 @@ def test_the_astronaut_is_made_larger_and_slid_by_mouse_keys_and_finger(fresh_se
     button.click()
     assert stage.locator(".eis-slider").is_visible()
     page.screenshot(path=str(tmp_path / "light.png"))
+    page.get_by_role("button", name="Dark").click()
+    page.screenshot(path=str(tmp_path / "dark.png"))
 
 
 def test_a_result_is_sent_to_the_other_forms_of_the_tab(fresh_server, open_page, photo):
