@@ -197,9 +197,10 @@ def test_the_published_network_serves_as_a_file_of_ones_own(astronaut, tmp_path)
     (made,) = UPSCALE.run(request, studio).images
     smooth = part.resize((300, 300), Image.Resampling.LANCZOS)
     assert np.abs(pixels(made.resize(part.size, Image.Resampling.BOX)) - pixels(part)).mean() < 8
-    assert edges(made) > 1.1 * edges(smooth)
+    assert edges(made) > 1.2 * edges(smooth)
     runtime.close()
 
 
 def edges(image):
-    return np.abs(np.diff(pixels(image.convert("L")), axis=1)).mean()
+    """How steep the steepest hundredth of the steps between neighbours is: grain is no edge."""
+    return np.percentile(np.abs(np.diff(pixels(image.convert("L")), axis=1)), 99)
