@@ -87,10 +87,19 @@ def times(size: Size, scale: float) -> Size:
 
 
 def require_large_result(size: Size) -> None:
-    """`TooLarge` where a picture that is made larger would go beyond the limits."""
-    require_pixels(size, LARGEST_ENLARGED)
+    """`InvalidRequest` where a picture that is made larger would go beyond the limits: its scale is what is wrong."""
+    if size[0] * size[1] > LARGEST_ENLARGED:
+        raise InvalidRequest(
+            f"The picture would be {size[0]}x{size[1]}; at most {LARGEST_ENLARGED:,} pixels are made.",
+            field="scale",
+            size=list(size),
+        )
     if max(size) > LONGEST_SIDE:
-        raise TooLarge(f"The picture would be {size[0]}x{size[1]}; a side has at most {LONGEST_SIDE:,} pixels.")
+        raise InvalidRequest(
+            f"The picture would be {size[0]}x{size[1]}; a side has at most {LONGEST_SIDE:,} pixels.",
+            field="scale",
+            size=list(size),
+        )
 
 
 def require_pixels(size: Size, limit: int) -> None:

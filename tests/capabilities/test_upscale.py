@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.core.catalog import find
 from app.core.handlers import resolve
-from app.errors import InvalidRequest, JobCancelled, TooLarge, UnknownModel
+from app.errors import InvalidRequest, JobCancelled, UnknownModel
 from app.models.library import ModelLibrary
 from app.models.runtime import open_runtime
 from tests.api.serving import serving
@@ -109,7 +109,7 @@ def test_what_could_only_fail_is_refused_at_the_door(run_capability, picture, wi
 
 @pytest.mark.parametrize("size", [(2000, 1500), (2100, 20)])
 def test_a_result_beyond_the_limits_is_refused_with_its_size(run_capability, size):
-    with pytest.raises(TooLarge, match=f"{size[0] * 8}x{size[1] * 8}"):
+    with pytest.raises(InvalidRequest, match=f"{size[0] * 8}x{size[1] * 8}"):
         run_capability(UPSCALE, image=Image.new("RGB", size), scale=8)
 
 
