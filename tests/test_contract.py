@@ -43,7 +43,7 @@ def client(application):
         yield running
 
 
-PEOPLE = {"pulid", "ecomid", "instantid", "faces"}
+PEOPLE = {"pulid", "ecomid", "instantid", "faces", "face-parts"}
 """Tasks of what goes on a model to keep a face."""
 
 
@@ -71,6 +71,11 @@ def additions_of(capability: Capability) -> tuple[str, ...]:
 def lack(capability: Capability, application) -> WeightsMissing | None:
     """What this copy of the service has no weights for, where the capability needs more than a base."""
     if not capability.needs:
+        try:
+            for task in capability.additions.values():
+                application.service.models.choose((task,))
+        except WeightsMissing as error:
+            return error
         return None
     try:
         application.service.models.choose(capability.needs, additions_of(capability))

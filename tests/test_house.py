@@ -24,6 +24,7 @@ TORCHLESS_MODELS = {
     "app.models.catalog_controls",
     "app.models.catalog_editing",
     "app.models.catalog_qwen",
+    "app.models.catalog_enhancing",
     "app.models.catalog_faces",
     "app.models.catalog_identity",
     "app.models.catalog_ip_adapters",
@@ -39,6 +40,7 @@ TORCHLESS_MODELS = {
     "app.models.inspect_qwen",
     "app.models.inspect_file",
     "app.models.inspect_identity",
+    "app.models.inspect_networks",
     "app.models.inspect_segmenters",
     "app.models.inspection",
     "app.models.installed",
@@ -63,6 +65,7 @@ CONTRACT = {
     "app.core.attachments",
     "app.core.control_fields",
     "app.core.edit_fields",
+    "app.core.enhance_fields",
     "app.core.identity_fields",
     "app.core.segment_fields",
 }

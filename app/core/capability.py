@@ -86,8 +86,8 @@ class ModelRequest(Request):
 class Result:
     """What a run made.
 
-    `images` are PIL RGB; `seeds` holds one seed for each of them (empty where none was used); `data` is JSON-able and
-    goes into the answer as it is; `notes` are sentences for a person about what differs from the wish.
+    `images` are PIL RGB, or RGBA; `seeds` holds one seed for each of them (empty where none was used); `data` is
+    JSON-able and goes into the answer as it is; `notes` are sentences for a person about what differs from the wish.
     """
 
     images: list[Image.Image] = field(default_factory=list)
@@ -139,6 +139,12 @@ class FaceReader(Protocol):
     def all(self, image: Image.Image) -> list[Any]:
         """Every `Face` of a picture, largest first."""
 
+    def upright(self, wish: FaceReference) -> tuple[Image.Image, Any]:
+        """The face that is meant on 512x512, and the matrix [2, 3] from the picture to there."""
+
+    def parts_of(self, face: Image.Image) -> Any:
+        """Which part each pixel of an upright face shows [512, 512]."""
+
 
 class MapMaker(Protocol):
     """What draws maps that need weights."""
@@ -164,6 +170,28 @@ class Eraser(Protocol):
         """The picture with what is white in `hole` (PIL L, black and white) filled; as large."""
 
 
+class Upscaler(Protocol):
+    """Makes a picture larger; grids and answers are those of `app.imaging.tiles`."""
+
+    def __call__(
+        self,
+        image: Image.Image,
+        size: tuple[int, int],
+        *,
+        tile_size: int | None = None,
+        denoise_strength: float | None = None,
+        on_tile: Callable[[int, int], None] = ...,
+    ) -> Any:
+        """An `Enlarged` with the picture (PIL RGB) at this size; `on_tile` hears part i of n, and may raise."""
+
+
+class FaceRestorer(Protocol):
+    """Draws a face anew from what is left of it."""
+
+    def __call__(self, face: Image.Image, seed: int) -> Image.Image:
+        """The upright face (PIL RGB, 512x512) restored, as large; the same seed answers the same bytes."""
+
+
 class Editor(Protocol):
     """A model that edits pictures by instructions and can be asked about pictures."""
 
@@ -185,6 +213,9 @@ class Context(Protocol):
 
     def image(self, reference: str) -> Image.Image:
         """The stored picture as PIL RGB; `UnknownImage` if it is gone."""
+
+    def alpha(self, reference: str) -> Image.Image | None:
+        """How opaque the stored picture's pixels are, as PIL L; None where all of it is opaque."""
 
     def mask(self, reference: str) -> Image.Image:
         """The stored picture as PIL L: white is repainted."""
@@ -213,6 +244,12 @@ class Context(Protocol):
 
     def eraser(self, model: str) -> AbstractContextManager[Eraser]:
         """The eraser of this row."""
+
+    def upscaler(self, model: str) -> AbstractContextManager[Upscaler]:
+        """What makes pictures larger, of this row."""
+
+    def face_restorer(self, model: str) -> AbstractContextManager[FaceRestorer]:
+        """The face restorer of this row."""
 
     def editor(self, model: str, *, task: str, loras: Sequence[WeightedModel] = ()) -> AbstractContextManager[Editor]:
         """A model that edits by instructions, with its LoRAs; on leaving they are off."""

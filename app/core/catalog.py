@@ -6,6 +6,7 @@ from app.core.capability import Capability
 from app.core.control_preprocess import PREPROCESS
 from app.core.controlnet import CONTROLNET
 from app.core.detect_faces import DETECT_FACES
+from app.core.diffusion_upscale import DIFFUSION_UPSCALE
 from app.core.ecomid import ECOMID_GENERATE, ECOMID_MULTI_POSE
 from app.core.ecommerce import ECOMID_ECOMMERCE
 from app.core.image_to_image import IMAGE_TO_IMAGE
@@ -22,8 +23,10 @@ from app.core.ip_adapter import IP_ADAPTER
 from app.core.outpaint import OUTPAINT
 from app.core.pulid import PULID_EDIT, PULID_GENERATE, PULID_SWAP
 from app.core.qwen_edit import QWEN_EDIT
+from app.core.restore_face import RESTORE_FACE
 from app.core.step1x_edit import STEP1X_EDIT
 from app.core.text_to_image import TEXT_TO_IMAGE
+from app.core.upscale import UPSCALE
 from app.errors import UnknownCapability
 
 CATALOG: tuple[Capability, ...] = (
@@ -49,6 +52,9 @@ CATALOG: tuple[Capability, ...] = (
     INSTANTID_GENERATE,
     INSTANTID_SWAP,
     IP_ADAPTER,
+    UPSCALE,
+    DIFFUSION_UPSCALE,
+    RESTORE_FACE,
     DETECT_FACES,
 )
 

@@ -12,12 +12,13 @@ from typing import Any
 from PIL import Image
 
 from app.core.attachments import Attachment
-from app.core.capability import Editor, Eraser, FaceReader, MapMaker, Pipeline, Segmenter
+from app.core.capability import Editor, Eraser, FaceReader, FaceRestorer, MapMaker, Pipeline, Segmenter, Upscaler
 from app.core.fields import SEED_LIMIT, WeightedModel
 from app.core.storage import Storage
 from app.errors import JobCancelled, NoDevice
 from app.guarded_http import GuardedClient
 from app.models.library import ModelLibrary
+from app.models.licences import licence_notes
 
 PREVIEW_SECONDS = 0.4
 PREVIEW_SIDE = 512
@@ -65,6 +66,10 @@ class RunContext:
     def image(self, reference: str) -> Image.Image:
         """The stored picture as PIL RGB; `UnknownImage` if it is gone."""
         return self._storage.open(reference)
+
+    def alpha(self, reference: str) -> Image.Image | None:
+        """How opaque the stored picture's pixels are, as PIL L; None where all of it is opaque."""
+        return self._storage.alpha(reference)
 
     def mask(self, reference: str) -> Image.Image:
         """The stored picture as PIL L: white is repainted."""
@@ -115,9 +120,23 @@ class RunContext:
         """The eraser of this row."""
         return self._alone(model, "erase")
 
-    def _alone(self, model: str, task: str) -> AbstractContextManager[Any]:
+    def upscaler(self, model: str) -> AbstractContextManager[Upscaler]:
+        """What makes pictures larger, of this row."""
+        return self._alone(model, "upscale")
+
+    def face_restorer(self, model: str) -> AbstractContextManager[FaceRestorer]:
+        """The face restorer of this row."""
+        return self._alone(model, "restore-face")
+
+    @contextmanager
+    def _alone(self, model: str, task: str) -> Iterator[Any]:
+        """What a row opens that serves by itself; a licence that limits the result's use goes to the notes."""
         self.check_cancelled()
-        return self._require_runtime().alone(model, task=task, priority=self._priority, check=self.check_cancelled)
+        runtime = self._require_runtime()
+        with runtime.alone(model, task=task, priority=self._priority, check=self.check_cancelled) as opened:
+            yield opened
+        notes = licence_notes([self._models.get(model).spec])
+        self.notes.extend(note for note in notes if note not in self.notes)
 
     def editor(self, model: str, *, task: str, loras: Sequence[WeightedModel] = ()) -> AbstractContextManager[Editor]:
         """A model that edits by instructions, with its LoRAs."""

@@ -83,8 +83,8 @@ class Storage:
     def put(self, data: bytes, *, kind: Literal["image", "mask"] = "image") -> StoredImage:
         """Store a stranger's picture: decoded in a child, turned upright, stripped, as PNG.
 
-        Pictures become RGB (transparency shows white), masks grey (see `decode_child.to_mask`). An infotext or a
-        recipe inside stays readable. `UnreadableImage`, `TooLarge`, `StorageFull`, `Unavailable`.
+        Pictures become RGB, or RGBA where something is transparent, masks grey (see `decode_child.to_mask`). An
+        infotext or a recipe inside stays readable. `UnreadableImage`, `TooLarge`, `StorageFull`, `Unavailable`.
         """
         if not data:
             raise InvalidRequest("The picture is empty: it has no bytes.")
@@ -119,14 +119,19 @@ class Storage:
         return path
 
     def open(self, reference: str) -> Image.Image:
-        """The picture as PIL RGB."""
+        """The picture as PIL RGB; what is transparent shows white."""
         with self._reading(reference) as image:
-            return image.convert("RGB")
+            return flat(image)
+
+    def alpha(self, reference: str) -> Image.Image | None:
+        """How opaque each pixel of the picture is, as PIL L; None where all of it is."""
+        with self._reading(reference) as image:
+            return image.getchannel("A") if image.mode == "RGBA" else None
 
     def open_mask(self, reference: str) -> Image.Image:
         """The picture as PIL L: white is repainted."""
         with self._reading(reference) as image:
-            return image.convert("L")
+            return flat(image).convert("L") if image.mode == "RGBA" else image.convert("L")
 
     def size(self, reference: str) -> tuple[int, int]:
         """(width, height) of a stored picture, from its header alone."""
@@ -157,7 +162,8 @@ class Storage:
         if media_type == "image/png":
             return path.read_bytes()
         with self._reading(reference) as image:
-            return encode(image.convert("RGB"), media_type, read_origin(image))
+            kept = image.mode == "RGBA" and media_type == "image/webp"
+            return encode(image if kept else flat(image), media_type, read_origin(image))
 
     def thumbnail(self, reference: str, size: int = 256) -> bytes:
         """A small WebP that fits into size x size (the next of THUMBNAIL_SIZES), made once and kept."""
@@ -168,7 +174,7 @@ class Storage:
         with suppress(FileNotFoundError):
             return cached.read_bytes()
         with self._reading(reference) as image:
-            small = image.convert("RGB")
+            small = flat(image)
         small.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
         data = encode(small, "image/webp")
         part = cached.with_name(f"{cached.name}.{secrets.token_hex(4)}.part")
@@ -346,6 +352,15 @@ class Storage:
         shared.note_copy(self._folder, size)
         with suppress(FileNotFoundError):
             part.rename(final)
+
+
+def flat(image: Image.Image) -> Image.Image:
+    """A stored picture as PIL RGB; what is transparent shows white."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image.convert("RGB"), mask=image.getchannel("A"))
+    return white
 
 
 def new_reference() -> str:

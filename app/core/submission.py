@@ -28,6 +28,7 @@ ADDITIONS = {
     "textual_inversions": ("embedding", "textual inversion"),
     "controlnets": ("controlnet", "ControlNet"),
     "softedge_model": ("controlnet", "ControlNet"),
+    "tile_controlnet": ("controlnet", "ControlNet"),
 }
 """Field -> the kind of model that may stand in it, and what a person calls it."""
 

@@ -68,7 +68,7 @@ def decode(data: bytes, output: int, *, kind: str, max_pixels: int) -> dict:
         image.load()
         origin = read_origin(image)
         image = ImageOps.exif_transpose(image)
-        image = to_mask(image) if kind == "mask" else to_rgb(image)
+        image = to_mask(image) if kind == "mask" else to_colours(image)
     except MemoryError:
         raise
     except Exception as error:
@@ -105,18 +105,14 @@ def to_eight_bits(image):
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def to_rgb(image):
-    """RGB in the sRGB colour space; what is transparent shows white."""
-    from PIL import Image
-
+def to_colours(image):
+    """RGB in the sRGB colour space, RGBA where something is transparent."""
     image = to_eight_bits(image)
     alpha = image.getchannel("A") if image.mode == "RGBA" else None
-    image = to_srgb(image)
+    image = to_srgb(image).convert("RGB")
     if alpha is not None and alpha.getextrema() != (255, 255):
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image.convert("RGB"), mask=alpha)
-        return white
-    return image.convert("RGB")
+        image.putalpha(alpha)
+    return image
 
 
 def to_srgb(image):

@@ -13,6 +13,13 @@ LARGEST_RESULT = 64_000_000
 """The most pixels of a result of which a model makes a part."""
 
 
+LARGEST_ENLARGED = 89_000_000
+"""The most pixels of a picture that was made larger; what reads pictures begins to doubt them above that."""
+
+LONGEST_SIDE = 16_383
+"""The longest side of a picture that was made larger; WebP ends there."""
+
+
 def round_up(side: float, multiple: int) -> int:
     """The smallest multiple that is not less than `side` (a float's dust is forgiven)."""
     return max(multiple, math.ceil(side / multiple - 1e-6) * multiple)
@@ -72,6 +79,27 @@ def lost_strength(num_inference_steps: int, strength: float) -> list[str]:
 def largest_area(default_size: Size) -> int:
     """The most pixels that a model works well at: four times as many as it was trained at."""
     return 4 * default_size[0] * default_size[1]
+
+
+def times(size: Size, scale: float) -> Size:
+    """The size made larger."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def require_large_result(size: Size) -> None:
+    """`InvalidRequest` where a picture that is made larger would go beyond the limits: its scale is what is wrong."""
+    if size[0] * size[1] > LARGEST_ENLARGED:
+        raise InvalidRequest(
+            f"The picture would be {size[0]}x{size[1]}; at most {LARGEST_ENLARGED:,} pixels are made.",
+            field="scale",
+            size=list(size),
+        )
+    if max(size) > LONGEST_SIDE:
+        raise InvalidRequest(
+            f"The picture would be {size[0]}x{size[1]}; a side has at most {LONGEST_SIDE:,} pixels.",
+            field="scale",
+            size=list(size),
+        )
 
 
 def require_pixels(size: Size, limit: int) -> None:

@@ -84,7 +84,7 @@ class Attacher:
         if row.spec.embedded == NO_FILES:
             yield _loader(row)(row.spec, None, device)
             return
-        with self.opened(row, (), device) as opened:
+        with self.opened(row, self.all_parts(row), device) as opened:
             yield opened
 
     @contextmanager

@@ -30,6 +30,7 @@ steps, guidance and scheduler goes before what its base does; the size is always
 from app.models.catalog_base import BASE
 from app.models.catalog_controls import CONTROLNETS, PREPROCESSORS
 from app.models.catalog_editing import EDITING
+from app.models.catalog_enhancing import ENHANCING
 from app.models.catalog_faces import FACES, IMAGE_ENCODERS
 from app.models.catalog_identity import EMBEDDED, IDENTITY
 from app.models.catalog_ip_adapters import IP_ADAPTERS
@@ -48,5 +49,6 @@ CATALOG: tuple[ModelSpec, ...] = (
     *CONTROLNETS,
     *PREPROCESSORS,
     *CUTTING,
+    *ENHANCING,
     *EMBEDDED,
 )

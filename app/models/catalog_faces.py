@@ -9,6 +9,8 @@ from app.models.spec import ModelSpec, Source
 
 EVA_LOADER = "app.models.eva_clip:load"
 """The loader of the one image encoder that looks at aligned faces."""
+FACE_PARTS = "face-parts"
+"""The task of a face pack that also lines a face up and names its parts."""
 PUBLISHED = {"same_face": "0.5", "similar_face": "0.3"}
 """Cosines of ArcFace's vectors from which faces are commonly taken for one person's, and for those of relatives."""
 _FACEXLIB = "https://github.com/xinntao/facexlib/releases/download"
@@ -100,7 +102,7 @@ FACES: tuple[ModelSpec, ...] = (
             ),
         ),
         stored_as={"detection_Resnet50_Final.pth": "retinaface_resnet50.safetensors"},
-        tasks=("faces",),
+        tasks=("faces", FACE_PARTS),
         rank=10,
         options={"layout": "folder"},
         description="Aligns a face to 512 pixels and says which pixel is skin, hair, eye or background.",

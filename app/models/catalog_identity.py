@@ -2,7 +2,7 @@
 
 import json
 
-from app.models.catalog_faces import EVA_LOADER
+from app.models.catalog_faces import EVA_LOADER, FACE_PARTS
 from app.models.licences import APACHE, INSTANTID
 from app.models.spec import Kind, ModelSpec
 from app.pocket import spec as pocket
@@ -159,7 +159,7 @@ EMBEDDED: tuple[ModelSpec, ...] = (
         "faces",
         "app.models.faces:load",
         "Finds and describes the faces of pocket's world.",
-        tasks=("faces",),
+        tasks=("faces", FACE_PARTS),
         layout="folder",
         options=_CALIBRATED,
     ),

@@ -83,6 +83,16 @@ class FaceStack:
         aligned = self.analyser.align(wish.image, self.find(wish))
         return self.analyser.parse(aligned.image), aligned.matrix
 
+    def upright(self, wish: FaceReference) -> tuple[Image.Image, np.ndarray]:
+        """The face that is meant on 512x512, small ones too, and the matrix [2, 3] from the picture to there."""
+        faces = self.all(wish.image)
+        aligned = self.analyser.align(wish.image, faces[wish.index or 0])
+        return self.analyser.full_crop(wish.image, aligned), aligned.matrix
+
+    def parts_of(self, face: Image.Image) -> np.ndarray:
+        """Which part each pixel of an upright face shows [512, 512]."""
+        return self.analyser.parse(face)
+
     def crop(self, wish: FaceReference, side: int) -> Image.Image:
         """The face that is meant, upright on a square, as ArcFace's training crops it."""
         face = self.find(wish)

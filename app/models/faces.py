@@ -138,6 +138,14 @@ class FaceAnalyser:
 
         return self._recall(image, ("align", face.box), work)
 
+    @staticmethod
+    def full_crop(image: Image.Image, aligned: AlignedFace) -> Image.Image:
+        """The aligned face taken from the picture itself, which shows more of it than the copy that was looked at."""
+        if max(image.size) <= LONGEST_SIDE:
+            return aligned.image
+        bgr = cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
+        return Image.fromarray(cv2.cvtColor(faces_facexlib.crop_by(bgr, aligned.matrix), cv2.COLOR_BGR2RGB))
+
     def parse(self, crop: Image.Image) -> np.ndarray:
         """Which part of the face each pixel of an aligned crop shows: [512, 512] of bytes, numbers as `Parser` says."""
 

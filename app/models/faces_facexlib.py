@@ -140,8 +140,12 @@ class Parser:
 def align(bgr: np.ndarray, keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The face of these points [5, 2] upright on 512x512, BGR as the picture, and the matrix [2, 3] to there."""
     matrix = cv2.estimateAffinePartial2D(keypoints, TEMPLATE, method=cv2.LMEDS)[0]
-    crop = cv2.warpAffine(bgr, matrix, (CROP, CROP), borderMode=cv2.BORDER_CONSTANT, borderValue=BORDER)
-    return crop, matrix
+    return crop_by(bgr, matrix), matrix
+
+
+def crop_by(bgr: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """What a matrix [2, 3] brings to 512x512 of a picture."""
+    return cv2.warpAffine(bgr, matrix, (CROP, CROP), borderMode=cv2.BORDER_CONSTANT, borderValue=BORDER)
 
 
 def open_alignment(file: Path) -> RetinaFaceDetector:

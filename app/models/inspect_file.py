@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.models import inspect_editing, inspect_identity, inspect_qwen, inspect_segmenters
+from app.models import inspect_editing, inspect_identity, inspect_networks, inspect_qwen, inspect_segmenters
 from app.models.catalog_controls import LOADER as CONTROL_LOADER
 from app.models.catalog_controls import task_of, union_types
 from app.models.inspection import WEIGHTS, Header, Inspection, read_header
@@ -77,12 +77,20 @@ def inspect(path: Path) -> Inspection:
         )
     if path.suffix.lower() != WEIGHTS:
         raise InvalidRequest(f"{path.name!r} is neither a .safetensors or .gguf file nor the folder of a model.")
-    return _inspect_header(read_header(path), path.stem, _config_beside(path))
+    header = read_header(path)
+    try:
+        return _inspect_header(header, path.stem, _config_beside(path))
+    except InvalidRequest:
+        network = inspect_networks.recognise_by_opening(path, header)
+        if network is None:
+            raise
+        return network
 
 
 def _inspect_header(header: Header, stem: str, config: Path | None) -> Inspection:
     shapes = header.shapes
-    beside = (inspect_segmenters.recognise, inspect_identity.recognise, inspect_qwen.recognise)
+    modules = (inspect_segmenters, inspect_identity, inspect_qwen, inspect_networks)
+    beside = tuple(module.recognise for module in modules)
     for recognise in (*beside, _checkpoint, _controlnet, _lora, _embedding, _autoencoder):
         found = recognise(header, stem)
         if found is None:
@@ -94,7 +102,7 @@ def _inspect_header(header: Header, stem: str, config: Path | None) -> Inspectio
         raise InvalidRequest("The file holds a UNet alone; a checkpoint needs its text encoders and autoencoder too.")
     raise InvalidRequest(
         "The file is no Stable Diffusion 1.5 or SDXL checkpoint, LoRA, textual inversion, VAE, ControlNet, IP-Adapter, "
-        "identity model, LaMa or Qwen-Image network."
+        "identity model, LaMa, Qwen-Image network, upscaler or face restorer."
     )
 
 

@@ -28,6 +28,14 @@ FAIR_AI = Licence(
 """Who offers a service with it, or a model made from it, shares both under the same terms."""
 MIT = Licence("MIT", "https://opensource.org/license/mit", commercial=True)
 APACHE = Licence("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0", commercial=True)
+BSD_3 = Licence("BSD-3-Clause", "https://opensource.org/license/bsd-3-clause", commercial=True)
+GFPGAN = Licence(
+    "Apache-2.0, with parts of StyleGAN2 and DFDNet that are non-commercial",
+    "https://github.com/TencentARC/GFPGAN/blob/master/LICENSE",
+    commercial=False,
+    ask=True,
+)
+"""The repository's licence lists what it took from StyleGAN2 and DFDNet under their own terms: the stricter hold."""
 INSIGHTFACE = Licence(
     "insightface, non-commercial research only",
     "https://github.com/deepinsight/insightface#license",

@@ -16,6 +16,8 @@ Kind = Literal[
     "ip-adapter",
     "segmenter",
     "eraser",
+    "upscaler",
+    "restorer",
     "other",
 ]
 Family = Literal["sd15", "sdxl", "qwen-image", "other"]
@@ -23,8 +25,8 @@ Family = Literal["sd15", "sdxl", "qwen-image", "other"]
 NO_FILES = ""
 """What `embedded` says of a row that is code alone: it is always there."""
 
-BESIDE: frozenset[Kind] = frozenset({"segmenter"})
-"""Kinds of what works on the picture before the model does, whichever model that is."""
+BESIDE: frozenset[Kind] = frozenset({"segmenter", "upscaler"})
+"""Kinds of what works on the picture beside the model, whichever model that is."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""OpenCV's GrabCut and inpainting behind the questions that segmenters and erasers are asked; they have no weights."""
+"""OpenCV's GrabCut and inpainting, and Lanczos, behind the questions that models are asked; they have no weights."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from app.imaging import grabcut
 from app.imaging.prompts import Prompts
 from app.imaging.segments import Segment
 from app.imaging.smearing import smear
+from app.imaging.tiles import Enlarged
 from app.models.spec import ModelSpec
 
 
@@ -38,6 +39,31 @@ class Smearing:
         return smear
 
 
+class Lanczos:
+    """A resize by Lanczos' filter: smooth, and without anything that was not in the picture."""
+
+    def at_work(self, turn: Any, check: Callable[[], None]) -> "Lanczos":
+        """It needs no device, so it waits for no turn."""
+        return self
+
+    def __call__(
+        self,
+        image: Image.Image,
+        size: tuple[int, int],
+        *,
+        tile_size: int | None = None,
+        denoise_strength: float | None = None,
+        on_tile: Callable[[int, int], None] = lambda done, count: None,
+    ) -> Enlarged:
+        """The picture at this size, in one piece."""
+        if denoise_strength is not None:
+            raise InvalidRequest("Lanczos takes no noise away.", field="denoise_strength")
+        on_tile(0, 1)
+        enlarged = image.resize(size, Image.Resampling.LANCZOS)
+        on_tile(1, 1)
+        return Enlarged(enlarged, 1, 1, 0)
+
+
 def load_grabcut(spec: ModelSpec, path: Path | None, device: Any, parts: Sequence[Any] = ()) -> GrabCut:
     """There is nothing to open."""
     return GrabCut()
@@ -46,3 +72,8 @@ def load_grabcut(spec: ModelSpec, path: Path | None, device: Any, parts: Sequenc
 def load_smearing(spec: ModelSpec, path: Path | None, device: Any, parts: Sequence[Any] = ()) -> Smearing:
     """There is nothing to open."""
     return Smearing()
+
+
+def load_lanczos(spec: ModelSpec, path: Path | None, device: Any, parts: Sequence[Any] = ()) -> Lanczos:
+    """There is nothing to open."""
+    return Lanczos()

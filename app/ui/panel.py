@@ -13,6 +13,7 @@ from app.core.capability import Capability
 from app.core.jobs import Job, JobStatus
 from app.errors import InvalidRequest, NotFound, ServiceError
 from app.ui import people, stage
+from app.ui.before_after import Before
 from app.ui.face_finding import FaceFinder, after_choice
 from app.ui.forms import Form, kinds
 from app.ui.model_choices import ModelChoices
@@ -22,6 +23,8 @@ from app.ui.wording import in_words
 
 SECONDS_BETWEEN_UPDATES = 0.08
 RECENT = 12
+ENHANCE = "enhance"
+"""The tab whose results are first seen beside what they were made of."""
 FOUND_JOBS = 20
 """Jobs of each state that a form takes up again when the page is opened."""
 
@@ -205,7 +208,14 @@ class Panel:
                 continue
         if not metadata and (job.result or {}).get("images"):
             return stage.nothing_yet("The last picture was deleted.")
-        return stage.finished(job, metadata, self.targets, self.person_of(job))
+        before = self.before_of(job.request, job.owner)
+        return stage.finished(job, metadata, self.targets, self.person_of(job), before)
+
+    def before_of(self, request: Mapping[str, Any], owner: str) -> Before | None:
+        """The owner's picture that a result was made of; None where there is none, or where it has gone."""
+        reference = request.get("image")
+        size = self.size_of(reference, owner) if isinstance(reference, str) else None
+        return Before(reference, size, is_open=self.capability.group == ENHANCE) if size else None
 
     def person_of(self, job: Job) -> str | None:
         """The id of the picture with the person that a job was about; None where it has gone."""
@@ -278,7 +288,14 @@ class Panel:
         sides = {name: metadata[name] for name in ("width", "height")}
         image = {"id": reference, **sides, "seed": picture_seed(recipe)}
         seen, at = self.people_on(reference, owner)
-        view = stage.picture_view(image, metadata, self.targets, beside=seen.beside(), caption=seen.caption(at))
+        view = stage.picture_view(
+            image,
+            metadata,
+            self.targets,
+            beside=seen.beside(),
+            caption=seen.caption(at),
+            before=self.before_of(recipe.get("request") or {}, owner),
+        )
         return f'<div class="eis-result">{view}</div>'
 
     def people_on(self, reference: str, owner: str) -> tuple[people.People, int]:
@@ -342,5 +359,3 @@ def decode_data_uri(value: str) -> bytes:
         return base64.b64decode(value.partition(",")[2], validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequest("The mask could not be read.") from None
-
-

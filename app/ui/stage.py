@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from app.core.jobs import Job, JobEvent, JobStatus
+from app.ui.before_after import Before
 from app.ui.people import People
 from app.ui.wording import STATUS_WORDS, badge, button, chooser, duration, empty, picture_url, size, thumbnail_url
 
@@ -71,9 +72,7 @@ def working(progress: Progress, *, resume: bool = False) -> str:
         picture = f'<img class="eis-preview" src="{escape(progress.preview)}" alt="Preview of the picture being made">'
     else:
         picture = '<div class="eis-empty"><span class="eis-spinner"></span></div>'
-    behind = "".join(
-        f'<li>Waiting behind it {button("Cancel", "cancel", job=job)}</li>' for job in progress.behind
-    )
+    behind = "".join(f"<li>Waiting behind it {button('Cancel', 'cancel', job=job)}</li>" for job in progress.behind)
     return (
         f'<div class="eis-frame" data-job="{progress.job_id}" data-working="{progress.job_id}"'
         f"{' data-resume' if resume else ''}>{picture}</div>"
@@ -134,8 +133,12 @@ def finished(
     metadata: Mapping[str, Mapping[str, Any]],
     targets: Sequence[tuple[str, str]],
     reference: str | None = None,
+    before: Before | None = None,
 ) -> str:
-    """The pictures of a job, one large, with what is known of each; `reference` is the person's picture."""
+    """The pictures of a job, one large, with what is known of each.
+
+    `reference` is the person's picture, `before` the one that they were made of.
+    """
     images = (job.result or {}).get("images", [])
     notes = (job.result or {}).get("notes", [])
     people = People.of(job, reference)
@@ -153,6 +156,7 @@ def finished(
             job=job,
             beside=people.beside(),
             caption=people.caption(at),
+            before=before,
         )
         + "</div>"
         for at, image in enumerate(images)
@@ -206,11 +210,14 @@ def picture_view(
     delete: bool = False,
     beside: str = "",
     caption: str = "",
+    before: Before | None = None,
 ) -> str:
     """One picture, what can be done with it, and its origin in words and as a recipe.
 
-    `beside` is HTML that stands in the picture's frame, `caption` what stands under it.
+    `beside` is HTML that stands in the picture's frame, `caption` what stands under it; `before` is the picture that
+    this one was made of.
     """
+    before = before if before and before.fits(image) else None
     reference = image["id"]
     recipe = metadata.get("recipe")
     seed = image.get("seed")
@@ -221,6 +228,8 @@ def picture_view(
         chooser("Send to …", "send", targets, image=reference, width=image["width"], height=image["height"]),
         f'<a class="eis-button" href="{picture_url(reference)}" download="{name}">Download</a>',
     ]
+    if before:
+        bar.append(before.toggle())
     if recipe:
         bar.append(button("Use settings", "settings", image=reference))
     if seed is not None and not delete:
@@ -237,7 +246,8 @@ def picture_view(
     words = f'<p class="eis-words">{escape(prompt)}</p>' if prompt else ""
     return (
         f'<div class="eis-frame"><img class="eis-picture" src="{picture_url(reference)}" data-client="zoom" '
-        f'width="{image["width"]}" height="{image["height"]}" alt="{escape(prompt) or "The picture"}">{beside}'
+        f'width="{image["width"]}" height="{image["height"]}" alt="{escape(prompt) or "The picture"}"'
+        f"{' hidden' if before and before.is_open else ''}>{beside}{before.slider(image) if before else ''}"
         f"</div>{caption}"
         f'<div class="eis-bar eis-actions">{"".join(bar)}</div>{words}<dl class="eis-facts">{pairs}</dl>{origin}'
     )

@@ -83,6 +83,25 @@ def test_a_transparent_palette_shows_white(storage):
     assert (opened[:, 20:] == 255).all()
 
 
+def test_transparency_is_kept_beside_the_colours_that_are_read(storage):
+    """Whoever asks for the colours reads white where nothing is; whoever asks for the alpha gets it whole."""
+    image = two_halves("RGBA")
+    alpha = Image.linear_gradient("L").resize(image.size)
+    image.putalpha(alpha)
+    stored = storage.put(file_of(image)).id
+    assert storage.alpha(stored).tobytes() == alpha.tobytes()
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image.convert("RGB"), mask=alpha)
+    assert storage.open(stored).tobytes() == white.tobytes()
+    assert storage.open_mask(stored).tobytes() == white.convert("L").tobytes()
+    jpeg = Image.open(io.BytesIO(storage.encode(stored, "image/jpeg")))
+    assert np.abs(pixels(jpeg) - pixels(white)).max() < 12
+    assert Image.open(io.BytesIO(storage.encode(stored, "image/webp"))).mode == "RGBA"
+    assert Image.open(io.BytesIO(storage.thumbnail(stored, 64))).convert("RGB").getpixel((10, 0))[1] > 200
+    opaque = two_halves("RGBA")
+    assert storage.alpha(storage.put(file_of(opaque)).id) is None
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_a_turned_photo_stands_upright(storage, orientation, format):

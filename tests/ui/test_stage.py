@@ -7,6 +7,7 @@ import pytest
 from app.core.jobs import Job, JobEvent, JobStatus
 from app.errors import InvalidRequest
 from app.ui import people, stage
+from app.ui.before_after import Before
 from app.ui.gallery import tile
 from app.ui.panel import decode_data_uri, picture_seed
 from app.ui.session import Session
@@ -181,3 +182,19 @@ def test_a_picture_says_how_alike_and_in_which_pose_and_the_sheet_says_neither()
 def test_a_picture_of_nobody_is_told_in_words():
     made = job(JobStatus.SUCCEEDED, result={"images": [], "data": {"size": [8, 8], "faces": []}})
     assert "No face was found" in stage.finished(made, {}, [])
+
+
+def finished_of(size, before):
+    image = {"id": "b" * 26, "width": size[0], "height": size[1], "seed": None}
+    done = job(JobStatus.SUCCEEDED, request={"image": "a" * 26}, result={"images": [image], "notes": [], "data": {}})
+    return stage.finished(done, {image["id"]: {"bytes": 9}}, [], before=before)
+
+
+def test_a_result_of_its_pictures_shape_has_the_slider_and_another_has_none():
+    closed = finished_of((200, 100), Before("a" * 26, (400, 201)))
+    assert closed.count('class="eis-slider" hidden') == 1 and 'data-client="slider" aria-pressed="false"' in closed
+    assert f"/images/{'a' * 26}" in closed and 'type="range"' in closed
+    open_at_once = finished_of((200, 100), Before("a" * 26, (100, 50), is_open=True))
+    assert 'class="eis-slider" style' in open_at_once and 'aria-pressed="true"' in open_at_once
+    for none in (finished_of((200, 100), Before("a" * 26, (100, 100))), finished_of((200, 100), None)):
+        assert "eis-slider" not in none and "Before and after" not in none
