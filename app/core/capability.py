@@ -4,7 +4,7 @@ A capability knows nothing of HTTP, the queue or torch. All that it may do to th
 may ask before the wish becomes a job stands in `Door`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -164,6 +164,17 @@ class Eraser(Protocol):
         """The picture with what is white in `hole` (PIL L, black and white) filled; as large."""
 
 
+class Tagger(Protocol):
+    """Names what pictures show; labels are those of `app.imaging.tags`."""
+
+    @property
+    def labels(self) -> Sequence[Any]:
+        """What each score is about."""
+
+    def scores(self, images: Iterator[Image.Image]) -> Iterator[Any]:
+        """A score for each label [labels] of each picture in turn; pictures are taken several at a time."""
+
+
 class Editor(Protocol):
     """A model that edits pictures by instructions and can be asked about pictures."""
 
@@ -213,6 +224,9 @@ class Context(Protocol):
 
     def eraser(self, model: str) -> AbstractContextManager[Eraser]:
         """The eraser of this row."""
+
+    def tagger(self, model: str) -> AbstractContextManager[Tagger]:
+        """The tagger of this row."""
 
     def editor(self, model: str, *, task: str) -> AbstractContextManager[Editor]:
         """A model that edits by instructions."""

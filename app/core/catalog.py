@@ -22,6 +22,7 @@ from app.core.ip_adapter import IP_ADAPTER
 from app.core.outpaint import OUTPAINT
 from app.core.pulid import PULID_EDIT, PULID_GENERATE, PULID_SWAP
 from app.core.step1x_edit import STEP1X_EDIT
+from app.core.tag_image import TAG_IMAGE
 from app.core.text_to_image import TEXT_TO_IMAGE
 from app.errors import UnknownCapability
 
@@ -48,6 +49,7 @@ CATALOG: tuple[Capability, ...] = (
     INSTANTID_SWAP,
     IP_ADAPTER,
     DETECT_FACES,
+    TAG_IMAGE,
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from app.core.attachments import Attachment
-from app.core.capability import Editor, Eraser, FaceReader, MapMaker, Pipeline, Segmenter
+from app.core.capability import Editor, Eraser, FaceReader, MapMaker, Pipeline, Segmenter, Tagger
 from app.core.fields import SEED_LIMIT, WeightedModel
 from app.core.storage import Storage
 from app.errors import JobCancelled, NoDevice
@@ -114,6 +114,10 @@ class RunContext:
     def eraser(self, model: str) -> AbstractContextManager[Eraser]:
         """The eraser of this row."""
         return self._alone(model, "erase")
+
+    def tagger(self, model: str) -> AbstractContextManager[Tagger]:
+        """The tagger of this row."""
+        return self._alone(model, "tag")
 
     def _alone(self, model: str, task: str) -> AbstractContextManager[Any]:
         self.check_cancelled()

@@ -32,6 +32,7 @@ from app.models.catalog_faces import FACES, IMAGE_ENCODERS
 from app.models.catalog_identity import EMBEDDED, IDENTITY
 from app.models.catalog_ip_adapters import IP_ADAPTERS
 from app.models.catalog_segmenters import CUTTING
+from app.models.catalog_taggers import TAGGERS
 from app.models.spec import ModelSpec
 
 CATALOG: tuple[ModelSpec, ...] = (
@@ -44,5 +45,6 @@ CATALOG: tuple[ModelSpec, ...] = (
     *CONTROLNETS,
     *PREPROCESSORS,
     *CUTTING,
+    *TAGGERS,
     *EMBEDDED,
 )

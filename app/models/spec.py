@@ -16,6 +16,7 @@ Kind = Literal[
     "ip-adapter",
     "segmenter",
     "eraser",
+    "tagger",
     "other",
 ]
 Family = Literal["sd15", "sdxl", "other"]

@@ -83,9 +83,9 @@ def tags_of(scene: Scene) -> set[str]:
     person = scene.person
     if person is None:
         return found
-    found |= {"portrait", person.kind, HAIR_WORDS.get(person.hair_style, f"{person.hair_style}_hair"), person.expression,
-              f"{person.skin}_skin", person.clothing, f"{person.clothing_colour}_{person.clothing}",
-              POSE_WORDS[person.pose]}  # fmt: skip
+    found |= {"portrait", person.kind, person.expression, f"{person.skin}_skin", POSE_WORDS[person.pose]}
+    found |= {person.clothing, f"{person.clothing_colour}_{person.clothing}"}
+    found.add(HAIR_WORDS.get(person.hair_style, f"{person.hair_style}_hair"))
     if person.hair_style != "bald":
         found.add(f"{person.hair_colour}_hair")
     if person.glasses != "sunglasses":
