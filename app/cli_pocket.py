@@ -1,4 +1,4 @@
-"""`eis pocket train | check | train-identity | train-tagger | check-identity`: the embedded model's own commands and flags."""
+"""`eis pocket train | check | train-identity | train-tagger | check-identity`: the embedded model and its flags."""
 
 import argparse
 import importlib

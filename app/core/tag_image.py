@@ -60,11 +60,9 @@ def run(request: TagImageRequest, context: Context) -> Result:
         for number, scores in enumerate(tagger.scores(opened())):
             found = tagged(scores, tagger.labels, request.wish)
             pictures.append({"image": references[number], **described(found)})
-            if request.images or number == 0:
-                context.progress(number + 1, len(references))
-    for at, picture in enumerate(pictures):
-        name = f"picture {at + 1}" if request.images else "caption"
-        context.tell_stage(name, picture["caption"] or "No tag reached the threshold.")
+            context.progress(number + 1, len(references))
+    if not request.images:
+        context.tell_stage("caption", pictures[0]["caption"] or "No tag reached the threshold.")
     return Result(data={"tagger": request.tagger, "pictures": pictures}, notes=notes(request))
 
 

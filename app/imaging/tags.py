@@ -93,9 +93,7 @@ def tagged(scores: np.ndarray, labels: Sequence[Label], wish: Wish) -> Tagged:
     return Tagged(tags, rating, ratings, _caption(tags, rating, wish))
 
 
-def _limit(
-    scores: np.ndarray, labels: Sequence[Label], category: str, threshold: float | None, least: float
-) -> float:
+def _limit(scores: np.ndarray, labels: Sequence[Label], category: str, threshold: float | None, least: float) -> float:
     if threshold is not None:
         return threshold
     return max(least, mean_cut(scores[[label.category == category for label in labels]]))
@@ -107,5 +105,7 @@ def _caption(tags: dict[str, list[tuple[str, float]]], rating: str | None, wish:
     words = [*wish.prepend, *(name for category in order for name, _ in tags[category])]
     if wish.rating and rating:
         words.append(written(rating, underscores=wish.underscores, escape=wish.escape))
-    once = {alike(word): word.strip() for word in reversed(words) if word.strip()}
-    return ", ".join(reversed(once.values()))
+    once: dict[str, str] = {}
+    for word in filter(str.strip, words):
+        once.setdefault(alike(word), word.strip())
+    return ", ".join(once.values())
