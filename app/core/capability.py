@@ -254,6 +254,11 @@ class Context(Protocol):
     def fetch(self, url: str, *, limit: int) -> bytes:
         """The guarded client's GET: public hosts only, at most `limit` bytes."""
 
+    def search(
+        self, words: str, *, kind: str, count: int, safe: bool = True, language: str | None = None
+    ) -> list[dict[str, Any]]:
+        """What the operator's search provider finds (`app.search_providers.Found`); `SearchOff` where there is none."""
+
     def register_model(self, path: str, *, kind: str, title: str, **facts: Any) -> str:
         """Add a file that this run made to the installed models; answers its id."""
 

@@ -24,6 +24,7 @@ from app.core.pulid import PULID_EDIT, PULID_GENERATE, PULID_SWAP
 from app.core.step1x_edit import STEP1X_EDIT
 from app.core.tag_image import TAG_IMAGE
 from app.core.text_to_image import TEXT_TO_IMAGE
+from app.core.web_search import WEB_SEARCH
 from app.errors import UnknownCapability
 
 CATALOG: tuple[Capability, ...] = (
@@ -50,6 +51,7 @@ CATALOG: tuple[Capability, ...] = (
     IP_ADAPTER,
     DETECT_FACES,
     TAG_IMAGE,
+    WEB_SEARCH,
 )
 
 

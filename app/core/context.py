@@ -15,9 +15,10 @@ from app.core.attachments import Attachment
 from app.core.capability import Editor, Eraser, FaceReader, MapMaker, Pipeline, Segmenter, Tagger
 from app.core.fields import SEED_LIMIT, WeightedModel
 from app.core.storage import Storage
-from app.errors import JobCancelled, NoDevice
+from app.errors import JobCancelled, NoDevice, SearchOff
 from app.guarded_http import GuardedClient
 from app.models.library import ModelLibrary
+from app.search_providers import OFF, Query, SearchProvider
 
 PREVIEW_SECONDS = 0.4
 PREVIEW_SIDE = 512
@@ -44,6 +45,7 @@ class RunContext:
         previewed: threading.Event,
         options: Mapping[str, Any] | None = None,
         priority: int = 5,
+        search: SearchProvider | None = None,
     ) -> None:
         self.options: Mapping[str, Any] = options or {}
         self.step = 0
@@ -58,6 +60,7 @@ class RunContext:
         self._cancelled = cancelled
         self._previewed = previewed
         self._priority = priority
+        self._search = search
         self._expected = 0
         self._before_this_pass = 0
         self._next_preview = 0.0
@@ -170,6 +173,15 @@ class RunContext:
     def fetch(self, url: str, *, limit: int) -> bytes:
         """The guarded client's GET: public hosts only, at most `limit` bytes."""
         return self._client.get_bytes(url, limit=limit)
+
+    def search(
+        self, words: str, *, kind: Any, count: int, safe: bool = True, language: str | None = None
+    ) -> list[dict[str, Any]]:
+        """What the operator's search provider finds; `SearchOff` where there is none."""
+        self.check_cancelled()
+        if self._search is None:
+            raise SearchOff(OFF)
+        return self._search.search(Query(words, kind, count, safe, language))
 
     def register_model(self, path: str, *, kind: str, title: str, **facts: Any) -> str:
         """Add a file that this run made to the installed models; answers its id."""

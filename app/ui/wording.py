@@ -28,6 +28,7 @@ LABELS = {
     "face_image": "Person",
     "face_images": "Further picture",
     "face_images_index": "Face on the further picture",
+    "ground": "Prompt that facts are added to",
     "guidance_scale": "Guidance",
     "image": "Picture",
     "instantid_model": "InstantID weights",
@@ -57,6 +58,8 @@ LABELS = {
     "rating_in_caption": "End with the rating",
     "reflection": "Judge and correct",
     "right": "Add on the right",
+    "query": "Look for",
+    "safe_search": "Safe for everybody",
     "second_pass_scale": "Second pass: enlarge by",
     "second_pass_strength": "Second pass: strength",
     "second_pass_steps": "Second pass: steps",
@@ -72,6 +75,9 @@ LABELS = {
     "top": "Add above",
     "vae_tiling": "Decode in tiles",
 }
+VERBS = {"tag-image": "Tag", "web-search": "Search"}
+"""What the button says of capabilities that make no picture."""
+
 STATUS_WORDS = {
     "queued": "Waiting",
     "running": "Running",
