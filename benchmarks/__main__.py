@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import app.models  # noqa: F401  (the worker's own settings of torch's threads, before torch is imported)
-from benchmarks import cpu_profile, faces, memory, segmenting, service, sharing
+from benchmarks import cpu_profile, faces, memory, segmenting, service, sharing, tagging
 from benchmarks.rows import Row
 from tests.prove import commit, machine
 
@@ -25,6 +25,7 @@ PARTS: dict[str, tuple[str, tuple[Callable[[int], Iterable[Row]], ...]]] = {
     "cpu": ("The CPU profile", (cpu_profile.unet_step,)),
     "faces": ("Faces", (faces.identify,)),
     "segmenting": ("Clicks", (segmenting.clicks,)),
+    "tagging": ("Tags", (tagging.folders,)),
     "sharing": ("Shared forwards and priorities", (sharing.shared_forwards, sharing.urgent, sharing.full_size)),
     "memory": ("Memory", (memory.on_the_cpu, memory.on_a_gpu)),
 }

@@ -18,7 +18,7 @@ TEXTS = [
     {
         "title": "Mid-century <b>armchair</b>",
         "url": "https://design.example.org/armchairs",
-        "content": "A mid-century armchair has tapered teak legs and low, wide cushions. Buy now! It was common in the 1950s.",
+        "content": "A mid-century armchair has tapered teak legs and low, wide cushions. Buy now! It was common.",
         "engine": "one",
     },
     {

@@ -185,7 +185,7 @@ def test_facts_are_sentences_that_speak_of_what_was_asked(server: Searxng) -> No
 def test_a_grounded_prompt_weighs_no_words_and_stays_short() -> None:
     results = [
         {"url": PAGE, "source": f"source {at}",
-         "text": f"The (secret:1.9) lighthouse number {at} <lora:x:1> stands {'very ' * 30}tall [over|under] rocks {at}."}
+         "text": f"The (secret:1.9) lighthouse {at} <lora:x:1> stands {'very ' * 30}tall [over|under] rocks {at}."}
         for at in range(9)
     ]  # fmt: skip
     facts = facts_in("lighthouse", results)

@@ -54,7 +54,7 @@ class FoundPictures:
     def thumbnail(self, job_id: str, number: int, owner: str) -> bytes:
         """A small WebP: of the provider's own small picture, else of the whole one."""
         found = self.result(job_id, number, owner)
-        urls = [url for url in (found.get("thumbnail_url"), found.get("image_url")) if url]
+        urls = list(dict.fromkeys(filter(None, (found.get("thumbnail_url"), found.get("image_url")))))
         if not urls:
             raise NotFound("This result has no picture.")
         for url in urls[:-1]:

@@ -63,7 +63,8 @@ def run(request: TagImageRequest, context: Context) -> Result:
             context.progress(number + 1, len(references))
     if not request.images:
         context.tell_stage("caption", pictures[0]["caption"] or "No tag reached the threshold.")
-    return Result(data={"tagger": request.tagger, "pictures": pictures}, notes=notes(request))
+    data = {"tagger": request.tagger, "pictures": pictures, "stages": list(context.stages)}
+    return Result(data=data, notes=notes(request))
 
 
 def described(found: Tagged) -> dict[str, Any]:

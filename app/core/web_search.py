@@ -7,7 +7,7 @@ from app.core.capability import Capability, Context, Request, Result
 from app.core.fields import field
 from app.core.grounding import facts_in, grounded
 
-SearchQuery = Annotated[str, field("What to look for, in plain words.", min_length=1, max_length=400)]
+SearchQuery = Annotated[str, field("What to look for, in plain words.", kind="prompt", min_length=1, max_length=400)]
 SearchKind = Annotated[
     Literal["pictures", "text"],
     field("pictures: a wall of pictures with their sources; text: pages, and the facts in them that fit the words."),
@@ -20,7 +20,7 @@ GroundedPrompt = Annotated[
 SafeSearch = Annotated[bool, field("Leave out what is not for everybody, as far as the provider knows it.")]
 SearchLanguage = Annotated[
     str | None,
-    field("Language of the results, as en or de; null: the provider's own choice.", pattern=r"^[a-z]{2}(-[A-Z]{2})?$"),
+    field("Language of the results, as en or de; null: the provider's own choice.", min_length=2, max_length=5),
 ]
 
 
@@ -52,6 +52,7 @@ def run(request: WebSearchRequest, context: Context) -> Result:
         prompt = grounded(request.ground or request.query, facts)
         data["grounding"] = {"prompt": prompt, "facts": [asdict(fact) for fact in facts]}
         context.tell_stage("grounding", prompt)
+        data["stages"] = list(context.stages)
     notes = [] if results else ["Nothing was found; fewer or other words may find something."]
     if results and request.kind == "pictures":
         notes.append("Who made a picture may forbid what you mean to do with it: look at its source before you use it.")

@@ -18,7 +18,7 @@ from app.ui.forms import Form, kinds
 from app.ui.model_choices import ModelChoices
 from app.ui.parts import part
 from app.ui.session import Session, owner_of, require_own, warn
-from app.ui.wording import VERBS, in_words
+from app.ui.wording import GREETINGS, VERBS, in_words
 
 SECONDS_BETWEEN_UPDATES = 0.08
 RECENT = 12
@@ -54,7 +54,7 @@ class Panel:
                 style = {"variant": "primary", "size": "lg", "elem_classes": ["eis-generate"]}
                 self.generate = gr.Button(VERBS.get(self.name, "Generate"), elem_id=f"generate-{self.slug}", **style)
             with gr.Column(elem_classes=["eis-stage"], elem_id=f"stage-{self.slug}"):
-                self.stage = part(stage.nothing_yet(self.form.choices.greeting()))
+                self.stage = part(stage.nothing_yet(GREETINGS.get(self.name) or self.form.choices.greeting()))
                 self.recent = part("")
             if self.form.has("knobs") or self.form.has("advanced"):
                 with gr.Column(elem_classes=["eis-knobs"]):

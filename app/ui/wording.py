@@ -78,6 +78,8 @@ LABELS = {
 VERBS = {"tag-image": "Tag", "web-search": "Search"}
 """What the button says of capabilities that make no picture."""
 
+GREETINGS = {"tag-image": "The tags of your pictures appear here.", "web-search": "What the web has appears here."}
+
 STATUS_WORDS = {
     "queued": "Waiting",
     "running": "Running",
