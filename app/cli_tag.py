@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from app.cli_fields import add_flags, given_fields
-from app.core.tag_image import TAG_IMAGE
+from app.cli_settings import served_catalog
+from app.core.catalog import find
 from app.errors import InvalidRequest, ServiceError
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif"})
 PICTURES_A_JOB = 64
 PICTURES = ("image", "images")
+CAPABILITY = "tag-image"
 
 
 def declare(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
@@ -28,14 +30,15 @@ def declare(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
     parser.add_argument("--recursive", action="store_true", help="also the folders in it")
     parser.add_argument("--overwrite", action="store_true", help="write over captions that are there")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
-    add_flags(parser.add_argument_group("fields"), TAG_IMAGE.request, but=PICTURES)
+    add_flags(parser.add_argument_group("fields"), find(CAPABILITY, served_catalog()).request, but=PICTURES)
     parser.set_defaults(act=act)
 
 
 def act(options: argparse.Namespace) -> int:
     """Tag what needs it; 1 where a picture could not be."""
     pictures = find_pictures(options.folder, recursive=options.recursive)
-    given = given_fields(options, TAG_IMAGE.request)
+    capability = find(CAPABILITY, served_catalog())
+    given = given_fields(options, capability.request)
     wanted = [path for path in pictures if options.overwrite or not path.with_suffix(".txt").exists()]
     written, failed = 0, 0
     if wanted:
@@ -49,7 +52,7 @@ def act(options: argparse.Namespace) -> int:
                     continue
                 payload = {**given, "image": stored[0][1], "images": [reference for _, reference in stored[1:]]}
                 title = f"tag {start + 1}-{start + len(stored)} of {len(wanted)}"
-                job = inline.run(TAG_IMAGE, payload, quiet=options.quiet, title=title)
+                job = inline.run(capability, payload, quiet=options.quiet, title=title)
                 for (path, _), told in zip(stored, job.result["data"]["pictures"], strict=True):
                     written += write(path.with_suffix(".txt"), told["caption"] + "\n", overwrite=options.overwrite)
     print(f"{written} captions written, {len(pictures) - len(wanted)} left as they were, {failed} pictures not read")

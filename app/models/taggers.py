@@ -15,7 +15,7 @@ from PIL import Image
 
 from app.errors import InvalidRequest
 from app.imaging.tag_input import tagger_input
-from app.imaging.tags import Label
+from app.imaging.tags import CATEGORIES, Label
 from app.models.catalog_taggers import LABELS, NETWORK
 from app.models.onnx_sessions import ONNX_DAMAGED, open_session, providers_for
 from app.models.spec import ModelSpec
@@ -35,7 +35,8 @@ class OnnxTagger:
         self._file = folder / NETWORK
         self._providers = providers_for(place.type, place.index)
         self._leaves = len(self._providers) > 1
-        self.labels = read_labels(folder / LABELS)
+        rows = read_labels(folder / LABELS)
+        self.labels = tuple(Label(name, CATEGORIES.get(number, str(number))) for name, number in rows)
         self.bytes = self._file.stat().st_size
         self.calls: Counter[str] = Counter()
         self._session: Any = None

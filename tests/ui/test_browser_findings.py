@@ -4,9 +4,7 @@ import random
 
 import pytest
 
-from app.guarded_http import GuardedClient
 from app.pocket import tagger, world
-from tests.api.serving import serving
 from tests.searching import PAGE, searxng
 from tests.ui.serving import server
 from tests.ui.test_browser_identity import put
@@ -23,11 +21,12 @@ def fresh_server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def searching(tmp_path_factory):
-    """A server in this process, whose searches a server on loopback answers, and that server."""
+    """A server whose searches, and the pictures that they find, a server on loopback answers; and that server."""
     with searxng() as provider:
-        settings = {"search_provider": "searxng", "search_url": provider.address, "trusted_hosts": (provider.trusted,)}
-        with serving(tmp_path_factory.mktemp("searching"), ui=True, **settings) as running:
-            yield running, provider
+        settings = {"search_provider": "searxng", "search_url": provider.address, "trusted_hosts": provider.trusted}
+        catalog = {"catalog": "tests.ui.found_on_loopback:CATALOG", "devices": "cpu"}
+        with server(tmp_path_factory.mktemp("searching"), **catalog, **settings) as address:
+            yield address, provider
 
 
 def caption(page):
@@ -77,8 +76,7 @@ def look_for(page, words, kind=None):
 
 
 def test_a_search_grounds_a_prompt_that_is_edited_first(searching, open_page):
-    running, _ = searching
-    page = open_page(running.address)
+    page = open_page(searching[0])
     look_for(page, "mid-century armchair", "text")
     text = page.locator("#stage-web-search .eis-grounding textarea")
     text.wait_for()
@@ -92,9 +90,7 @@ def test_a_search_grounds_a_prompt_that_is_edited_first(searching, open_page):
 
 
 def test_a_found_picture_becomes_a_reference(searching, open_page, monkeypatch, tmp_path):
-    """The provider's pictures lie on loopback: for this test alone they count as public."""
-    running, provider = searching
-    monkeypatch.setattr(running.service.found, "_client", GuardedClient([provider.trusted]))
+    address, provider = searching
     monkeypatch.setitem(
         provider.answers,
         "images",
@@ -103,7 +99,7 @@ def test_a_found_picture_becomes_a_reference(searching, open_page, monkeypatch, 
             for at in range(5)
         ],
     )
-    page = open_page(running.address)
+    page = open_page(address)
     look_for(page, "chair")
     cards = page.locator("#stage-web-search .eis-found")
     cards.nth(4).wait_for()
