@@ -4,9 +4,7 @@ import csv
 
 import numpy as np
 import onnxruntime
-import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from app.imaging.tag_input import tagger_input
 from app.pocket import tagger, train_tagger, world
