@@ -112,7 +112,8 @@ class Inline:
         if job.status is not JobStatus.SUCCEEDED:
             error = job.error or {"code": "service_error", "message": f"The job ended as {job.status.value}."}
             raise error_class(error["code"])(error["message"])
-        for name in image_fields(capability.request):
+        makes_pictures = bool((job.result or {}).get("images"))
+        for name in image_fields(capability.request) if makes_pictures else ():
             value = job.request.get(name) or ()
             self._in_recipes.update((value,) if isinstance(value, str) else value)
         return job

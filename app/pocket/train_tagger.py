@@ -70,9 +70,11 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"pictures-{seed}.bin"
     size = spec.WIDTH * spec.HEIGHT * 3
-    path.touch()
-    done = path.stat().st_size // size // BATCH * BATCH
-    os.truncate(path, done * size)
+    there = path.stat().st_size // size if path.exists() else 0
+    done = count if there == count else there // BATCH * BATCH
+    if done < count:
+        path.touch()
+        os.truncate(path, done * size)
     reported = time.monotonic()
     with path.open("ab") as file:
         for first in range(done, count, BATCH):
