@@ -103,8 +103,7 @@ def places_in(scene: Scene) -> list[str]:
     """Where each thing lies, by the name of the nearest place."""
     boxes = world.layout(scene) if scene.things else []
     return [
-        min(PLACES, key=lambda name: (PLACES[name][0] - x) ** 2 + (PLACES[name][1] - y) ** 2)
-        for x, y, _, _ in boxes
+        min(PLACES, key=lambda name: (PLACES[name][0] - x) ** 2 + (PLACES[name][1] - y) ** 2) for x, y, _, _ in boxes
     ]
 
 
@@ -194,9 +193,7 @@ class Tagger(nn.Module):
         colour, size, place = (logits.softmax(-1) * there for logits in told[:3])
         is_portrait = told[3].sigmoid()
         background = told[4].softmax(-1)
-        person = {
-            name: logits.softmax(-1) * is_portrait for name, logits in zip(PERSON_FACTS, told[5:], strict=True)
-        }
+        person = {name: logits.softmax(-1) * is_portrait for name, logits in zip(PERSON_FACTS, told[5:], strict=True)}
         style, glasses = person["hair_style"], person["glasses"]
         bald, dark = portraits.HAIR_STYLES.index("bald"), portraits.GLASSES.index("sunglasses")
         certain = is_portrait.clamp(min=1e-6)
