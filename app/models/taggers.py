@@ -6,7 +6,9 @@ answers [pictures, tags], sigmoid applied. `calls` counts passes.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from app.models.onnx_sessions import ONNX_DAMAGED, open_session, providers_for
 from app.models.spec import ModelSpec
 from app.models.tag_labels import read_labels
 
+PREPARING = 2
 BATCH = 8
 """Pictures a pass; one takes 2.4 MB as it is read, and a large ViT some hundred MB on its way."""
 
@@ -98,14 +101,18 @@ class Tagging:
 
     def scores(self, images: Iterator[Image.Image]) -> Iterator[np.ndarray]:
         """Probabilities [tags] of each picture in turn, several a pass; raises `JobCancelled` between two passes."""
-        waiting: list[np.ndarray] = []
-        for image in images:
-            waiting.append(tagger_input(image, self._tagger.side))
-            if len(waiting) == self._tagger.batch:
-                yield from self._passed(waiting)
-                waiting = []
-        if waiting:
-            yield from self._passed(waiting)
+        # While one batch goes through the network the next is made ready, on two cores: that takes longer than a small
+        # network does. Pictures are opened where the caller's iterator opens them, one after the other.
+        with ThreadPoolExecutor(PREPARING, thread_name_prefix="tag") as pool:
+            coming = self._begun(images, pool)
+            while coming:
+                ready = [future.result() for future in coming]
+                coming = self._begun(images, pool)
+                yield from self._passed(ready)
+
+    def _begun(self, images: Iterator[Image.Image], pool: ThreadPoolExecutor) -> "list[Future[np.ndarray]]":
+        """The next batch on its way, empty at the end."""
+        return [pool.submit(tagger_input, image, self._tagger.side) for image in islice(images, self._tagger.batch)]
 
     def _passed(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         self._check()
