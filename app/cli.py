@@ -1,4 +1,4 @@
-"""`eis`: serve, run, batch, jobs, models, pocket, doctor.
+"""`eis`: serve, run, batch, tag, jobs, models, pocket, doctor.
 
 A command's own module is imported when the command is chosen, so that every `--help` answers at once.
 """
@@ -15,6 +15,7 @@ MODULES = {
     "serve": "app.cli_serve",
     "run": "app.cli_run",
     "batch": "app.cli_batch",
+    "tag": "app.cli_tag",
     "jobs": "app.cli_jobs",
     "models": "app.cli_models",
     "pocket": "app.cli_pocket",
@@ -24,6 +25,7 @@ SUMMARIES = {
     "serve": "serve the page and the API",
     "run": "run one capability here and now",
     "batch": "run every line of a JSONL file, or look after a server's batches",
+    "tag": "write a caption of tags beside every picture of a folder",
     "jobs": "look after the jobs of a running server",
     "models": "list, fetch, add and remove models",
     "pocket": "train or check the embedded model",

@@ -5,6 +5,7 @@ value, stand for null where the field allows it.
 """
 
 import argparse
+from collections.abc import Collection
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -17,10 +18,12 @@ from app.core.fields import WeightedModel
 UNSET = object()
 
 
-def add_flags(parser: argparse.ArgumentParser, wish: type[BaseModel]) -> None:
-    """One flag for each field; values keep their text where pydantic reads it."""
+def add_flags(parser: argparse.ArgumentParser, wish: type[BaseModel], *, but: Collection[str] = ()) -> None:
+    """One flag for each field but those; values keep their text where pydantic reads it."""
     pictures = image_fields(wish)
     for name, info in wish.model_fields.items():
+        if name in but:
+            continue
         flag = "--" + name.replace("_", "-")
         text = help_text(info)
         options: dict[str, Any] = {"dest": field_dest(name), "default": UNSET, "help": text}
@@ -55,7 +58,7 @@ def given_fields(options: argparse.Namespace, wish: type[BaseModel]) -> dict[str
     """The fields that were given, as a payload; pictures still as they were named."""
     payload = {}
     for name, info in wish.model_fields.items():
-        value = getattr(options, field_dest(name))
+        value = getattr(options, field_dest(name), UNSET)
         if value is UNSET:
             continue
         if value in ("null", "") and NoneType in members(info.annotation):

@@ -71,10 +71,7 @@ class Inline:
         def reference(named: Any, kind: str) -> Any:
             if not isinstance(named, str) or REFERENCE.fullmatch(named):
                 return named
-            kind = "mask" if kind == "mask" else "image"
-            image = self.service.upload(self.bytes_of(named), kind=kind)
-            self._stored[image.id] = (image, kind)
-            return image.id
+            return self.store(self.bytes_of(named), "mask" if kind == "mask" else "image")
 
         for name, kind in image_fields(capability.request).items():
             value = payload.get(name)
@@ -82,6 +79,12 @@ class Inline:
                 many = isinstance(value, list)
                 given[name] = [reference(one, kind) for one in value] if many else reference(value, kind)
         return self.service.submit(capability.name, given)
+
+    def store(self, data: bytes, kind: str = "image") -> str:
+        """The reference of a picture, which goes with the command unless a recipe comes to name it."""
+        image = self.service.upload(data, kind=kind)
+        self._stored[image.id] = (image, kind)
+        return image.id
 
     def bytes_of(self, named: str) -> bytes:
         """What lies behind a file's name or a URL."""
@@ -109,7 +112,8 @@ class Inline:
         if job.status is not JobStatus.SUCCEEDED:
             error = job.error or {"code": "service_error", "message": f"The job ended as {job.status.value}."}
             raise error_class(error["code"])(error["message"])
-        for name in image_fields(capability.request):
+        makes_pictures = bool((job.result or {}).get("images"))
+        for name in image_fields(capability.request) if makes_pictures else ():
             value = job.request.get(name) or ()
             self._in_recipes.update((value,) if isinstance(value, str) else value)
         return job

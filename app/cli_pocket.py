@@ -1,4 +1,4 @@
-"""`eis pocket train | check | train-identity | check-identity`: the embedded model's own commands and flags."""
+"""`eis pocket train | check | train-identity | train-tagger | check-identity`: the embedded model and its flags."""
 
 import argparse
 import importlib
@@ -10,6 +10,7 @@ COMMANDS = {
     "train": ("train the embedded model again from nothing", "app.pocket.train"),
     "check": ("draw prompts of its grammar and measure the pictures", "app.pocket.check"),
     "train-identity": ("train what keeps a face on it", "app.pocket.train_identity"),
+    "train-tagger": ("train what names the things in its pictures", "app.pocket.train_tagger"),
     "check-identity": ("draw unseen people anew and measure who is seen", "app.pocket.check_identity"),
 }
 

@@ -136,6 +136,12 @@ class Unavailable(ServiceError):
     code = "unavailable"
 
 
+class SearchOff(Unavailable):
+    """The operator has named no provider for web searches."""
+
+    code = "search_off"
+
+
 class QueueFull(Unavailable):
     """As many jobs wait as the setting allows."""
 

@@ -35,6 +35,7 @@ from app.guarded_http import GuardedClient
 from app.settings import Settings
 
 DISTRIBUTION = "edit-image-service"
+SECRETS = ("hub_token", "callback_secret", "search_key")
 FLOORS = {
     "diffusers": "0.42",
     "pillow": "12.3.0",
@@ -97,9 +98,9 @@ def engine_options(settings: Settings, **changes: Any) -> EngineOptions:
     values = {
         name: getattr(settings, name)
         for name in EngineOptions.__dataclass_fields__
-        if name in Settings.model_fields and name not in {"hub_token", "callback_secret"}
+        if name in Settings.model_fields and name not in SECRETS
     }
-    for name in ("hub_token", "callback_secret"):
+    for name in SECRETS:
         secret = getattr(settings, name)
         values[name] = secret.get_secret_value() if secret else None
     return EngineOptions(**{**values, **changes})

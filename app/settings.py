@@ -134,6 +134,14 @@ class Settings(BaseSettings):
         None,
         description="Secret that signs callbacks (Standard Webhooks, `whsec_...`); null: made once under EIS_HOME.",
     )
+    search_provider: Literal["searxng", "ddgs", "brave", "tavily"] | None = Field(
+        None, description="Who is asked when the web is searched; null: nobody, and no search leaves this machine."
+    )
+    search_url: str | None = Field(
+        None,
+        description="Address of your own SearXNG, as http://host:8080; a private one must stand in EIS_TRUSTED_HOSTS.",
+    )
+    search_key: SecretStr | None = Field(None, description="Key for brave or tavily; sent to them and nowhere else.")
     ui: bool = Field(True, description="Serve the browser page.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line logged.")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import app.models  # noqa: F401  (the worker's own settings of torch's threads, before torch is imported)
-from benchmarks import cpu_profile, editing, faces, memory, segmenting, service, sharing, upscaling
+from benchmarks import cpu_profile, editing, faces, memory, segmenting, service, sharing, tagging, upscaling
 from benchmarks.rows import Row
 from tests.prove import commit, machine
 
@@ -26,6 +26,7 @@ PARTS: dict[str, tuple[str, tuple[Callable[[int], Iterable[Row]], ...]]] = {
     "faces": ("Faces", (faces.identify,)),
     "segmenting": ("Clicks", (segmenting.clicks,)),
     "upscaling": ("Upscaling", (upscaling.megapixels, upscaling.memory)),
+    "tagging": ("Tags", (tagging.folders,)),
     "sharing": ("Shared forwards and priorities", (sharing.shared_forwards, sharing.urgent, sharing.full_size)),
     "editing": ("Memory of editors, computed", (editing.computed,)),
     "memory": ("Memory", (memory.on_the_cpu, memory.on_a_gpu)),

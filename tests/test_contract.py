@@ -60,6 +60,10 @@ WITHOUT_MINIATURE = {"instruct-pix2pix", "qwen-edit", "step1x-edit"}
 """Tasks that no embedded model serves: their capabilities say what fetches one."""
 
 
+UNCONFIGURED = {"web-search": "EIS_SEARCH_PROVIDER"}
+"""Capabilities that are off until the operator sets something, and what its refusal names."""
+
+
 def additions_of(capability: Capability) -> tuple[str, ...]:
     """The tasks of what the example puts on the model."""
     listed = [
@@ -185,6 +189,9 @@ def test_example_runs_and_states_what_it_used(capability, application, client):
         assert refusal.status_code == 409 and "eis models pull" in refusal.json()["error"]["message"]
         return
     answer = client.post(f"/api/v1/{capability.name}", json=wish(capability, application), params={"wait": 600})
+    if capability.name in UNCONFIGURED:
+        assert answer.status_code == 503 and UNCONFIGURED[capability.name] in answer.json()["error"]["message"]
+        return
     assert answer.status_code == 200, answer.text
     job = answer.json()
     assert job["status"] == "succeeded"

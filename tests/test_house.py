@@ -41,7 +41,10 @@ TORCHLESS_MODELS = {
     "app.models.inspect_file",
     "app.models.inspect_identity",
     "app.models.inspect_networks",
+    "app.models.catalog_taggers",
     "app.models.inspect_segmenters",
+    "app.models.inspect_taggers",
+    "app.models.tag_labels",
     "app.models.inspection",
     "app.models.installed",
     "app.models.installing",
@@ -57,6 +60,7 @@ GROUND_FILES = {
     "app.public_addresses",
     "app.public_urls",
     "app.errors",
+    "app.search_providers",
     "app.strict_json",
 }
 CONTRACT = {
@@ -68,6 +72,7 @@ CONTRACT = {
     "app.core.enhance_fields",
     "app.core.identity_fields",
     "app.core.segment_fields",
+    "app.core.tag_fields",
 }
 SHARED = {
     "app.core.control_drawing",
@@ -77,6 +82,7 @@ SHARED = {
     "app.core.face_swap",
     "app.core.ecomid_settings",
     "app.core.segmenting",
+    "app.core.grounding",
     "app.core.staying_put",
     "app.core.step1x_reasoning",
     "app.core.further_controls",
@@ -171,7 +177,8 @@ MAY_IMPORT = {
     "shared": GROUND | {"shared", "contract", "imaging"},
     "capability": GROUND | {"shared", "contract", "imaging", "plain"},
     "catalog": GROUND | {"capability", "contract"},
-    "engine": GROUND | {"engine", "catalog", "contract", "imaging", "plain"},
+    "search_providers": GROUND,
+    "engine": GROUND | {"engine", "search_providers", "catalog", "contract", "imaging", "plain"},
     "api": GROUND | {"api", "engine", "catalog", "contract", "imaging", "plain"},
     "ui": GROUND | {"ui", "engine", "catalog", "contract", "imaging", "plain"},
     "main": GROUND | {"settings", "api", "ui", "engine", "catalog", "contract", "imaging", "plain"},

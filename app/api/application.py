@@ -31,6 +31,7 @@ from app.api.openapi import complete
 from app.api.pictures import Fetch, PictureResolver
 from app.api.posture import Hosts, Keys, Posture
 from app.api.schemas import PREFIX
+from app.api.search_results import search_result_router
 from app.api.status import RequestCounter, ServiceFigures, observe_runs, request_counter, status_router
 from app.core.capability import Capability
 from app.core.service import Service
@@ -98,6 +99,7 @@ def create_api(
     api.include_router(login_router(keys))
     api.include_router(event_router(service, draining))
     api.include_router(job_router(service))
+    api.include_router(search_result_router(service))
     api.include_router(gpu_router(service))
     api.include_router(memory_router(service))
     api.include_router(record_router(service))

@@ -4,7 +4,7 @@ A capability knows nothing of HTTP, the queue or torch. All that it may do to th
 may ask before the wish becomes a job stands in `Door`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -192,6 +192,17 @@ class FaceRestorer(Protocol):
         """The upright face (PIL RGB, 512x512) restored, as large; the same seed answers the same bytes."""
 
 
+class Tagger(Protocol):
+    """Names what pictures show; labels are those of `app.imaging.tags`."""
+
+    @property
+    def labels(self) -> Sequence[Any]:
+        """What each score is about."""
+
+    def scores(self, images: Iterator[Image.Image]) -> Iterator[Any]:
+        """A score for each label [labels] of each picture in turn; pictures are taken several at a time."""
+
+
 class Editor(Protocol):
     """A model that edits pictures by instructions and can be asked about pictures."""
 
@@ -251,6 +262,9 @@ class Context(Protocol):
     def face_restorer(self, model: str) -> AbstractContextManager[FaceRestorer]:
         """The face restorer of this row."""
 
+    def tagger(self, model: str) -> AbstractContextManager[Tagger]:
+        """The tagger of this row."""
+
     def editor(self, model: str, *, task: str, loras: Sequence[WeightedModel] = ()) -> AbstractContextManager[Editor]:
         """A model that edits by instructions, with its LoRAs; on leaving they are off."""
 
@@ -276,6 +290,11 @@ class Context(Protocol):
 
     def fetch(self, url: str, *, limit: int) -> bytes:
         """The guarded client's GET: public hosts only, at most `limit` bytes."""
+
+    def search(
+        self, words: str, *, kind: str, count: int, safe: bool = True, language: str | None = None
+    ) -> list[dict[str, Any]]:
+        """What the operator's search provider finds (`app.search_providers.Found`); `SearchOff` where there is none."""
 
     def register_model(self, path: str, *, kind: str, title: str, **facts: Any) -> str:
         """Add a file that this run made to the installed models; answers its id."""

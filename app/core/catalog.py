@@ -25,8 +25,10 @@ from app.core.pulid import PULID_EDIT, PULID_GENERATE, PULID_SWAP
 from app.core.qwen_edit import QWEN_EDIT
 from app.core.restore_face import RESTORE_FACE
 from app.core.step1x_edit import STEP1X_EDIT
+from app.core.tag_image import TAG_IMAGE
 from app.core.text_to_image import TEXT_TO_IMAGE
 from app.core.upscale import UPSCALE
+from app.core.web_search import WEB_SEARCH
 from app.errors import UnknownCapability
 
 CATALOG: tuple[Capability, ...] = (
@@ -56,6 +58,8 @@ CATALOG: tuple[Capability, ...] = (
     DIFFUSION_UPSCALE,
     RESTORE_FACE,
     DETECT_FACES,
+    TAG_IMAGE,
+    WEB_SEARCH,
 )
 
 

@@ -12,13 +12,24 @@ from typing import Any
 from PIL import Image
 
 from app.core.attachments import Attachment
-from app.core.capability import Editor, Eraser, FaceReader, FaceRestorer, MapMaker, Pipeline, Segmenter, Upscaler
+from app.core.capability import (
+    Editor,
+    Eraser,
+    FaceReader,
+    FaceRestorer,
+    MapMaker,
+    Pipeline,
+    Segmenter,
+    Tagger,
+    Upscaler,
+)
 from app.core.fields import SEED_LIMIT, WeightedModel
 from app.core.storage import Storage
-from app.errors import JobCancelled, NoDevice
+from app.errors import JobCancelled, NoDevice, SearchOff
 from app.guarded_http import GuardedClient
 from app.models.library import ModelLibrary
 from app.models.licences import licence_notes
+from app.search_providers import OFF, Query, SearchProvider
 
 PREVIEW_SECONDS = 0.4
 PREVIEW_SIDE = 512
@@ -45,6 +56,7 @@ class RunContext:
         previewed: threading.Event,
         options: Mapping[str, Any] | None = None,
         priority: int = 5,
+        search: SearchProvider | None = None,
     ) -> None:
         self.options: Mapping[str, Any] = options or {}
         self.step = 0
@@ -59,6 +71,7 @@ class RunContext:
         self._cancelled = cancelled
         self._previewed = previewed
         self._priority = priority
+        self._search = search
         self._expected = 0
         self._before_this_pass = 0
         self._next_preview = 0.0
@@ -124,6 +137,10 @@ class RunContext:
         """What makes pictures larger, of this row."""
         return self._alone(model, "upscale")
 
+    def tagger(self, model: str) -> AbstractContextManager[Tagger]:
+        """The tagger of this row."""
+        return self._alone(model, "tag")
+
     def face_restorer(self, model: str) -> AbstractContextManager[FaceRestorer]:
         """The face restorer of this row."""
         return self._alone(model, "restore-face")
@@ -187,6 +204,15 @@ class RunContext:
     def fetch(self, url: str, *, limit: int) -> bytes:
         """The guarded client's GET: public hosts only, at most `limit` bytes."""
         return self._client.get_bytes(url, limit=limit)
+
+    def search(
+        self, words: str, *, kind: Any, count: int, safe: bool = True, language: str | None = None
+    ) -> list[dict[str, Any]]:
+        """What the operator's search provider finds; `SearchOff` where there is none."""
+        self.check_cancelled()
+        if self._search is None:
+            raise SearchOff(OFF)
+        return self._search.search(Query(words, kind, count, safe, language))
 
     def register_model(self, path: str, *, kind: str, title: str, **facts: Any) -> str:
         """Add a file that this run made to the installed models; answers its id."""

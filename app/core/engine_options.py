@@ -55,6 +55,9 @@ class EngineOptions:
     model_memory_bytes: int | None = None
     parked_memory_bytes: int | None = None
     callback_secret: str | None = None
+    search_provider: str | None = None
+    search_url: str | None = None
+    search_key: str | None = None
     runtime: str = RUNTIME
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from app.core.callbacks import CallbackSender, CheckedUrl, Signer, check_callbac
 from app.core.dispatcher import Dispatcher
 from app.core.engine_options import EngineOptions, load_catalog
 from app.core.fleet import Fleet
+from app.core.found_pictures import FoundPictures
 from app.core.job_store import JobStore
 from app.core.jobs import ImageRecord, Job, JobStatus, new_id
 from app.core.memory_report import ANSWER_SECONDS, tell_memory
@@ -30,8 +31,12 @@ from app.core.watching import Watching, end_event
 from app.errors import InvalidRequest, QueueFull, Unavailable, UnknownCapability, UnknownImage, UnknownJob
 from app.guarded_http import GuardedClient
 from app.models.library import ModelLibrary
+from app.search_providers import SearchProvider
 
 KEY_LIMIT = 255
+FOUND_LIMIT = 64 * 2**20
+"""Bytes of a picture that a web search found."""
+
 STOP_SECONDS = 5.0
 ABLE = frozenset({"idle", "busy", "elsewhere"})
 """States of workers that jobs can count on: one that another server of this job store has serves its jobs there."""
@@ -62,6 +67,8 @@ class Service(Watching, Batching):
         )
         self._by_name = {capability.name: capability for capability in self.catalog}
         self._client = GuardedClient(options.trusted_hosts)
+        SearchProvider(options.search_provider, options.search_url, options.search_key, self._client)
+        self.found = FoundPictures(self.get, self.upload, limit=FOUND_LIMIT)
         signer = Signer(secret_of(options.home, options.callback_secret))
         self.devices = Fleet(options, self.models)
         # The store holds the home's lock: nothing that may refuse comes after it.

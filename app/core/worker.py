@@ -38,6 +38,7 @@ from app.core.storage import Storage
 from app.errors import InvalidRequest, JobCancelled, OutOfMemory, ServiceError, UnknownCapability
 from app.guarded_http import GuardedClient
 from app.models.library import ModelLibrary
+from app.search_providers import SearchProvider
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ class Worker:
         )
         self._models = ModelLibrary(options.home)
         self._client = GuardedClient(options.trusted_hosts)
+        search = (options.search_provider, options.search_url, options.search_key)
+        self._search = SearchProvider(*search, self._client)
 
     def handle(self, message: Message) -> None:
         """Take one message of the front: run, cancel, preview, settings, memory or stop."""
@@ -190,6 +193,7 @@ class Worker:
             cancelled=run.cancelled,
             previewed=run.previewed,
             priority=run.message["priority"],
+            search=self._search,
         )
         report("started", {})
         kind, data = self._attempt(run, context)

@@ -25,6 +25,8 @@ ADAPTER_RANK = {"plus": 31, "plain": 21}
 """Rank of an added IP-Adapter by its projection; the others are for faces, and never what a null field means."""
 CONTROL_RANK = 25
 """Rank of an added ControlNet: above the published ones."""
+TAGGER_RANK = 70
+"""Rank of an added tagger: whoever adds one wants it."""
 LONGEST_TEXT = 200
 CONTROLNET_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -124,4 +126,6 @@ def _rank(found: Inspection) -> int:
         return ADAPTER_RANK.get(found.options["projection"], 1)
     if found.kind == "controlnet":
         return CONTROL_RANK
+    if found.kind == "tagger":
+        return TAGGER_RANK
     return ADDED_RANK.get((found.family, found.tasks == ("inpaint",)), 0) if found.tasks else 0

@@ -36,6 +36,7 @@ from app.models.catalog_identity import EMBEDDED, IDENTITY
 from app.models.catalog_ip_adapters import IP_ADAPTERS
 from app.models.catalog_qwen import QWEN
 from app.models.catalog_segmenters import CUTTING
+from app.models.catalog_taggers import TAGGERS
 from app.models.spec import ModelSpec
 
 CATALOG: tuple[ModelSpec, ...] = (
@@ -50,5 +51,6 @@ CATALOG: tuple[ModelSpec, ...] = (
     *PREPROCESSORS,
     *CUTTING,
     *ENHANCING,
+    *TAGGERS,
     *EMBEDDED,
 )

@@ -30,7 +30,7 @@ from app.models.checksums import Sums
 WEIGHTS, GGUF = ".safetensors", ".gguf"
 STORED = frozenset({WEIGHTS, GGUF, ".json", ".txt"})
 PICKLES = frozenset({".bin", ".pt", ".pth"})
-BY_NAME = PICKLES | {".onnx"}
+BY_NAME = PICKLES | {".onnx", ".csv"}
 """Kinds that are fetched only where a row names the whole path: no pattern takes them."""
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 REDIRECTS = 5

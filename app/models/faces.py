@@ -34,6 +34,7 @@ from app.models.eva_clip import EvaClip
 from app.models.faces_facexlib import Parser, RetinaFaceDetector
 from app.models.faces_insightface import Pack
 from app.models.offloading import weight_bytes
+from app.models.onnx_sessions import providers_for
 from app.models.spec import ModelSpec
 
 LONGEST_SIDE = 1024
@@ -237,7 +238,7 @@ def open_analyser(folders: Sequence[Path], device: Any, clip: EvaClip | None = N
     `device` is an `app.models.device.TorchDevice`.
     """
     place = device.torch_device
-    pack = faces_insightface.open_pack(folders, faces_insightface.providers_for(place.type, place.index))
+    pack = faces_insightface.open_pack(folders, providers_for(place.type, place.index))
     alignment, parser = _first(folders, ALIGNMENT_FILES), _first(folders, PARSER_FILES)
     return FaceAnalyser(
         pack,

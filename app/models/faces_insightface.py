@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from google.protobuf.message import DecodeError
 from insightface.app.common import Face as InsightFace
 from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 from insightface.model_zoo.landmark import Landmark
 from insightface.model_zoo.scrfd import SCRFD
-from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 
 from app.errors import InvalidRequest
 from app.imaging.detected_faces import Face
+from app.models.onnx_sessions import ONNX_DAMAGED, open_session
 
 # insightface asks scikit-image for a similarity by a name that is going out of use; the answer is the same.
 warnings.filterwarnings("ignore", message="`estimate` is deprecated", category=FutureWarning)
@@ -28,19 +27,7 @@ LARGEST_LOOK, SMALLEST_LOOK, LOOK_STEP = 640, 128, 64
 SCORE, OVERLAP = 0.5, 0.4
 EMBEDDING = 512
 LANDMARK_NUMBERS = 3309
-DAMAGED = (
-    onnx_errors.Fail,
-    onnx_errors.InvalidProtobuf,
-    onnx_errors.InvalidGraph,
-    onnx_errors.InvalidArgument,
-    onnx_errors.NoSuchFile,
-    onnx_errors.NotImplemented,
-    onnx_errors.RuntimeException,
-    DecodeError,
-    OSError,
-    ValueError,
-    IndexError,
-)
+DAMAGED = (*ONNX_DAMAGED, DecodeError)
 """What onnxruntime and insightface raise at a file that is cut, empty or something else."""
 
 Count = Callable[[str], None]
@@ -128,11 +115,7 @@ def open_pack(folders: Sequence[Path], providers: Sequence[object]) -> Pack:
 
 def _open_model(file: Path, providers: Sequence[object]) -> tuple[str, object] | None:
     """What a file is for, and its model; None for what is not used here (age and gender, 106 points)."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # Threads that wait busily would take the cores from torch's own between two passes.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
+    session = open_session(file, providers)
     inputs, outputs = session.get_inputs()[0].shape, session.get_outputs()
     if len(outputs) in (9, 15):
         # One session for all sizes: insightface would keep a copy of the network for each.
@@ -144,11 +127,3 @@ def _open_model(file: Path, providers: Sequence[object]) -> tuple[str, object] |
     if outputs[0].shape[-1] == EMBEDDING and inputs[2:] == [112, 112]:
         return "recognition", ArcFaceONNX(str(file), session)
     return None
-
-
-def providers_for(device_type: str, index: int | None) -> list[object]:
-    """Where ONNX models run beside torch's device: on the GPU when onnxruntime was built for it, else on the CPU."""
-    cuda = "CUDAExecutionProvider"
-    if device_type == "cuda" and cuda in onnxruntime.get_available_providers():
-        return [(cuda, {"device_id": index or 0}), "CPUExecutionProvider"]
-    return ["CPUExecutionProvider"]

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.models import inspect_editing, inspect_identity, inspect_networks, inspect_qwen, inspect_segmenters
+from app.models import (
+    inspect_editing,
+    inspect_identity,
+    inspect_networks,
+    inspect_qwen,
+    inspect_segmenters,
+    inspect_taggers,
+)
 from app.models.catalog_controls import LOADER as CONTROL_LOADER
 from app.models.catalog_controls import task_of, union_types
 from app.models.inspection import WEIGHTS, Header, Inspection, read_header
@@ -259,6 +266,7 @@ def _inspect_folder(folder: Path) -> Inspection:
     if not (folder / "model_index.json").is_file():
         return (
             inspect_segmenters.recognise_folder(folder)
+            or inspect_taggers.recognise_folder(folder)
             or inspect_identity.recognise_folder(folder)
             or inspect_editing.recognise_folder(folder)
             or _inspect_component(folder)

@@ -18,6 +18,7 @@ Kind = Literal[
     "eraser",
     "upscaler",
     "restorer",
+    "tagger",
     "other",
 ]
 Family = Literal["sd15", "sdxl", "qwen-image", "other"]

@@ -37,6 +37,11 @@ def write_landmarks(network: nn.Module, file: Path) -> None:
     _write(network, torch.zeros(1, 3, 192, 192), file, ["points"], {"input": {0: "n"}, "points": {0: "n"}})
 
 
+def write_tagger(network: nn.Module, file: Path) -> None:
+    """The WD14 taggers' layout."""
+    _write(network, torch.zeros(1, 448, 448, 3), file, ["output"], {"input": {0: "n"}, "output": {0: "n"}})
+
+
 def write_parsing(network: nn.Module, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     state = network.state_dict()

@@ -107,6 +107,7 @@ class Page:
         self.gallery.targets = targets
         for panel in self.panels.values():
             panel.targets = targets
+            panel.prompt_targets = self.prompt_targets()
             panel.connect()
         forms = [panel.form for panel in self.panels.values()]
         ThingFinder(self.service, forms).connect({**QUIET, "trigger_mode": "multiple", "concurrency_limit": None})
@@ -141,11 +142,15 @@ class Page:
         found = []
         for name, panel in self.panels.items():
             pictures = panel.form.pictures
-            group = panel.capability.group_title
+            title = title_of(panel.capability)
             for field in pictures:
-                title = f"{group} {panel.capability.title}" if group else panel.capability.title
                 found.append((f"{name}:{field}", title if len(pictures) == 1 else f"{title}: {label(field)}"))
         return found
+
+    def prompt_targets(self) -> list[tuple[str, str]]:
+        """(capability, words) of every form with a prompt."""
+        panels = {name: panel for name, panel in self.panels.items() if panel.form.widget("prompt") is not None}
+        return [(name, title_of(panel.capability)) for name, panel in panels.items()]
 
     async def restore(self, request: gr.Request, session: Session, *kept: Any) -> dict[Any, Any]:
         """After a refresh: every form and stage as they were. One event for all, so that it is quick."""
@@ -182,6 +187,10 @@ class Page:
         try:
             if data.get("action") == "send":
                 return await asyncio.to_thread(self.sent, data, prompts, owner_of(request))
+            if data.get("action") == "reference":
+                return await asyncio.to_thread(self.referred, data, prompts, owner_of(request))
+            if data.get("action") == "prompt":
+                return self.prompted(data)
             if data.get("action") == "settings":
                 return await asyncio.to_thread(self.set, str(data["image"]), owner_of(request))
         except ServiceError as error:
@@ -223,6 +232,17 @@ class Page:
             _, wish = wish_of(self.service.storage.metadata(reference))
             found[box] = gr.update(value=panel.form.sensible(wish).get("prompt") or "")
         return found
+
+    def referred(self, data: Mapping[str, Any], prompts: Sequence[str], owner: str) -> dict[Any, Any]:
+        """A picture that a search found, fetched and on its way to a form."""
+        stored = self.service.found.keep(str(data["job"]), int(data["number"]), owner)
+        return self.sent({**data, "image": stored.id}, prompts, owner)
+
+    def prompted(self, data: Mapping[str, Any]) -> dict[Any, Any]:
+        """Words that were found, in the prompt of a form."""
+        name = str(data.get("value"))
+        box = self.panels[name].form.widget("prompt")
+        return {**self.to(name), box: gr.update(value=str(data.get("text") or ""))}
 
     def set(self, reference: str, owner: str) -> dict[Any, Any]:
         """A picture's recipe back into its form, its input picture included while it exists."""
@@ -272,6 +292,11 @@ class Page:
             model = next(models) if panel.form.widget("model") else "auto"
             updates += panel.form.after_models_changed(model or "auto", gone)
         return updates
+
+
+def title_of(capability: Any) -> str:
+    """What a menu calls a capability."""
+    return f"{capability.group_title} {capability.title}" if capability.group_title else capability.title
 
 
 def kept_form(name: str) -> gr.BrowserState:

@@ -38,8 +38,8 @@ from app.ui.list_controls import lines, numbers, several
 from app.ui.model_choices import ModelChoices
 from app.ui.picture_controls import picture, pictures
 
-IN_SIGHT = {"strength"}
-"""Knobs that stand beside the others although an empty box means something for them."""
+IN_SIGHT = {"kind", "strength", "tagger"}
+"""Knobs that stand beside the others although the usual rule would put them under Advanced."""
 
 ADVANCED = {"second_pass_strength", "mask_blur", "seam"}
 PICTURES = {"image", "images", "mask"}

@@ -6,7 +6,7 @@
   const ROUTE = "api/v1/models";
   const MILLISECONDS_BETWEEN_LOOKS = 1000;
   const MILLISECONDS_ARMED = 4000;
-  const KINDS = [["checkpoint", "Checkpoints"], ["lora", "LoRAs"], ["embedding", "Textual inversions"], ["vae", "Autoencoders"], ["controlnet", "ControlNets"], ["preprocessor", "Map makers"], ["identity", "Identity"], ["ip-adapter", "IP-Adapters"], ["faces", "Face stacks"], ["image-encoder", "Image encoders"], ["segmenter", "Segmenters"], ["eraser", "Erasers"], ["upscaler", "Upscalers"], ["restorer", "Face restorers"], ["other", "Other"]];
+  const KINDS = [["checkpoint", "Checkpoints"], ["lora", "LoRAs"], ["embedding", "Textual inversions"], ["vae", "Autoencoders"], ["controlnet", "ControlNets"], ["preprocessor", "Map makers"], ["identity", "Identity"], ["ip-adapter", "IP-Adapters"], ["faces", "Face stacks"], ["image-encoder", "Image encoders"], ["segmenter", "Segmenters"], ["eraser", "Erasers"], ["upscaler", "Upscalers"], ["restorer", "Face restorers"], ["tagger", "Taggers"], ["other", "Other"]];
   const UNDER_WAY = ["waiting", "running", "cancelling"];
   const UNITS = ["B", "kB", "MB", "GB", "TB"];
 

@@ -208,6 +208,7 @@ eis.beforeGenerate = new Set();
       for (const beside of result.querySelectorAll(".eis-beside")) beside.hidden = !on;
     },
   };
+  eis.client = client;
 
   document.addEventListener("click", (event) => {
     const target = event.target.closest?.("[data-client]");

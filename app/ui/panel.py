@@ -12,14 +12,14 @@ import gradio as gr
 from app.core.capability import Capability
 from app.core.jobs import Job, JobStatus
 from app.errors import InvalidRequest, NotFound, ServiceError
-from app.ui import people, stage
+from app.ui import findings, people, stage
 from app.ui.before_after import Before
 from app.ui.face_finding import FaceFinder, after_choice
 from app.ui.forms import Form, kinds
 from app.ui.model_choices import ModelChoices
 from app.ui.parts import part
 from app.ui.session import Session, owner_of, require_own, warn
-from app.ui.wording import in_words
+from app.ui.wording import GREETINGS, VERBS, in_words
 
 SECONDS_BETWEEN_UPDATES = 0.08
 RECENT = 12
@@ -46,6 +46,7 @@ class Panel:
         self.session = session
         self.kept = kept
         self.targets: list[tuple[str, str]] = []
+        self.prompt_targets: list[tuple[str, str]] = []
         additions = (capability.additions, capability.optional_additions)
         self.choices = ModelChoices(service.models, capability.needs, *additions)
         self.form = Form(capability, self.choices)
@@ -54,9 +55,9 @@ class Panel:
                 gr.HTML(f'<p class="eis-summary">{capability.summary}</p>', apply_default_css=False)
                 self.form.build("words")
                 style = {"variant": "primary", "size": "lg", "elem_classes": ["eis-generate"]}
-                self.generate = gr.Button("Generate", elem_id=f"generate-{self.slug}", **style)
+                self.generate = gr.Button(VERBS.get(self.name, "Generate"), elem_id=f"generate-{self.slug}", **style)
             with gr.Column(elem_classes=["eis-stage"], elem_id=f"stage-{self.slug}"):
-                self.stage = part(stage.nothing_yet(self.form.choices.greeting()))
+                self.stage = part(stage.nothing_yet(GREETINGS.get(self.name) or self.form.choices.greeting()))
                 self.recent = part("")
             if self.form.has("knobs") or self.form.has("advanced"):
                 with gr.Column(elem_classes=["eis-knobs"]):
@@ -200,6 +201,8 @@ class Panel:
             refused = people.refused_picture(job)
             size = self.size_of(refused[1], job.owner) if refused else None
             return people.which_face(job, people.choice_of(job, size)) if size else stage.ended_badly(job)
+        if findings.are_in(job):
+            return findings.view(job, self.targets, self.prompt_targets)
         metadata = {}
         for image in (job.result or {}).get("images", []):
             try:

@@ -8,6 +8,8 @@ from typing import Any
 LABELS = {
     "align": "Lay back what slid",
     "bottom": "Add below",
+    "character_mean_cut": "Cut characters at the widest gap",
+    "character_threshold": "Threshold for characters",
     "clip_skip": "CLIP skip",
     "control_guidance_end": "Until",
     "control_guidance_start": "From",
@@ -21,12 +23,16 @@ LABELS = {
     "ecomid_model": "EcomID weights",
     "eraser": "Removed by",
     "faces_model": "Face pack",
+    "escape_brackets": "Escape brackets",
+    "exclude": "Leave out",
     "face_image": "Person",
     "face_images": "Further picture",
     "face_images_index": "Face on the further picture",
     "further_images": "Further picture",
+    "ground": "Prompt that facts are added to",
     "guidance_scale": "Guidance",
     "image": "Picture",
+    "images": "Further picture",
     "instantid_model": "InstantID weights",
     "ip_adapter_blocks": "Blocks that look at the picture",
     "ip_adapter_images": "Picture as a prompt",
@@ -36,6 +42,7 @@ LABELS = {
     "mask_grow": "Grow the mask",
     "mask_image": "Mask",
     "masks": "Mask",
+    "mean_cut": "Cut at the widest gap",
     "max_tries": "Tries at most",
     "left": "Add on the left",
     "loras": "LoRAs",
@@ -47,10 +54,14 @@ LABELS = {
     "padding_mask_crop": "Padding around the mask",
     "pose_image": "Pose",
     "preprocess": "Map",
+    "prepend": "Put first",
     "pulid_model": "PuLID weights",
     "return_maps": "Show the maps",
+    "rating_in_caption": "End with the rating",
     "reflection": "Judge and correct",
     "right": "Add on the right",
+    "query": "Look for",
+    "safe_search": "Safe for everybody",
     "second_pass_scale": "Second pass: enlarge by",
     "second_pass_strength": "Second pass: strength",
     "second_pass_steps": "Second pass: steps",
@@ -62,6 +73,7 @@ LABELS = {
     "softedge_model": "ControlNet for the product's outline",
     "softedge_scale": "Strength of the outline",
     "tile_controlnet": "Tile ControlNet",
+    "tagger": "Tagged by",
     "textual_inversions": "Textual inversions",
     "thinking": "Rewrite the instruction first",
     "top": "Add above",
@@ -70,6 +82,11 @@ LABELS = {
     "upscaler": "Made larger by",
     "vae_tiling": "Decode in tiles",
 }
+VERBS = {"tag-image": "Tag", "web-search": "Search"}
+"""What the button says of capabilities that make no picture."""
+
+GREETINGS = {"tag-image": "The tags of your pictures appear here.", "web-search": "What the web has appears here."}
+
 STATUS_WORDS = {
     "queued": "Waiting",
     "running": "Running",
