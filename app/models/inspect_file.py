@@ -25,6 +25,8 @@ RECOMMENDED: Mapping[Family, Recommended] = {
     "sd15": Recommended(25, 7.0, "DPM++ 2M Karras", 512, 512),
     "sdxl": Recommended(30, 6.0, "DPM++ 2M Karras", 1024, 1024),
 }
+ZERO_SNR = (28, 5.0, "Euler")
+"""Steps, guidance and scheduler for weights that begin at noise alone, where Karras' sigmas would spend most steps."""
 
 _PIPELINES: Mapping[str, Family] = {
     "StableDiffusionPipeline": "sd15",
@@ -122,7 +124,13 @@ def _checkpoint(header: Header, stem: str) -> Inspection | None:
     options = {"layout": "single-file"}
     if "v_pred" in shapes or header.metadata.get("modelspec.prediction_type") == "v":
         options["prediction_type"] = "v_prediction"
-    return Inspection("checkpoint", family, _tasks(first[1]), RECOMMENDED[family], options, parts)
+    advice = _recommended(family, is_zero_snr="ztsnr" in shapes)
+    return Inspection("checkpoint", family, _tasks(first[1]), advice, options, parts)
+
+
+def _recommended(family: Family, *, is_zero_snr: bool) -> Recommended:
+    plain = RECOMMENDED[family]
+    return Recommended(*ZERO_SNR, plain.width, plain.height) if is_zero_snr else plain
 
 
 def _tasks(in_channels: int) -> tuple[str, ...]:
@@ -283,7 +291,10 @@ def _inspect_folder(folder: Path) -> Inspection:
     variants = [_variant(folder / name, stem) for name, stem in _weighty(family)]
     if any(variants):
         options["variant"] = next(filter(None, variants))
-    found = Inspection("checkpoint", family, _tasks(int(unet.get("in_channels", 0))), RECOMMENDED[family], options)
+    schedule = folder / "scheduler" / "scheduler_config.json"
+    is_zero_snr = schedule.is_file() and _config(schedule).get("rescale_betas_zero_snr") is True
+    advice = _recommended(family, is_zero_snr=is_zero_snr)
+    found = Inspection("checkpoint", family, _tasks(int(unet.get("in_channels", 0))), advice, options)
     return _with_size(found, folder)
 
 

@@ -36,6 +36,7 @@ LABELS = {
     "mask_image": "Mask",
     "masks": "Mask",
     "max_tries": "Tries at most",
+    "keep_lines": "Lay the lines over",
     "left": "Add on the left",
     "loras": "LoRAs",
     "num_images_per_prompt": "Pictures",
