@@ -38,8 +38,8 @@ from app.ui.list_controls import lines, numbers, several
 from app.ui.model_choices import ModelChoices
 from app.ui.picture_controls import picture, pictures
 
-IN_SIGHT = {"strength"}
-"""Knobs that stand beside the others although an empty box means something for them."""
+IN_SIGHT = {"strength", "control_type", "keep_lines"}
+"""Knobs that stand beside the others although they have a value of their own: they say what is made."""
 
 ADVANCED = {"second_pass_strength", "mask_blur", "seam"}
 PICTURES = {"image", "images", "mask"}
@@ -281,7 +281,7 @@ class Form:
 def word_rank(question: Question, kind: str | None) -> float:
     """First the picture that is changed, then those that say how, the needed before the others; then the words."""
     rank = {"image": 1.0, "mask": 1.0, "images": 2.0}.get(kind or "", 3.0)
-    if kind == "image" and not question.info.is_required():
+    if kind in {"image", "mask"} and not question.info.is_required():
         return rank + 0.5
     return 0.0 if question.name == "image" else rank
 
