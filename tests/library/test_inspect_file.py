@@ -82,6 +82,9 @@ def test_single_file_checkpoints(tmp_path: Path):
     assert (found.recommended.scheduler, found.recommended.width) == ("Euler", 1024)
     found = inspect(sparse(tmp_path / "f.safetensors", sdxl(), {"modelspec.prediction_type": "v"}))
     assert found.options["prediction_type"] == "v_prediction"
+    cosxl = sdxl(8) | {"edm_vpred.sigma_max": (), "edm_vpred.sigma_min": ()}
+    found = inspect(sparse(tmp_path / "g.safetensors", cosxl))
+    assert found.tasks == ("instruct-pix2pix",) and found.recommended.scheduler == "Euler"
 
 
 REFUSED = {
