@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from app.core.anime_controlnet import ANIME_CONTROLNET
 from app.core.capability import Capability
 from app.core.control_preprocess import PREPROCESS
 from app.core.controlnet import CONTROLNET
@@ -37,6 +38,7 @@ CATALOG: tuple[Capability, ...] = (
     INPAINT,
     OUTPAINT,
     CONTROLNET,
+    ANIME_CONTROLNET,
     PREPROCESS,
     INSTRUCT_PIX2PIX,
     QWEN_EDIT,

@@ -62,6 +62,39 @@ ControlEnds = Annotated[
         "Share of the way from noise to picture until which each is followed.", min_length=1, max_length=MOST_CONTROLS
     ),
 ]
+ControlPictureOfLines = Annotated[
+    ImageReference,
+    field("The drawing to colour, or a picture of which the lines are drawn.", kind="image"),
+]
+LineModel = Annotated[
+    str,
+    field(
+        "Id of the ControlNet for the lines of anime; `auto` is the best installed one that fits the model.",
+        kind="addition",
+        min_length=1,
+        max_length=200,
+    ),
+]
+LineScale = Annotated[float, field("How strictly the lines are followed.", ge=0, le=2)]
+LineStart = Annotated[
+    float, field("Share of the way from noise to picture from which the lines are followed.", ge=0, le=1)
+]
+LineEnd = Annotated[
+    float, field("Share of the way from noise to picture until which the lines are followed.", ge=0, le=1)
+]
+LinePreprocess = Annotated[
+    Preprocess, field("Whether the lines are drawn of the picture: auto unless it is a line drawing already.")
+]
+KeepLines = Annotated[bool, field("Lay the lines that were followed over the result, as dark as they were drawn.")]
+AnimeClipSkip = Annotated[
+    int | None,
+    field(
+        "Layers skipped at the end of the text encoder, as diffusers counts them; null: 1 for SD 1.5 (others call it "
+        "CLIP skip 2), as anime checkpoints were trained, 0 for SDXL.",
+        ge=0,
+        le=11,
+    ),
+]
 Preprocessing = Annotated[
     tuple[Preprocess, ...],
     field(
@@ -88,3 +121,9 @@ MapOf = Annotated[MapType, field("What the map shows.")]
 LowThreshold = Annotated[int, field("Gradient from which an edge goes on, of canny maps.", ge=1, le=1000)]
 HighThreshold = Annotated[int, field("Gradient at which an edge begins, of canny maps.", ge=1, le=1000)]
 ReturnMaps = Annotated[bool, field("Answer the maps too, after the pictures.")]
+
+
+def require_window(start: float, end: float) -> None:
+    """`ValueError` where something is followed from a later moment than it ends."""
+    if start >= end:
+        raise ValueError(f"control_guidance_start {start:g} must lie before control_guidance_end {end:g}")

@@ -22,6 +22,15 @@ WITH_WEIGHTS = {
 LINES = {"lineart", "lineart_anime", "scribble", "softedge", "canny"}
 
 
+@dataclass(frozen=True)
+class ControlPicture:
+    """A stored picture, what it is a map of, or is made one of, and whether a map is drawn (auto, on, off)."""
+
+    reference: str
+    control_type: str
+    preprocess: str
+
+
 @dataclass(frozen=True, eq=False)
 class Followed:
     """What a pipeline is handed of a control picture, and the same as a picture to look at."""
@@ -49,9 +58,7 @@ def draw_map(
 
 
 def follow(
-    kind: str,
-    preprocess: str,
-    control: Image.Image,
+    picture: ControlPicture,
     placed: Callable[[Image.Image], Image.Image],
     context: Context,
     mask: Image.Image | None = None,
@@ -60,6 +67,7 @@ def follow(
 
     `mask` is that part's: the type `inpaint` needs it.
     """
+    kind, preprocess, control = picture.control_type, picture.preprocess, context.image(picture.reference)
     part = placed(control)
     if kind == "inpaint" and preprocess != "off":
         if mask is None:
@@ -70,7 +78,7 @@ def follow(
         return Followed(part, part, "as it is")
     if preprocess == "auto":
         if kind in LINES and is_dark_on_white(control):
-            part = control_maps.inverted(part)
+            part = placed(control_maps.ink(control))
             return Followed(part, part, "inverted")
         if is_map(kind, control):
             return Followed(part, part, "as it is")
@@ -78,9 +86,11 @@ def follow(
     return Followed(drawn, drawn, "drawn")
 
 
-def told(models: Sequence[str], kinds: Sequence[str], followed: Sequence[Followed]) -> list[dict[str, str]]:
+def told(
+    models: Sequence[str], pictures: Sequence[ControlPicture], followed: Sequence[Followed]
+) -> list[dict[str, str]]:
     """For the answer's data: which network followed what."""
     return [
-        {"control_type": kind, "controlnet_model": model, "map": one.how}
-        for kind, model, one in zip(kinds, models, followed, strict=True)
+        {"control_type": picture.control_type, "controlnet_model": model, "map": one.how}
+        for picture, model, one in zip(pictures, models, followed, strict=True)
     ]

@@ -6,8 +6,9 @@ Lines are white on black, as the published networks were trained. Each map is as
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from app.imaging.known_maps import paper
 from app.imaging.opencv import load_opencv
 
 CANNY_LOW, CANNY_HIGH = 100, 200
@@ -104,9 +105,17 @@ def normal_map(depth: np.ndarray) -> Image.Image:
     return Image.fromarray(((normal + 1) * 127.5).round().astype(np.uint8))
 
 
-def inverted(image: Image.Image) -> Image.Image:
-    """A drawing with dark lines on white as one with white lines on black."""
-    return ImageOps.invert(image)
+def ink(image: Image.Image) -> Image.Image:
+    """A drawing with dark lines on light paper as white lines on black; what tint and shade the paper has is lost."""
+    pixels = np.asarray(image.convert("RGB"), np.float32)
+    share = (pixels / np.maximum(paper(pixels), 1)).mean(axis=2).clip(0, 1)
+    return _grey(np.rint(255 * (1 - share)).astype(np.uint8))
+
+
+def under_lines(image: Image.Image, lines: Image.Image) -> Image.Image:
+    """The picture with white-on-black lines (as large) on it in black, each as dark as it was light."""
+    share = 1 - np.asarray(lines.convert("L"), np.float32)[..., None] / 255
+    return Image.fromarray(np.rint(np.asarray(image, np.float32) * share).astype(np.uint8))
 
 
 DRAWN: Mapping[str, Callable[[Image.Image], Image.Image]] = {

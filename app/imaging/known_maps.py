@@ -13,6 +13,12 @@ LOOKED_AT = 512
 GREY_SPREAD = 6
 """Levels by which the channels of a grey picture may differ: JPEG leaves that much."""
 
+TINT_SPREAD = 0.08
+"""By how much the shares of a paper's red, green and blue that ink lets through may differ."""
+
+LIGHTEST_INK = 160
+"""Levels: a ground that is darker is no paper."""
+
 PURE = 40
 """Levels from black or white that still count as such."""
 
@@ -23,9 +29,19 @@ def is_map(kind: str, image: Image.Image) -> bool:
 
 
 def is_dark_on_white(image: Image.Image) -> bool:
-    """Whether this is a grey drawing with dark lines on white: the map of a line type, inverted."""
+    """Whether this is a drawing with dark lines on white or on light paper of one tint: a map of lines, inverted."""
     pixels = _pixels(image)
-    return _is_grey(pixels) and _share(pixels.max(axis=2) > 255 - PURE) > 0.6 and pixels.min() < 128
+    ground = paper(pixels)
+    if ground.min() < LIGHTEST_INK or _share(np.abs(pixels - ground).max(axis=2) < PURE) < 0.6:
+        return False
+    # Ink lets through less of the paper's light, and of each colour alike.
+    through = pixels / ground
+    return _share(np.ptp(through, axis=2) <= TINT_SPREAD) > 0.99 and through.min() < 0.5
+
+
+def paper(pixels: np.ndarray) -> np.ndarray:
+    """The colour [3] of what is behind the lines of a drawing [height, width, 3]: most of it is paper."""
+    return np.median(pixels.reshape(-1, 3), axis=0)
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

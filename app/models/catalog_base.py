@@ -1,6 +1,6 @@
 """The rows of checkpoints, autoencoders and LoRAs; see `app.models.catalog`."""
 
-from app.models.licences import APACHE, MIT, OPENRAIL_M, OPENRAIL_PLUS
+from app.models.licences import APACHE, COSXL, MIT, OPENRAIL_M, OPENRAIL_PLUS
 from app.models.spec import ModelSpec, Recommended
 from app.pocket import spec as pocket
 
@@ -155,6 +155,22 @@ BASE: tuple[ModelSpec, ...] = (
         rank=20,
         options={"layout": "diffusers", "variant": "fp16"},
         description="Changes a picture by an instruction; an SD 1.5 with an eight-channel UNet that sees the picture.",
+    ),
+    ModelSpec(
+        id="cosxl-edit",
+        title="CosXL-edit",
+        kind="checkpoint",
+        family="sdxl",
+        licence=COSXL,
+        bytes=6_938_000_000,
+        repo="stabilityai/cosxl",
+        files=("cosxl_edit.safetensors",),
+        tasks=("instruct-pix2pix",),
+        recommended=Recommended(20, 7.0, "Euler", 1024, 1024),
+        parts=("sdxl-vae-fp16-fix",),
+        rank=30,
+        options={"layout": "single-file"},
+        description="Changes a picture by an instruction; an SDXL with EDM's noise, which reaches black and white.",
     ),
     ModelSpec(
         id="sdxl-vae-fp16-fix",

@@ -1,8 +1,8 @@
 """The rows of published ControlNets and of what draws their maps.
 
 A ControlNet serves a task for each type of map that it follows, named `controlnet-TYPE`. Soft edges and lines are drawn
-without weights: the published annotators for them (HED, PiDiNet, the line-drawing generators) are in no library that is
-kept up, so they have no row.
+without weights: the published annotators for them (HED, PiDiNet, the line-drawing generators, `netG` for anime among
+them) are in no library that is kept up, so they have no row.
 """
 
 import json

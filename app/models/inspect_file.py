@@ -32,6 +32,8 @@ RECOMMENDED: Mapping[Family, Recommended] = {
     "sd15": Recommended(25, 7.0, "DPM++ 2M Karras", 512, 512),
     "sdxl": Recommended(30, 6.0, "DPM++ 2M Karras", 1024, 1024),
 }
+ZERO_SNR = (28, 5.0, "Euler")
+"""Steps, guidance and scheduler for weights that begin at noise alone, where Karras' sigmas would spend most steps."""
 
 _PIPELINES: Mapping[str, Family] = {
     "StableDiffusionPipeline": "sd15",
@@ -44,10 +46,8 @@ _PIPELINES: Mapping[str, Family] = {
     "StableDiffusionXLInstructPix2PixPipeline": "sdxl",
 }
 _LIBRARIES = frozenset({"diffusers", "transformers", "stable_diffusion"})
-_EDM = (
-    "The model was trained with EDM's noise (CosXL, Playground v2.5), which no scheduler of this service makes; "
-    "it is not served."
-)
+_EDM = "The model was trained with EDM's noise (CosXL, Playground v2.5); of these, CosXL-edit alone is served."
+COSXL_EDIT = Recommended(20, 7.0, "Euler", 1024, 1024)
 _UNET = "model.diffusion_model."
 # The last form is the one that diffusers wrote at first.
 _LORA = re.compile(
@@ -129,7 +129,9 @@ def _checkpoint(header: Header, stem: str) -> Inspection | None:
             raise InvalidRequest("The file is a Stable Diffusion 2 checkpoint, which is not served.")
     else:
         return None
-    if _any(header, lambda name: name.startswith("edm_")):
+    is_edm = _any(header, lambda name: name.startswith("edm_"))
+    is_cosxl_edit = "edm_vpred.sigma_max" in shapes and family == "sdxl" and first[1] == 8
+    if is_edm and not is_cosxl_edit:
         raise InvalidRequest(_EDM)
     parts: tuple[str, ...] = ()
     if "first_stage_model" not in starts:
@@ -139,7 +141,13 @@ def _checkpoint(header: Header, stem: str) -> Inspection | None:
     options = {"layout": "single-file"}
     if "v_pred" in shapes or header.metadata.get("modelspec.prediction_type") == "v":
         options["prediction_type"] = "v_prediction"
-    return Inspection("checkpoint", family, _tasks(first[1]), RECOMMENDED[family], options, parts)
+    advice = COSXL_EDIT if is_cosxl_edit else _recommended(family, is_zero_snr="ztsnr" in shapes)
+    return Inspection("checkpoint", family, _tasks(first[1]), advice, options, parts)
+
+
+def _recommended(family: Family, *, is_zero_snr: bool) -> Recommended:
+    plain = RECOMMENDED[family]
+    return Recommended(*ZERO_SNR, plain.width, plain.height) if is_zero_snr else plain
 
 
 def _tasks(in_channels: int) -> tuple[str, ...]:
@@ -294,7 +302,8 @@ def _inspect_folder(folder: Path) -> Inspection:
     missing = sorted(name for name in needed if name not in components or not (folder / name).is_dir())
     if missing:
         raise InvalidRequest(f"The folder lacks {', '.join(missing)}.")
-    if str(components["scheduler"][-1]).startswith("EDM"):
+    is_edm = str(components["scheduler"][-1]).startswith("EDM")
+    if is_edm and index["_class_name"] != "StableDiffusionXLInstructPix2PixPipeline":
         raise InvalidRequest(_EDM)
     unet = _config(folder / "unet" / "config.json")
     if family == "sd15" and unet.get("cross_attention_dim") == 1024:
@@ -303,7 +312,10 @@ def _inspect_folder(folder: Path) -> Inspection:
     variants = [_variant(folder / name, stem) for name, stem in _weighty(family)]
     if any(variants):
         options["variant"] = next(filter(None, variants))
-    found = Inspection("checkpoint", family, _tasks(int(unet.get("in_channels", 0))), RECOMMENDED[family], options)
+    schedule = folder / "scheduler" / "scheduler_config.json"
+    is_zero_snr = schedule.is_file() and _config(schedule).get("rescale_betas_zero_snr") is True
+    advice = COSXL_EDIT if is_edm else _recommended(family, is_zero_snr=is_zero_snr)
+    found = Inspection("checkpoint", family, _tasks(int(unet.get("in_channels", 0))), advice, options)
     return _with_size(found, folder)
 
 

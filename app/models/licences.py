@@ -49,6 +49,12 @@ INSTANTID = Licence(
     ask=True,
 )
 """The repository is tagged Apache-2.0, and its page states that the weights are for research: the stricter holds."""
+COSXL = Licence(
+    "Stability AI Non-Commercial Research Community License",
+    "https://huggingface.co/stabilityai/cosxl/blob/main/LICENSE",
+    commercial=False,
+    ask=True,
+)
 FACEID = Licence(
     "IP-Adapter-FaceID, non-commercial",
     "https://huggingface.co/h94/IP-Adapter-FaceID",

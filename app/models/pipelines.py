@@ -58,6 +58,9 @@ LIBRARIES = {"diffusers", "transformers"}
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 SCHEDULE_OPTIONS = ("timestep_spacing", "prediction_type", "rescale_betas_zero_snr")
 
+EDM_KEYS, SIGMAS = "edm_vpred.", ("sigma_min", "sigma_max")
+"""How a single file names the sigmas that it was trained with."""
+
 
 class Checkpoint:
     """The components of one checkpoint, in RAM until `place`.
@@ -169,14 +172,16 @@ def _load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[Mode
     )
     components = {name: part for name, part in opened.components.items() if name not in NOT_LOADED}
     overrides = {name: spec.options[name] for name in SCHEDULE_OPTIONS if name in spec.options}
-    if location.is_file():
-        overrides = _schedule_in_file(location) | overrides
-    components["scheduler"] = {**opened.scheduler.config, **overrides}
+    schedule = _schedule_in_file(location) if location.is_file() else {}
+    own_schedule = {} if schedulers.is_edm(schedule) else opened.scheduler.config
+    components["scheduler"] = {**own_schedule, **schedule, **overrides}
     if spec.family == "sdxl":
         flags = {
             "force_zeros_for_empty_prompt": opened.config.get("force_zeros_for_empty_prompt", True),
             "add_watermarker": False,
         }
+        if schedulers.is_edm(components["scheduler"]):
+            flags["is_cosxl_edit"] = True
     else:
         flags = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return Checkpoint(spec.family, components, flags, device)
@@ -257,9 +262,12 @@ def _channels_in_file(file: Path) -> int:
 
 
 def _schedule_in_file(file: Path) -> dict[str, Any]:
-    """What the file says of its training: the marker keys of v-prediction and zero terminal SNR."""
+    """What the file says of its training: the marker keys of v-prediction, zero terminal SNR and EDM's sigmas."""
     with safe_open(file, "pt") as weights:
         names = set(weights.keys())
+        told = {name: weights.get_tensor(EDM_KEYS + name).item() for name in SIGMAS if EDM_KEYS + name in names}
+    if told:
+        return {**schedulers.COSXL, **told}
     found: dict[str, Any] = {}
     if "v_pred" in names:
         found["prediction_type"] = "v_prediction"

@@ -18,6 +18,20 @@ SMALLEST_ALPHA = 2.0**-24
 """What diffusers puts in the place of a terminal alpha of zero, so that the first sigma is finite."""
 
 
+EDM_NAME = "Euler"
+"""The method that is served for checkpoints that count in EDM's sigmas (Karras et al., arXiv 2206.00364)."""
+
+COSXL: Mapping[str, Any] = {
+    "_class_name": "EDMEulerScheduler",
+    "prediction_type": "v_prediction",
+    "sigma_schedule": "exponential",
+    "sigma_data": 1.0,
+    "sigma_min": 0.002,
+    "sigma_max": 120.0,
+}
+"""The schedule that CosXL was published with; a file's own keys may say other sigmas."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """A diffusers class and the switches that make it the named method."""
@@ -67,6 +81,12 @@ def create(name: str | None, config: Mapping[str, Any], **overrides: Any) -> Any
     another timestep spacing). `InvalidRequest` for a name that is not in the table.
     """
     config = {**config, **overrides}
+    if is_edm(config):
+        if name not in {None, EDM_NAME}:
+            raise InvalidRequest(
+                f"This model was trained with EDM's noise, for which only {EDM_NAME} is served.", field="scheduler"
+            )
+        name = None
     if name is None:
         return getattr(diffusers, config["_class_name"]).from_config(config)
     choice = SCHEDULERS.get(name)
@@ -87,6 +107,11 @@ def create(name: str | None, config: Mapping[str, Any], **overrides: Any) -> Any
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in accepted:
         switches["trained_betas"] = zero_snr_betas(config).tolist()
     return scheduler_class.from_config(own, **switches)
+
+
+def is_edm(config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's own scheduler counts in EDM's sigmas."""
+    return str(config.get("_class_name")).startswith("EDM")
 
 
 def start_at_sigma(scheduler: Any) -> None:

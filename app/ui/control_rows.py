@@ -13,7 +13,7 @@ from app.ui.wording import label
 
 ROWS = 3
 TITLES = ("Control picture", "Second control picture", "Third control picture")
-WAYS = {"auto": "draw one unless it is a map", "on": "always draw one", "off": "follow it as it is"}
+WAYS = {"auto": "if needed", "on": "always drawn", "off": "as it is"}
 LISTS: dict[str, Any] = {
     "control_type": "canny",
     "preprocess": "auto",

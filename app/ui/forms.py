@@ -38,13 +38,14 @@ from app.ui.list_controls import lines, numbers, several
 from app.ui.model_choices import ModelChoices
 from app.ui.picture_controls import picture, pictures
 
-IN_SIGHT = {"kind", "strength", "tagger"}
-"""Knobs that stand beside the others although the usual rule would put them under Advanced."""
+IN_SIGHT = {"kind", "strength", "tagger", "control_type", "keep_lines"}
+"""Knobs that stand beside the others although they have a value of their own: they say what is made."""
 
 ADVANCED = {"second_pass_strength", "mask_blur", "seam"}
 PICTURES = {"image", "images", "mask"}
 WORDS_AND_PICTURES = {"prompt", *PICTURES}
 LAST_KNOBS = ("num_inference_steps", "guidance_scale", "true_cfg_scale", "num_images_per_prompt", "seed", "loras")
+
 
 def members(annotation: Any) -> set[Any]:
     """The types that a value may have: those of a union, or the one."""
@@ -127,7 +128,7 @@ def question_of(wish: Any, name: str, choices: ModelChoices) -> Question:
 
 def builder_of(question: Question, kind: str | None) -> Callable[[Question], Control]:
     """The table's answer; a field that no line serves is a mistake of the capability, said when the page is built."""
-    if question.name in NAMES and question.info.is_required():
+    if question.name in NAMES and kind == "images":
         return NAMES[question.name]
     if kind is not None and kind in KINDS:
         return KINDS[kind]
@@ -164,14 +165,12 @@ class Form:
 
     def build(self, group: Literal["words", "knobs", "advanced"]) -> None:
         """Lay out one group where the caller's Gradio context stands."""
-        order = {"image": 1, "mask": 1, "images": 2}
         covered = {name for control in self.controls for name in control.fields}
         questions = [
             (question, kind) for own, question, kind in self._pending if own == group and question.name not in covered
         ]
         if group == "words":
-            # First the picture that is changed, then those that say how.
-            questions.sort(key=lambda item: 0 if item[0].name == "image" else order.get(item[1] or "", 3))
+            questions.sort(key=lambda item: word_rank(*item))
         elif group == "knobs":
             questions.sort(key=lambda item: knob_rank(*item))
         for boxes, run in groupby(questions, key=lambda item: group == "knobs" and is_box(*item)):
@@ -250,9 +249,7 @@ class Form:
     @property
     def pictures(self) -> dict[str, Any]:
         """Field -> the widget that takes a picture for it."""
-        return {
-            name: control.widgets[at] for control in self.controls for name, at in control.pictures.items()
-        }
+        return {name: control.widgets[at] for control in self.controls for name, at in control.pictures.items()}
 
     @property
     def picture_inputs(self) -> list[Any]:
@@ -279,6 +276,14 @@ class Form:
             if control.face
             for at, widget in enumerate(control.widgets)
         }
+
+
+def word_rank(question: Question, kind: str | None) -> float:
+    """First the picture that is changed, then those that say how, the needed before the others; then the words."""
+    rank = {"image": 1.0, "mask": 1.0, "images": 2.0}.get(kind or "", 3.0)
+    if kind in {"image", "mask"} and not question.info.is_required():
+        return rank + 0.5
+    return 0.0 if question.name == "image" else rank
 
 
 def knob_rank(question: Question, kind: str | None) -> int:

@@ -44,6 +44,7 @@ LABELS = {
     "masks": "Mask",
     "mean_cut": "Cut at the widest gap",
     "max_tries": "Tries at most",
+    "keep_lines": "Lay the lines over",
     "left": "Add on the left",
     "loras": "LoRAs",
     "num_images_per_prompt": "Pictures",

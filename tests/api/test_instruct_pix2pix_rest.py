@@ -9,7 +9,9 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from app.core.staying_put import stay_put
 from app.imaging.merging import merged
@@ -25,6 +27,7 @@ from tests.api.test_equality_rest import (  # noqa: F401 (one_thread is a fixtur
     pixels,
     require_same,
 )
+from tests.models import tiny_checkpoints
 from tests.models.tiny_checkpoints import build_sd15, build_sdxl
 
 STEPS = 4
@@ -85,6 +88,50 @@ def stock(folder: Path, family: str, **changes: Any) -> np.ndarray:
     size = {"width": 64, "height": 64} if family == "sdxl" else {}
     arguments = WORDS | {"image": picture(), "num_inference_steps": STEPS, "generator": noise()} | size | changes
     return pixels(pipeline(**arguments).images[0])
+
+
+COSXL = {
+    "prediction_type": "v_prediction", "sigma_schedule": "exponential", "sigma_data": 1.0, "sigma_min": 0.003,
+    "sigma_max": 100.0,
+}  # fmt: skip
+"""The schedule of the tiny CosXL-edit: other sigmas than the published ones, so that it counts who reads them."""
+
+
+def cosxl(folder: Path) -> Any:
+    """diffusers' own CosXL-edit with the weights of an SDXL editor."""
+    parts = diffusers.StableDiffusionXLInstructPix2PixPipeline.from_pretrained(folder, use_safetensors=True)
+    scheduler = diffusers.EDMEulerScheduler(**COSXL)
+    components = {name: part for name, part in parts.components.items() if part is not None}
+    return CLASSES["sdxl"](**components | {"scheduler": scheduler}, add_watermarker=False, is_cosxl_edit=True)
+
+
+@pytest.mark.parametrize("layout", ["folder", "file"])
+def test_cosxl_edit_is_known_and_draws_what_stock_draws(
+    studio: Running, folders: dict[str, Path], tmp_path: Path, layout: str
+) -> None:
+    """As a folder by its pipeline and scheduler, as a single file by its sigmas; no other scheduler is taken."""
+    pipeline = cosxl(folders["sdxl"])
+    published = tmp_path / "published"
+    if layout == "folder":
+        pipeline.save_pretrained(published, safe_serialization=True)
+        source = published
+    else:
+        source = tiny_checkpoints.write_single_file(pipeline, published / "cosxl.safetensors")
+        sigmas = {f"edm_vpred.{name}": torch.tensor(COSXL[name]) for name in ("sigma_min", "sigma_max")}
+        save_file(load_file(source) | sigmas, source)
+    studio.service.models.add(source, id=f"cosxl-{layout}")
+    wish = wish_for("sdxl") | {"model": f"cosxl-{layout}", "scheduler": None}
+    job, (ours,) = edited(studio, wish)
+    assert job["request"]["scheduler"] == "Euler"
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = WORDS | {"image": picture(), "num_inference_steps": STEPS, "generator": noise()}
+    drawn = pixels(pipeline(**arguments, width=64, height=64).images[0])
+    require_same(ours, drawn)
+    pipeline.is_cosxl_edit = False
+    plain = pixels(pipeline(**arguments | {"generator": noise()}, width=64, height=64).images[0])
+    assert (plain != drawn).mean() > 0.1
+    refused = studio.client.post(PATH, json=wish | {"scheduler": "DPM++ 2M"}, timeout=130).json()
+    assert "Euler" in (refused.get("error") or {}).get("message", ""), refused
 
 
 def edited(studio: Running, wish: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:

@@ -69,6 +69,32 @@ def test_a_drawing_on_white_is_known_as_the_inverse_of_a_map(photo, square):
     assert not is_dark_on_white(Image.new("RGB", (64, 64), "white")), "an empty sheet has no lines"
 
 
+def test_ink_on_tinted_paper_is_known_and_the_paper_becomes_black():
+    paper = Image.new("RGB", (SIDE, SIDE), (244, 232, 206))
+    draw = ImageDraw.Draw(paper)
+    draw.ellipse((20, 20, 100, 100), outline=(34, 32, 29), width=3)
+    assert is_dark_on_white(paper)
+    lines = np.asarray(control_maps.ink(paper))
+    assert lines[0, 0].tolist() == [0, 0, 0] and lines[60, 21].min() > 200
+    draw.rectangle((40, 40, 80, 80), fill=(240, 60, 60))
+    assert not is_dark_on_white(paper), "a coloured area is no ink"
+
+
+def test_ink_on_white_is_its_inverse(photo):
+    grey = photo.convert("L").point(lambda level: 255 if level > 60 else level).convert("RGB")
+    assert is_dark_on_white(grey)
+    assert np.array_equal(np.asarray(control_maps.ink(grey)), 255 - np.asarray(grey))
+
+
+def test_lines_are_laid_over_as_dark_as_they_were(square):
+    lines = Image.new("RGB", square.size)
+    lines.paste((255, 255, 255), (0, 0, 4, 4))
+    lines.paste((128, 128, 128), (8, 8, 12, 12))
+    over = np.asarray(control_maps.under_lines(square, lines))
+    assert over[2, 2].max() == 0 and over[20, 20].tolist() == [230, 230, 230]
+    assert over[9, 9].tolist() == [115, 115, 115]
+
+
 def ball() -> np.ndarray:
     """Nearness of half a ball before a wall."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] - SIDE / 2

@@ -77,8 +77,14 @@ def test_single_file_checkpoints(tmp_path: Path):
     assert found.parts == ("sdxl-vae-fp16-fix",)
     found = inspect(sparse(tmp_path / "e.safetensors", sdxl() | {"v_pred": (0,)}))
     assert found.options["prediction_type"] == "v_prediction"
+    assert found.recommended.scheduler == "DPM++ 2M Karras"
+    found = inspect(sparse(tmp_path / "e.safetensors", sdxl() | {"v_pred": (0,), "ztsnr": (0,)}))
+    assert (found.recommended.scheduler, found.recommended.width) == ("Euler", 1024)
     found = inspect(sparse(tmp_path / "f.safetensors", sdxl(), {"modelspec.prediction_type": "v"}))
     assert found.options["prediction_type"] == "v_prediction"
+    cosxl = sdxl(8) | {"edm_vpred.sigma_max": (), "edm_vpred.sigma_min": ()}
+    found = inspect(sparse(tmp_path / "g.safetensors", cosxl))
+    assert found.tasks == ("instruct-pix2pix",) and found.recommended.scheduler == "Euler"
 
 
 REFUSED = {

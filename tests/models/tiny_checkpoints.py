@@ -229,15 +229,22 @@ def make_sdxl(folder: Path, seed: int = 0, *, in_channels: int = 4) -> Path:
 
 
 def _single_file(build: Callable[..., object], file: Path, seed: int) -> Path:
+    return write_single_file(build(file.parent / "config", seed), file)
+
+
+def write_single_file(pipeline: object, file: Path) -> Path:
+    """The pipeline's weights as one file with the original key names, and `config/` beside it with its tokenizers."""
     config = file.parent / "config"
-    pipeline = build(config, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(single_file_state(pipeline), file, metadata={"format": "pt"})
     pipeline.save_config(config)
     for name, component in pipeline.components.items():
-        if name.startswith("tokenizer") or component is None:
+        if component is None:
             continue
-        if name.startswith("text_encoder"):
+        if name.startswith("tokenizer"):
+            if not (config / name).is_dir():
+                component.save_pretrained(config / name)
+        elif name.startswith("text_encoder"):
             component.config.save_pretrained(config / name)
         else:
             component.save_config(config / name)

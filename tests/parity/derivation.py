@@ -1,4 +1,4 @@
-"""The identity models in plain words, straight from their description: what a case expects at a draw nobody was shown.
+"""The models in plain words, straight from their description: what a case expects at a draw nobody was shown.
 
 Nothing of the product is used here. At the published draw these functions agree with the references' own numbers; so
 what they say of another draw may stand for the references there.
@@ -7,6 +7,7 @@ what they say of another draw may stand for the references there.
 import copy
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch.nn.functional import gelu, layer_norm, leaky_relu, linear, normalize
 
-from tests.parity.cases import ParityCase
+from tests.parity.cases import DATA, ParityCase
+from tests.parity.derivation_step1x import step1x_edit
 
 Weights = Mapping[str, torch.Tensor]
 Numbers = dict[str, torch.Tensor]
@@ -23,6 +25,9 @@ ATTENTION = "id_adapter_attn_layers.{}.id_to_{}.weight"
 IP_ATTENTION = "ip_adapter.{}.to_{}_ip.weight"
 NEVER_SALTED = ("kps0", "kps1")
 """Drawings of points that stand in the case: the same at every draw."""
+
+BESIDE = ("text.json", "ids.safetensors")
+"""Files of a case that no weight has a say in: the same at every draw."""
 
 
 def part_of(weights: Weights, prefix: str) -> dict[str, torch.Tensor]:
@@ -260,6 +265,7 @@ DERIVED: Mapping[str, Callable[[ParityCase], Numbers]] = {
     "pulid": pulid,
     "instantid": instantid,
     "ecomid": ecomid,
+    "step1x_edit": step1x_edit,
 }
 
 
@@ -279,3 +285,6 @@ def write(case: ParityCase, folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "case.json").write_text(json.dumps(dict(case.config)), "utf-8")
     save_file(derive(case), folder / "expected.safetensors")
+    for file in (DATA / case.name / name for name in BESIDE):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)

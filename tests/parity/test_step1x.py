@@ -24,20 +24,14 @@ def error(found, expected):
     return float((found - expected).abs().max())
 
 
-@pytest.fixture
-def opened(parity_case, tmp_path):
-    """version -> the case's network, opened by a runtime as a request opens it."""
-    case = parity_case("step1x_edit")
-
-    def open_version(version):
-        shelf = Shelf(tmp_path)
-        folder = tiny_step1x.make_folder(
-            tmp_path / version, case.config["keys"], case.config["config"], version=version, tensor=case.tensor
-        )
-        shelf.put("step1x", folder, kind="checkpoint", task=TASK, family="other", layout="diffusers")
-        return open_runtime(shelf).editor("step1x", task=TASK)
-
-    return open_version
+def opened(case, folder, version):
+    """The case's network, opened by a runtime as a request opens it; files go below `folder`."""
+    shelf = Shelf(folder)
+    published = tiny_step1x.make_folder(
+        folder / version, case.config["keys"], case.config["config"], version=version, tensor=case.tensor
+    )
+    shelf.put("step1x", published, kind="checkpoint", task=TASK, family="other", layout="diffusers")
+    return open_runtime(shelf).editor("step1x", task=TASK)
 
 
 def velocity(transformer, case):
@@ -60,10 +54,10 @@ def velocity(transformer, case):
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.2"])
-def test_connector_and_velocity(parity_case, opened, version):
+def test_connector_and_velocity(parity_case, tmp_path, version):
     """Through the loader and the network that a request's editor calls."""
     case = parity_case("step1x_edit")
-    with opened(version) as editor:
+    with opened(case, tmp_path, version) as editor:
         assert editor._opened.version.name == version
         transformer = editor._opened.transformer
         mask = torch.ones(2, 11)
