@@ -26,7 +26,7 @@ from app.pocket.checkpoints import generator_of
 
 BATCH = 10
 MARGIN = 16  # pixels that paste_changes grows and feathers a change by
-GUIDANCE, IMAGE_GUIDANCE = 3.0, 1.5
+GUIDANCE, IMAGE_GUIDANCE = spec.EDIT_GUIDANCE_SCALE, 1.5
 GOAL, LARGEST_DIFFERENCE = 0.8, 3.0
 
 

@@ -102,20 +102,20 @@ def distances(identities: Identities, images: Sequence[Image.Image], cases: Sequ
 def main(argv: list[str] | None = None) -> int:
     """Draw, measure, print, write the contact sheet; 1 when too few poses are right."""
     parser = argparse.ArgumentParser("eis pocket check-instantid", description=__doc__)
-    parser.add_argument("--module", type=Path, default=IDENTITY / INSTANTID, help="folder of the module")
+    parser.add_argument("--modules", type=Path, default=IDENTITY, help="folder of the identity modules")
     parser.add_argument("--seed", default="0")
     parser.add_argument("--faces", type=int, default=100)
     parser.add_argument("--network-scale", type=float, default=NETWORK_SCALE)
     parser.add_argument("--token-scale", type=float, default=TOKEN_SCALE)
     parser.add_argument("--out", type=Path, default=Path("pocket-instantid.png"), help="the contact sheet")
     options = parser.parse_args(argv)
-    identities, cases = Identities(), cases_of(options.seed, options.faces)
+    identities, cases = Identities(options.modules), cases_of(options.seed, options.faces)
     wishes, references = ([world.draw(getattr(case, side)) for case in cases] for side in ("wish", "reference"))
     scales = options.network_scale, options.token_scale
     rows = {
         "wished": wishes,
         "by the prompt alone": draw_cases(identities, None, cases, options.seed),
-        "pocket-instantid": draw_cases(identities, options.module, cases, options.seed, *scales),
+        "pocket-instantid": draw_cases(identities, options.modules / INSTANTID, cases, options.seed, *scales),
     }
     print("| pictures | points off, pixels | no face | poses | own face, of another's | skin | background | clothing |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
