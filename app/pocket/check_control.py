@@ -2,7 +2,8 @@
 
 The measure is the F1 of edges: the share of the drawn picture's edges (Canny's) that lie within two pixels of the
 wished ones, and of the wished ones that lie within two pixels of a drawn one. Beside it stands what the same prompts
-and seeds give without the network.
+and seeds give without the network. The prompts say nothing of what a map shows: with places and sizes in them pocket
+alone comes to 0.73, for its world has few of each.
 """
 
 from __future__ import annotations
@@ -47,7 +48,12 @@ def scenes_of(seed: object, count: int) -> list[world.Scene]:
 
 
 def prompts_of(scenes: Sequence[world.Scene], seed: object) -> list[str]:
-    return [captions.caption(scene, rng_of("check-control", seed, number)) for number, scene in enumerate(scenes)]
+    """Words for each scene that leave its layout to the map."""
+    sources = [rng_of("check-control", seed, number) for number in range(len(scenes))]
+    return [
+        captions.word(train_control.without_layout(captions.mention(scene, rng)), rng)
+        for scene, rng in zip(scenes, sources, strict=True)
+    ]
 
 
 @torch.no_grad()

@@ -1,5 +1,4 @@
-"""Pocket's ControlNet, InstructPix2Pix and InstantID: measures that can tell, training from nothing, shipped files."""
-
+"""Pocket's ControlNet and InstructPix2Pix: measures that can tell, and training from nothing."""
 
 import numpy as np
 import pytest
@@ -8,10 +7,9 @@ torch = pytest.importorskip("torch")
 
 from PIL import ImageChops  # noqa: E402
 
-from app.models.catalog import CATALOG  # noqa: E402
-from app.models.device import TorchDevice  # noqa: E402
 from app.pocket import (  # noqa: E402
     archive,
+    captions,
     check_control,
     check_edits,
     classifier,
@@ -24,9 +22,6 @@ from app.pocket import (  # noqa: E402
 )
 from app.pocket.check import load  # noqa: E402
 from app.pocket.checkpoints import rng_of  # noqa: E402
-
-SPECS = {row.id: row for row in CATALOG}
-CPU = TorchDevice("cpu")
 
 
 def test_an_archive_is_made_once_and_goes_on_where_it_was_cut_off(tmp_path):
@@ -98,3 +93,11 @@ def test_a_stage_trains_from_nothing_goes_on_and_ends_in_a_file(tmp_path, stage)
     assert stage.main([*command, "2"]) == 0
     assert (tmp_path / "out" / "diffusion_pytorch_model.safetensors").read_bytes() != first
     assert torch.load(tmp_path / "work" / f"{stage.NAME}.pt", weights_only=True)["number"] == 2
+
+
+def test_prompts_of_the_check_leave_the_layout_to_the_map():
+    scenes = check_control.scenes_of("test", 60)
+    for scene, prompt in zip(scenes, check_control.prompts_of(scenes, "test"), strict=True):
+        said = captions.parse(prompt)
+        assert (said.place, said.relation, [thing.size for thing in said.things if thing.size]) == (None, None, [])
+        assert scene.person is None or said.person.pose is None
