@@ -19,6 +19,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from app.imaging.paste_changes import paste_changes
+from app.models.pipelines import NOT_LOADED
 from app.pocket import check_identity, classifier, edits, measure, spec, train_edits, world
 from app.pocket.check import DARK_WITH_GLASSES, load
 from app.pocket.check_control import contact_sheet
@@ -33,7 +34,8 @@ GOAL, LARGEST_DIFFERENCE = 0.8, 3.0
 def pipeline_of(file: Path) -> StableDiffusionXLInstructPix2PixPipeline:
     """The stock pipeline with pocket's other parts."""
     unet = UNet2DConditionModel.from_pretrained(file, dtype=torch.float32)
-    pipeline = StableDiffusionXLInstructPix2PixPipeline(**load(spec.WEIGHTS).components | {"unet": unet})
+    parts = {name: part for name, part in load(spec.WEIGHTS).components.items() if name not in NOT_LOADED}
+    pipeline = StableDiffusionXLInstructPix2PixPipeline(**parts | {"unet": unet})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
