@@ -1,4 +1,4 @@
-"""`eis pocket train | check | train-identity | train-tagger | check-identity`: the embedded model and its flags."""
+"""`eis pocket train | check | train-identity | train-tagger | ...`: the embedded model's own commands and flags."""
 
 import argparse
 import importlib
@@ -12,6 +12,11 @@ COMMANDS = {
     "train-identity": ("train what keeps a face on it", "app.pocket.train_identity"),
     "train-tagger": ("train what names the things in its pictures", "app.pocket.train_tagger"),
     "check-identity": ("draw unseen people anew and measure who is seen", "app.pocket.check_identity"),
+    "check-instantid": ("draw unseen people in poses that keypoints tell", "app.pocket.check_instantid"),
+    "train-control": ("train its ControlNet", "app.pocket.train_control"),
+    "check-control": ("draw after maps and measure whose edges are there", "app.pocket.check_control"),
+    "train-edits": ("train its InstructPix2Pix", "app.pocket.train_edits"),
+    "check-edits": ("change pictures by wishes and measure what changed", "app.pocket.check_edits"),
 }
 
 

@@ -56,7 +56,7 @@ def portrait() -> bytes:
     return buffer.getvalue()
 
 
-WITHOUT_MINIATURE = {"instruct-pix2pix", "qwen-edit", "step1x-edit"}
+WITHOUT_MINIATURE = {"qwen-edit", "step1x-edit"}
 """Tasks that no embedded model serves: their capabilities say what fetches one."""
 
 

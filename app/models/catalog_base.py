@@ -173,6 +173,23 @@ BASE: tuple[ModelSpec, ...] = (
         description="Changes a picture by an instruction; an SDXL with EDM's noise, which reaches black and white.",
     ),
     ModelSpec(
+        id="pocket-instruct-pix2pix",
+        title="Pocket InstructPix2Pix",
+        kind="checkpoint",
+        family="sdxl",
+        licence=APACHE,
+        bytes=40_000_000,
+        embedded="app/pocket/editing/pocket-instruct-pix2pix",
+        tasks=("instruct-pix2pix",),
+        recommended=Recommended(
+            pocket.NUM_INFERENCE_STEPS, pocket.EDIT_GUIDANCE_SCALE, pocket.SCHEDULER, pocket.WIDTH, pocket.HEIGHT
+        ),
+        parts=("pocket",),
+        rank=0,
+        options={"layout": "component", "component": "unet"},
+        description="InstructPix2Pix in miniature: pocket with a UNet of eight channels that sees the picture.",
+    ),
+    ModelSpec(
         id="sdxl-vae-fp16-fix",
         title="SDXL autoencoder, safe in half precision",
         kind="vae",

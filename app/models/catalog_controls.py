@@ -10,6 +10,7 @@ import json
 from app.models.catalog_identity import IDENTITYNET
 from app.models.licences import APACHE, FAIR_AI, MIT, OPENRAIL
 from app.models.spec import Family, Licence, ModelSpec
+from app.pocket import spec as pocket
 
 LOADER = "app.models.controls:load"
 MAP_LOADER = "app.models.preprocessors:load"
@@ -208,6 +209,19 @@ CONTROLNETS: tuple[ModelSpec, ...] = (
         stored_as={_PROMAX: _SDXL},
         written={"config.json": json.dumps(UNION, indent=1)},
         description="One network that follows every type of map, and several at once.",
+    ),
+    ModelSpec(
+        id="pocket-controlnet",
+        title="Pocket ControlNet",
+        kind="controlnet",
+        family="sdxl",
+        licence=APACHE,
+        bytes=15_000_000,
+        loader=LOADER,
+        embedded="app/pocket/control/pocket-controlnet",
+        tasks=(task_of("canny"), task_of("lineart")),
+        options={"layout": "folder", "base": pocket.NAME},
+        description="ControlNet in miniature: follows edges and lines of pocket's world.",
     ),
 )
 

@@ -54,6 +54,7 @@ WITH_CONTROLS: dict[str, dict[str, Any]] = {
 CHANNELS = {"inpaint": (4, 9), "instruct-pix2pix": (8,)}
 """Task -> the channels that a UNet for it may take, where these are not four: it sees a picture beside the noise."""
 
+FIRST_WEIGHTS = ("model.diffusion_model.input_blocks.0.0.weight", "conv_in.weight")
 LIBRARIES = {"diffusers", "transformers"}
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 SCHEDULE_OPTIONS = ("timestep_spacing", "prediction_type", "rescale_betas_zero_snr")
@@ -166,7 +167,8 @@ def _load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[Mode
     if spec.options.get("layout") == "component":
         base = next(part for part in parts if part.spec.kind == "checkpoint")
         source, location = base.spec, base.path
-        own["unet"] = _load_unet(path, _configuration(base.path, base.spec.family), device)
+        more = {} if (channels := _channels_in_file(path)) == 4 else {"in_channels": channels}
+        own["unet"] = _load_unet(path, _configuration(base.path, base.spec.family), device, **more)
     opened = (
         _open_file(source, location, device, own) if location.is_file() else _open_folder(source, location, device, own)
     )
@@ -257,8 +259,11 @@ def _open_file(spec: ModelSpec, file: Path, device: TorchDevice, own: Mapping[st
 
 
 def _channels_in_file(file: Path) -> int:
+    """How many channels the UNet takes whose weights lie in a file, under its own or diffusers' names."""
     with safe_open(file, "pt") as weights:
-        return weights.get_slice("model.diffusion_model.input_blocks.0.0.weight").get_shape()[1]
+        names = set(weights.keys())
+        first = next((name for name in FIRST_WEIGHTS if name in names), FIRST_WEIGHTS[0])
+        return weights.get_slice(first).get_shape()[1]
 
 
 def _schedule_in_file(file: Path) -> dict[str, Any]:

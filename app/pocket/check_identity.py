@@ -92,7 +92,7 @@ class Identities:
             for f in self.identify(images)
         ]
         settings = {"scale": ID_SCALE, "num_zero": NUM_ZERO, "ortho": ORTHO} | mode
-        return RowsOfFaces(_stacked(halves), opened.layers, **settings)
+        return RowsOfFaces(stacked(halves), opened.layers, **settings)
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[str], seed: object, branches: Sequence[Branch] = (), **more) -> list[Image.Image]:
@@ -110,7 +110,8 @@ class Identities:
             ).images
 
 
-def _stacked(halves: Sequence[Halves]) -> Halves:
+def stacked(halves: Sequence[Halves]) -> Halves:
+    """The tokens of several faces, a row for each."""
     return Halves(torch.cat([h.prompt for h in halves]), torch.cat([h.negative for h in halves]))
 
 

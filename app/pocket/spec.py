@@ -14,6 +14,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 WIDTH = HEIGHT = 128
 NUM_INFERENCE_STEPS = 16
 GUIDANCE_SCALE = 2.0
+EDIT_GUIDANCE_SCALE = 3.0
+"""Of the miniature of InstructPix2Pix: how much the wish counts."""
+
 SCHEDULER = "DDIM"
 DTYPE = "float32"  # how it computes on a CPU; the files hold float16
 

@@ -120,7 +120,7 @@ def random_geometry(rng: random.Random) -> tuple[float, ...]:
 
 
 def draw(scene: Scene, size: int = 128) -> Image.Image:
-    """The picture of a complete scene, antialiased, RGB, `size` pixels square."""
+    """The picture of a complete scene, antialiased, RGB, `size` pixels square; a thing without a name stays away."""
     background = COLOURS[scene.background]
     image = blank(size, background)
     canvas = ImageDraw.Draw(image)
@@ -130,6 +130,8 @@ def draw(scene: Scene, size: int = 128) -> Image.Image:
         pen.put(canvas, outline_of(portraits.SKINS[scene.person.skin]))
         return finish(image)
     for thing, (x, y, side, tilt) in zip(scene.things, layout(scene), strict=True):
+        if thing.name is None:  # its place is kept
+            continue
         pen = Pen(x, y, side / 2, tilt)
         colour = COLOURS[thing.colour]
         THINGS[thing.name](pen, colour)

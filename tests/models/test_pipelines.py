@@ -168,6 +168,19 @@ def test_a_single_vae_file_in_the_original_layout_is_a_part(sources, tmp_path):
     assert torch.equal(replaced.decoder.conv_in.weight, plain.decoder.conv_in.weight * 0.5)
 
 
+def test_a_unet_that_sees_a_picture_stands_in_its_base(sources, tmp_path):
+    state = load_file(sources / "tiny-sdxl" / "unet" / "diffusion_pytorch_model.safetensors")
+    first = state["conv_in.weight"]
+    save_file(state | {"conv_in.weight": torch.cat([first, first * 0.5], 1)}, tmp_path / "unet.safetensors")
+    options = {"layout": "component", "component": "unet"}
+    for base in (sources / "tiny-sdxl", sources / SINGLE["sdxl"]):
+        editor = opened("sdxl", tmp_path / "unet.safetensors", parts=[row(base)], **options)
+        assert torch.equal(editor.components["unet"].conv_in.weight, torch.cat([first, first * 0.5], 1))
+        assert isinstance(editor.view("instruct-pix2pix", "DDIM"), diffusers.StableDiffusionXLInstructPix2PixPipeline)
+        with pytest.raises(InvalidRequest):
+            editor.view("text-to-image", "DDIM")
+
+
 @pytest.mark.parametrize("names", ["diffusers", "original"])
 def test_a_distilled_unet_stands_in_its_base(sources, tmp_path, names):
     if names == "diffusers":

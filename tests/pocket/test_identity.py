@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from app.pocket import check_identity, likeness, people, train_identity, world
+from app.pocket import check_identity, check_instantid, likeness, people, train_identity, world
 from app.pocket.checkpoints import rng_of
 
 FACES = 12
@@ -54,8 +54,19 @@ def test_pulid_shows_the_looks_of_the_reference_and_follows_the_prompt(identitie
     assert figures.background.mean() >= 0.85 and figures.clothing.mean() >= 0.85
 
 
+def test_instantid_turns_faces_as_keypoints_say(identities):
+    wishes = check_instantid.cases_of("test", 10)
+    module = train_identity.IDENTITY / train_identity.INSTANTID
+    plain = check_identity.measured(identities, wishes, check_instantid.draw_cases(identities, None, wishes, "test"))
+    images = check_instantid.draw_cases(identities, module, wishes, "test")
+    assert check_identity.measured(identities, wishes, images).poses.mean() >= 0.8 > plain.poses.mean() + 0.3
+    drawn = check_instantid.distances(identities, images, wishes)
+    own = check_instantid.distances(identities, [world.draw(case.wish) for case in wishes], wishes)
+    assert np.nanmean(drawn) < np.nanmean(own) + 3
+
+
 def test_every_module_is_small():
     folders = [folder for folder in train_identity.IDENTITY.iterdir() if folder.is_dir()]
-    assert len(folders) >= 3
+    assert len(folders) >= 4
     for folder in folders:
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 15_000_000
