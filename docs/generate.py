@@ -14,6 +14,7 @@ from app.api.errors import HTTP_CODES, status_of  # noqa: E402
 from app.core.catalog import CATALOG  # noqa: E402
 from app.errors import ServiceError  # noqa: E402
 from app.models.catalog import CATALOG as MODELS  # noqa: E402
+from app.models.embedded import is_left_out  # noqa: E402
 from app.models.tiers import needed_bytes, tiers_of  # noqa: E402
 from app.settings import Settings  # noqa: E402
 
@@ -113,7 +114,7 @@ def models_page() -> str:
     """Every row of the model catalog."""
     rows = []
     known = {spec.id: spec for spec in MODELS}
-    for spec in MODELS:
+    for spec in (spec for spec in MODELS if not is_left_out(spec, DOCS.parent)):
         size = f"{spec.bytes / 1e9:.2f} GB" if spec.bytes >= 1e9 else f"{spec.bytes / 1e6:.0f} MB" if spec.bytes else ""
         licence = f"[{spec.licence.name}]({spec.licence.url})" + (" (asked)" if spec.licence.ask else "")
         licence += ", *no commercial use*" if spec.licence.ask and not spec.licence.commercial else ""

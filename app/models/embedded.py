@@ -26,6 +26,11 @@ def is_folder(spec: ModelSpec) -> bool:
     return spec.options.get("layout") in FOLDERS
 
 
+def is_left_out(spec: ModelSpec, root: Path) -> bool:
+    """Whether it is a module for the embedded model that the copy at `root` comes without: nothing fetches one."""
+    return bool(spec.embedded and spec.parts) and embedded_facts(root / str(spec.embedded)) is None
+
+
 def embedded_facts(folder: Path) -> EmbeddedFacts | None:
     """The facts of an embedded model; None where this copy of the service comes without its weights."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []

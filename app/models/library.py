@@ -22,7 +22,7 @@ from app.models.checksums import sha256_of, sha256_of_texts
 from app.models.choosing import FACES, ModelRow
 from app.models.conversion import write_all
 from app.models.download import Hub, Patience, RemoteFile, Stop
-from app.models.embedded import embedded_facts, is_folder
+from app.models.embedded import embedded_facts, is_folder, is_left_out
 from app.models.installed import FILES, Installed, InstalledModels
 from app.models.installing import (
     Incoming,
@@ -63,9 +63,9 @@ class ModelLibrary:
         self._workshop = Workshop(self.folder)
 
     def rows(self) -> list[ModelRow]:
-        """Every known model: the catalog in its order, then the added ones by id."""
+        """Every model that can be had: the catalog in its order, then the added ones by id."""
         added = [model for model in self._installed.ids() if model not in self._catalog]
-        rows = [self._row(spec) for spec in self._catalog.values()]
+        rows = [self._row(spec) for spec in self._catalog.values() if not is_left_out(spec, PACKAGE_PARENT)]
         rows += [self._row(record.spec) for model in added if (record := self._installed.get(model))]
         return rows
 

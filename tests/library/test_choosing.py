@@ -103,3 +103,18 @@ def test_where_nothing_goes_on_the_best_base_a_base_and_what_goes_on_it_are_name
         choosing.choose(rows("pocket"), TASK, ["ecomid"])
     assert missing(found) == "eis models pull sdxl && eis models pull ecomid"
     assert "`eis models pull sdxl` and `eis models pull ecomid`" in found.value.message
+
+
+def test_a_module_that_this_copy_comes_without_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nothing fetches it, so a list that named it would promise what cannot be had."""
+    monkeypatch.setattr("app.models.library.PACKAGE_PARENT", tmp_path)
+    library = ModelLibrary(tmp_path / "home")
+
+    def listed() -> set[str]:
+        return {row.spec.id for row in library.rows()}
+
+    assert "pocket-pulid" not in listed() and {"pocket", "pocket-faces", "pulid"} <= listed()
+    folder = tmp_path / "app" / "pocket" / "identity" / "pocket-pulid"
+    folder.mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(b"w")
+    assert "pocket-pulid" in listed()
