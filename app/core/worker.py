@@ -259,7 +259,7 @@ def runs_on(device: str, options: EngineOptions) -> str:
 
 def configuration(device: str, options: EngineOptions) -> Message:
     """The first message to a worker process: everything that it must know and no secret that it need not."""
-    values = {**asdict(options), "home": str(options.home)}
+    values = {**asdict(options), "home": str(options.home), "dataset_folder": None}
     values.update(database_url=None, hub_token=None, callback_secret=None)
     return {"type": "configure", "device": runs_on(device, options), "options": values}
 

@@ -70,9 +70,7 @@ def needed_bytes(spec: ModelSpec, parts: Sequence[ModelSpec]) -> dict[str, int]:
     base = [part for part in parts if part.kind == "checkpoint"]
     own = base if base and spec.options.get("layout") == "component" else [spec, *base]
     together = [*own, *(part for part in parts if part.kind not in {"checkpoint", "lora"})]
-    needs = {
-        name: sum(row.bytes * width // stored_width(row) for row in together) for name, width in BYTES_OF.items()
-    }
+    needs = {name: sum(row.bytes * width // stored_width(row) for row in together) for name, width in BYTES_OF.items()}
     if told := spec.options.get("denoiser_parameters"):
         for name, (_, spared) in SPARED_BYTES.items():
             needs[name] = int(needs["float16"] - float(told) * spared)

@@ -46,6 +46,7 @@ PICTURES = {"image", "images", "mask"}
 WORDS_AND_PICTURES = {"prompt", *PICTURES}
 LAST_KNOBS = ("num_inference_steps", "guidance_scale", "num_images_per_prompt", "seed", "loras")
 
+
 def members(annotation: Any) -> set[Any]:
     """The types that a value may have: those of a union, or the one."""
     return set(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else {annotation}
@@ -250,9 +251,7 @@ class Form:
     @property
     def pictures(self) -> dict[str, Any]:
         """Field -> the widget that takes a picture for it."""
-        return {
-            name: control.widgets[at] for control in self.controls for name, at in control.pictures.items()
-        }
+        return {name: control.widgets[at] for control in self.controls for name, at in control.pictures.items()}
 
     @property
     def picture_inputs(self) -> list[Any]:

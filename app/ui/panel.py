@@ -342,5 +342,3 @@ def decode_data_uri(value: str) -> bytes:
         return base64.b64decode(value.partition(",")[2], validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequest("The mask could not be read.") from None
-
-

@@ -71,9 +71,7 @@ def working(progress: Progress, *, resume: bool = False) -> str:
         picture = f'<img class="eis-preview" src="{escape(progress.preview)}" alt="Preview of the picture being made">'
     else:
         picture = '<div class="eis-empty"><span class="eis-spinner"></span></div>'
-    behind = "".join(
-        f'<li>Waiting behind it {button("Cancel", "cancel", job=job)}</li>' for job in progress.behind
-    )
+    behind = "".join(f"<li>Waiting behind it {button('Cancel', 'cancel', job=job)}</li>" for job in progress.behind)
     return (
         f'<div class="eis-frame" data-job="{progress.job_id}" data-working="{progress.job_id}"'
         f"{' data-resume' if resume else ''}>{picture}</div>"
