@@ -103,7 +103,7 @@ class Settings(BaseSettings):
         None, description="Folder whose subfolders may be read as datasets by name; null: none of this machine's."
     )
     training_keep_days: float = Field(
-        30.0, ge=0, description="Days that the checkpoints of a training which did not end well are kept."
+        30.0, ge=0, description="Days that a training's last checkpoint is kept, so that it may go on."
     )
     min_free_bytes: int = Field(512 * 2**20, ge=0, description="Room on the disk below which no job is accepted.")
     pictures_url: str | None = Field(

@@ -63,6 +63,7 @@ CONTRACT = {
     "app.core.edit_fields",
     "app.core.identity_fields",
     "app.core.segment_fields",
+    "app.core.training_fields",
 }
 SHARED = {
     "app.core.control_drawing",
@@ -74,6 +75,8 @@ SHARED = {
     "app.core.segmenting",
     "app.core.staying_put",
     "app.core.step1x_reasoning",
+    "app.core.training_notebook",
+    "app.core.training_run",
     "app.core.further_controls",
     "app.core.pulid_settings",
 }

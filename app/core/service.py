@@ -70,9 +70,12 @@ class Service(Watching, Batching):
         if self.storage.shared is not None:
             self.storage.shared.claim(self._store.id)
         self._batches = BatchStore(self._store)
-        self._submission = Submission(self.storage, self.models, self._store.images)
+        self._submission = Submission(self.storage, self.models, self._store.images, self._store.get)
         self._watchers = Watchers(lambda job_id, on: self._dispatcher.set_preview(job_id, on))
-        self._dispatcher = Dispatcher(self._store, self.storage, self._watchers, options, self.devices, self._ended)
+        giving_way = [capability.name for capability in self.catalog if capability.gives_way]
+        self._dispatcher = Dispatcher(
+            self._store, self.storage, self._watchers, options, self.devices, self._ended, giving_way
+        )
         self._callbacks = CallbackSender(self._store.outbox, signer, self._client, clock=self._store.now)
         self._peers = self._meet_peers() if self._store.database.is_shared else None
         self._accepting = threading.Lock()
