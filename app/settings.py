@@ -97,6 +97,14 @@ class Settings(BaseSettings):
     receive_seconds: float = Field(60.0, gt=0, description="A request must have arrived whole within this time.")
     max_image_pixels: int = Field(32_000_000, ge=4096, description="Largest picture that is decoded, in pixels.")
     image_decode_seconds: float = Field(15.0, gt=0, description="Longest time that decoding one picture may take.")
+    dataset_pictures: int = Field(1_000, ge=1, le=10_000, description="Pictures that a dataset for training may have.")
+    dataset_bytes: int = Field(2**30, ge=1024, description="Bytes that the files of a dataset may have in all.")
+    dataset_folder: Path | None = Field(
+        None, description="Folder whose subfolders may be read as datasets by name; null: none of this machine's."
+    )
+    training_keep_days: float = Field(
+        30.0, ge=0, description="Days that a training's last checkpoint is kept, so that it may go on."
+    )
     min_free_bytes: int = Field(512 * 2**20, ge=0, description="Room on the disk below which no job is accepted.")
     pictures_url: str | None = Field(
         None,
@@ -163,11 +171,11 @@ class Settings(BaseSettings):
             raise ValueError("each must also be one of EIS_API_KEYS")
         return value
 
-    @field_validator("home", mode="after")
+    @field_validator("home", "dataset_folder", mode="after")
     @classmethod
-    def absolute_home(cls, value: Path) -> Path:
+    def absolute_folder(cls, value: Path | None) -> Path | None:
         """`~` and relative paths are resolved once, so that a later chdir changes nothing."""
-        return value.expanduser().absolute()
+        return value.expanduser().absolute() if value is not None else None
 
     @cached_property
     def store_url(self) -> str:

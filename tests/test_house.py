@@ -73,6 +73,7 @@ CONTRACT = {
     "app.core.identity_fields",
     "app.core.segment_fields",
     "app.core.tag_fields",
+    "app.core.training_fields",
 }
 SHARED = {
     "app.core.control_drawing",
@@ -85,6 +86,8 @@ SHARED = {
     "app.core.grounding",
     "app.core.staying_put",
     "app.core.step1x_reasoning",
+    "app.core.training_notebook",
+    "app.core.training_run",
     "app.core.further_controls",
     "app.core.pulid_settings",
 }

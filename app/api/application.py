@@ -16,6 +16,7 @@ from app.api.batch import batch_router
 from app.api.body_limit import BodyLimit, WideDoor
 from app.api.browser_page import BrowserPage
 from app.api.capabilities import capability_router
+from app.api.datasets import dataset_router
 from app.api.docs_page import docs_router
 from app.api.draining import Draining
 from app.api.events import event_router
@@ -105,6 +106,7 @@ def create_api(
     api.include_router(record_router(service))
     api.include_router(batch_router(service, resolver, draining))
     api.include_router(image_router(service, resolver))
+    api.include_router(dataset_router(service, resolver))
     api.include_router(model_router(service, pulls))
     api.include_router(capability_router(service, resolver, draining))
     if browser_page is not None:

@@ -48,9 +48,7 @@ EITHER = {
     "content": {
         "application/json": {
             "schema": {
-                "oneOf": [
-                    {"$ref": f"#/components/schemas/{kind.__name__}"} for kind in (JobAnswer, BatchAnswer)
-                ]
+                "oneOf": [{"$ref": f"#/components/schemas/{kind.__name__}"} for kind in (JobAnswer, BatchAnswer)]
             }
         }
     },
@@ -229,9 +227,7 @@ def batch_router(service: Service, resolver: PictureResolver, draining: Draining
         resolved = await resolver.resolve(wish.request, capability.request)
         priority = 5 if wish.priority is None else wish.priority
         query = SubmitQuery(priority=priority, callback_url=wish.callback_url)
-        job = await run_in_threadpool(
-            submission.submit, capability, resolved, query, callback, idempotency_key, owner
-        )
+        job = await run_in_threadpool(submission.submit, capability, resolved, query, callback, idempotency_key, owner)
         return answer(await run_in_threadpool(view_job, job), 202, {"Location": batch_url(job.id)})
 
     @router.post(

@@ -121,6 +121,25 @@ class ImageAnswer(BaseModel):
     created: float
 
 
+class DatasetImage(BaseModel):
+    """A picture of a dataset."""
+
+    id: str = Field(description="What stands for it in a request's `images`.")
+    url: str
+    width: int
+    height: int
+    name: str
+    caption: str = Field(description="What the text file beside it says; empty where there is none.")
+
+
+class DatasetAnswer(BaseModel):
+    """What was taken in: pictures, which of them look alike, and what was left out."""
+
+    images: list[DatasetImage]
+    duplicates: list[list[int]] = Field(description="Groups of positions in `images` that look alike.")
+    ignored: list[str] = Field(description="Files that are neither a picture nor the caption of one.")
+
+
 class DeviceJob(BaseModel):
     """A job that a device holds."""
 
@@ -252,6 +271,7 @@ class CleanupAnswer(MemoryAnswer):
 ANSWERS: tuple[type[BaseModel], ...] = (
     ErrorAnswer,
     ImageAnswer,
+    DatasetAnswer,
     JobAnswer,
     JobList,
     DevicesAnswer,

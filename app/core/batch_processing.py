@@ -12,7 +12,7 @@ one look at each owner.
 import heapq
 import random
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from app.core.jobs import Job
@@ -30,7 +30,8 @@ class Waiting:
     `priority` is the one that counts now; the queue raises it by one for each ageing step since `since`.
     `passed_over` counts the jobs let through before it. One that an earlier attempt left behind (`attempt` > 0) shares
     its worker with nobody: if it is what ends workers, it ends no neighbour's again. `shared` says that its worker had
-    another job beside it.
+    another job beside it. One that `gives_way` works for long and lets every job of a higher priority run whole between
+    two of its steps: such jobs may join it whatever its model is, after an earlier attempt too.
     """
 
     id: str
@@ -42,6 +43,8 @@ class Waiting:
     passed_over: int = 0
     owner: str = ""
     since: float | None = None
+    capability: str = ""
+    gives_way: bool = False
     raised: int = field(default=0, compare=False)
     shared: bool = field(default=False, compare=False)
 
@@ -58,13 +61,21 @@ class Waiting:
     @property
     def alone(self) -> bool:
         """Whether it must have its worker to itself."""
-        return self.attempt > 0
+        return self.attempt > 0 and not self.gives_way
 
     @classmethod
     def of(cls, job: Job) -> "Waiting":
         """The queue's view of a job."""
         return cls(
-            job.id, job.priority, job.turn, job.model, job.not_before, job.attempt, owner=job.owner, since=job.queued
+            job.id,
+            job.priority,
+            job.turn,
+            job.model,
+            job.not_before,
+            job.attempt,
+            owner=job.owner,
+            since=job.queued,
+            capability=job.capability,
         )
 
 
@@ -78,10 +89,20 @@ def pause_after_loss(attempt: int, base_seconds: float) -> float:
 
 
 class JobQueue:
-    """The waiting jobs; not thread-safe, the dispatcher's lock guards it. Times are the caller's Unix seconds."""
+    """The waiting jobs; not thread-safe, the dispatcher's lock guards it. Times are the caller's Unix seconds.
 
-    def __init__(self, waiting: Iterable[Waiting] = (), *, ageing_seconds: float = 0.0) -> None:
+    `giving_way` names the capabilities whose jobs give way while they run.
+    """
+
+    def __init__(
+        self,
+        waiting: Iterable[Waiting] = (),
+        *,
+        ageing_seconds: float = 0.0,
+        giving_way: Collection[str] = (),
+    ) -> None:
         self._ageing_seconds = ageing_seconds
+        self._giving_way = frozenset(giving_way)
         self._by_id: dict[str, Waiting] = {}
         self._by_place: dict[Place, Waiting] = {}
         self._lines: dict[int, dict[str, list[Place]]] = {}
@@ -108,6 +129,7 @@ class JobQueue:
     def add(self, entry: Waiting) -> None:
         """Put a job in its place; one with a pause stands aside until `wake` finds it due."""
         self.remove(entry.id)
+        entry.gives_way = entry.gives_way or entry.capability in self._giving_way
         self._by_id[entry.id] = entry
         if entry.not_before is None:
             self._seat(entry)

@@ -7,6 +7,7 @@ may ask before the wish becomes a job stands in `Door`.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
@@ -29,6 +30,7 @@ from app.core.fields import (
     VaeTiling,
     WeightedModel,
 )
+from app.core.training_fields import TrainingPlan
 
 
 class Request(BaseModel):
@@ -215,8 +217,40 @@ class Editor(Protocol):
         """The model's answer to a text about pictures; raises `JobCancelled` between two of its words."""
 
 
+class Trainer(Protocol):
+    """A model with a LoRA on it that learns; its files lie in folders that the caller names."""
+
+    def prepare(
+        self,
+        images: Sequence[Image.Image],
+        captions: Sequence[str],
+        class_images: Sequence[Image.Image] = (),
+        class_prompt: str = "",
+    ) -> None:
+        """Cut the pictures to their buckets and remember what the networks in front make of them and their texts."""
+
+    def step(self, number: int) -> float:
+        """Learn from the batch of this number (from 1) while the device is held; answers its loss."""
+
+    def save(self, folder: Path) -> None:
+        """Write the LoRA's weights and the optimiser's state as they are after the last step."""
+
+    def restore(self, folder: Path) -> None:
+        """Be again as when this was saved."""
+
+    def draw(self, **arguments: Any) -> Image.Image:
+        """A picture with the LoRA as it is now, by diffusers' argument names."""
+
+    def write(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write the LoRA as a safetensors file with kohya's names."""
+
+
 class Context(Protocol):
     """The few things a run may do."""
+
+    @property
+    def job(self) -> str:
+        """The id of the job."""
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -268,6 +302,22 @@ class Context(Protocol):
     def editor(self, model: str, *, task: str, loras: Sequence[WeightedModel] = ()) -> AbstractContextManager[Editor]:
         """A model that edits by instructions, with its LoRAs; on leaving they are off."""
 
+    def trainer(self, model: str, plan: TrainingPlan) -> AbstractContextManager[Trainer]:
+        """A model with a LoRA on it that learns, as the plan says."""
+
+    def give_way(self) -> None:
+        """Let jobs of a higher priority run whole first; raises `JobCancelled` as `on_step` does."""
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a picture that is shown now would be seen."""
+
+    def show(self, image: Image.Image) -> None:
+        """Send watchers a picture of how things stand."""
+
+    def belongings(self, job: str | None = None) -> Path:
+        """This job's own folder, which outlives an attempt, or an earlier job's; `InvalidRequest`: it is gone."""
+
     def generators(self, seed: int, count: int = 1) -> list[Any]:
         """One noise source for each picture, with seeds seed, seed + 1, ... (modulo 2**32)."""
 
@@ -316,6 +366,9 @@ class Door(Protocol):
     def mask(self, reference: str) -> Image.Image:
         """The stored picture as PIL L: white is repainted."""
 
+    def ended_request(self, job: str) -> Mapping[str, Any]:
+        """The request of an ended job of the same owner, and its `capability`; `UnknownJob`, `Conflict`."""
+
 
 @dataclass(frozen=True)
 class Capability:
@@ -332,7 +385,8 @@ class Capability:
     the task of each field that becomes null, instead of a refusal, where nothing that fits is installed.
     `listed_additions` names fields that hold a list of such ids, each with the field whose list says what an id is for,
     and with how such a task's name begins. `advise` says, from the request's values and the rows' specs, what null
-    fields mean here, before the model's row is asked.
+    fields mean here, before the model's row is asked. One that `gives_way` works for long: its worker takes more urgent
+    jobs meanwhile, and the run lets them go first (`Context.give_way`).
     """
 
     name: str
@@ -345,6 +399,7 @@ class Capability:
     group_title: str | None = None
     tab: str | None = None
     check: Callable[[Any, Door], None] | None = None
+    gives_way: bool = False
     additions: Mapping[str, str] = field(default_factory=dict)
     listed_additions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     additions_for: Mapping[str, tuple[str, str]] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from app.core.inpaint_anything import (
 from app.core.instantid import INSTANTID_GENERATE, INSTANTID_SWAP
 from app.core.instruct_pix2pix import INSTRUCT_PIX2PIX
 from app.core.ip_adapter import IP_ADAPTER
+from app.core.lora_training import LORA_TRAINING
 from app.core.outpaint import OUTPAINT
 from app.core.pulid import PULID_EDIT, PULID_GENERATE, PULID_SWAP
 from app.core.qwen_edit import QWEN_EDIT
@@ -62,6 +63,7 @@ CATALOG: tuple[Capability, ...] = (
     DETECT_FACES,
     TAG_IMAGE,
     WEB_SEARCH,
+    LORA_TRAINING,
 )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from app.core.attachments import Attachment
+from app.core.belongings import Belongings
 from app.core.capability import (
     Editor,
     Eraser,
@@ -21,10 +22,12 @@ from app.core.capability import (
     Pipeline,
     Segmenter,
     Tagger,
+    Trainer,
     Upscaler,
 )
 from app.core.fields import SEED_LIMIT, WeightedModel
 from app.core.storage import Storage
+from app.core.training_fields import TrainingPlan
 from app.errors import JobCancelled, NoDevice, SearchOff
 from app.guarded_http import GuardedClient
 from app.models.library import ModelLibrary
@@ -33,6 +36,7 @@ from app.search_providers import OFF, Query, SearchProvider
 
 PREVIEW_SECONDS = 0.4
 PREVIEW_SIDE = 512
+SHOW_SECONDS = 2.0
 
 Report = Callable[[str, dict[str, Any]], None]
 
@@ -57,7 +61,13 @@ class RunContext:
         options: Mapping[str, Any] | None = None,
         priority: int = 5,
         search: SearchProvider | None = None,
+        job: str = "",
+        belongings: Belongings | None = None,
+        give_way: Callable[[], None] = lambda: None,
     ) -> None:
+        self.job = job
+        self._give_way = give_way
+        self._belongings = belongings
         self.options: Mapping[str, Any] = options or {}
         self.step = 0
         self.steps = 0
@@ -201,6 +211,31 @@ class RunContext:
         self._report("stages", {"stages": list(self.stages)})
         self.check_cancelled()
 
+    def trainer(self, model: str, plan: TrainingPlan) -> AbstractContextManager[Trainer]:
+        """A model with a LoRA on it that learns."""
+        self.check_cancelled()
+        return self._require_runtime().trainer(model, plan, priority=self._priority, check=self.check_cancelled)
+
+    def give_way(self) -> None:
+        """Let jobs of a higher priority run whole first; raises `JobCancelled` as `on_step` does."""
+        self._give_way()
+        self.check_cancelled()
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody looks at previews, and the last one is old enough."""
+        return self._previewed.is_set() and time.monotonic() >= self._next_preview
+
+    def show(self, image: Image.Image) -> None:
+        """Send a picture as a preview."""
+        began = time.monotonic()
+        self._report_preview(image)
+        self._next_preview = began + max(SHOW_SECONDS, 5 * (time.monotonic() - began))
+
+    def belongings(self, job: str | None = None) -> Path:
+        """A folder of this job's own, or of an earlier one's, that outlives an attempt."""
+        return self._require_belongings().of(job or self.job, make=job is None)
+
     def fetch(self, url: str, *, limit: int) -> bytes:
         """The guarded client's GET: public hosts only, at most `limit` bytes."""
         return self._client.get_bytes(url, limit=limit)
@@ -223,6 +258,11 @@ class RunContext:
         if self._cancelled.is_set():
             raise JobCancelled
 
+    def _require_belongings(self) -> Belongings:
+        if self._belongings is None:
+            raise NoDevice("This worker keeps nothing between attempts.")
+        return self._belongings
+
     def _require_runtime(self) -> Any:
         if self._runtime is None:
             raise NoDevice("This worker was opened without a runtime for models.")
@@ -234,9 +274,12 @@ class RunContext:
             return
         picture = self._runtime.preview(pipeline, latents)
         picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=80)
-        self._report("preview", {"image": f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"})
+        self._report_preview(picture)
         # Drawing previews takes at most a fifth of the time, however slow the decoder is.
         took = time.monotonic() - now
         self._next_preview = now + max(PREVIEW_SECONDS, 5 * took)
+
+    def _report_preview(self, picture: Image.Image) -> None:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=80)
+        self._report("preview", {"image": f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"})

@@ -8,7 +8,7 @@ so whoever asks meanwhile reads a true state. Everything waits on a condition; n
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from app.core.batch_processing import JobQueue, Waiting, pause_after_loss
@@ -45,6 +45,7 @@ class Dispatcher(QueueView):
         options: EngineOptions,
         fleet: Fleet,
         on_ended: Callable[[Job], None],
+        giving_way: Collection[str] = (),
     ) -> None:
         self._store = store
         self.pause_after = partial(pause_after_loss, base_seconds=options.retry_seconds)
@@ -54,7 +55,7 @@ class Dispatcher(QueueView):
         self._on_ended = on_ended
         self._fleet = fleet
         self._changed = fleet.changed
-        self._queue = JobQueue(ageing_seconds=options.ageing_seconds)
+        self._queue = JobQueue(ageing_seconds=options.ageing_seconds, giving_way=giving_way)
         self._running: dict[str, Running] = {}
         self._claiming: dict[str, bool] = {}
         self._elsewhere: dict[Token, tuple[int, int]] = {}
@@ -181,7 +182,8 @@ class Dispatcher(QueueView):
                 "capability": job.capability,
                 "request": job.request,
                 "model": job.model,
-                "priority": job.priority,
+                # What it rose by waiting counts on the worker too: there a training gives way to it.
+                "priority": max(job.priority, entry.priority),
                 "preview": previewed,
             },
             generation,

@@ -166,9 +166,7 @@ def placed(request: EcommerceRequest, product: Image.Image, mask: Image.Image, s
     return place(product, mask, size, scale=request.product_scale, at=at, shadow=request.shadow)
 
 
-def control_of(
-    request: EcommerceRequest, start: Placed, placement: Placement | None, size: Size
-) -> Mapping[str, Any]:
+def control_of(request: EcommerceRequest, start: Placed, placement: Placement | None, size: Size) -> Mapping[str, Any]:
     """The control pictures of a call: keypoints where a person is shown, and edges where a network follows them."""
     drawings = [] if placement is None else [placement.on(size).drawing()]
     if request.softedge_scale and request.softedge_model is not None:

@@ -43,6 +43,10 @@ class EngineOptions:
     orphan_seconds: float | None = 3600.0
     max_image_pixels: int = 32_000_000
     image_decode_seconds: float = 15.0
+    dataset_pictures: int = 1_000
+    dataset_bytes: int = 2**30
+    dataset_folder: Path | None = None
+    training_keep_days: float = 30.0
     min_free_bytes: int = 512 * 2**20
     pictures_url: str | None = None
     picture_cache_bytes: int = 10 * 2**30

@@ -10,6 +10,7 @@ IDENTITY_ADDITION = "addition"
 """Kind of a field that names a model which goes on the request's model, or serves alone where the request has none;
 `auto` is the best installed one that fits."""
 
+
 def addition(what: str) -> Any:
     """The field of a model that goes on the request's model."""
     return field(
@@ -37,21 +38,29 @@ FaceIndex = Annotated[
     int | None,
     field(
         "Which face of `face_image`, largest first from 0; null: the only one.",
-        kind="face", of="face_image", ge=0, le=99,
+        kind="face",
+        of="face_image",
+        ge=0,
+        le=99,
     ),
 ]
 FaceImagesIndex = Annotated[
     tuple[Annotated[int, Field(ge=0, le=99)] | None, ...],
     field(
         "Which face of each of `face_images`, largest first from 0; null, and an empty list: the only one.",
-        kind="faces", of="face_images", max_length=7,
+        kind="faces",
+        of="face_images",
+        max_length=7,
     ),
 ]
 PoseFaceIndex = Annotated[
     int | None,
     field(
         "Which face of `pose_image`, largest first from 0; null: the only one.",
-        kind="face", of="pose_image", ge=0, le=99,
+        kind="face",
+        of="pose_image",
+        ge=0,
+        le=99,
     ),
 ]
 FaceBox = Annotated[
@@ -66,7 +75,10 @@ TargetFaceIndex = Annotated[
     int | None,
     field(
         "Which face of `image` is changed, largest first from 0; null: the only one.",
-        kind="face", of="image", ge=0, le=99,
+        kind="face",
+        of="image",
+        ge=0,
+        le=99,
     ),
 ]
 SeenImage = Annotated[ImageReference, field("The picture to look at.", kind="image")]

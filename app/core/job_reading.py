@@ -45,7 +45,7 @@ class JobReading:
 
     def waiting(self, job_ids: Sequence[str] | None = None) -> list[Waiting]:
         """Every queued job, or those of these that are, as the queue needs them."""
-        names = ("id", "priority", "turn", "model", "not_before", "attempt", "owner")
+        names = ("id", "priority", "turn", "model", "not_before", "attempt", "owner", "capability")
         query = select(*(jobs.c[name] for name in names), jobs.c.queued.label("since")).where(jobs.c.status == "queued")
         if job_ids is not None:
             query = query.where(jobs.c.id.in_(job_ids))

@@ -2,9 +2,10 @@
 
 Idle workers come first. A job whose model lies ready on an idle worker may go before the head of the queue, within the
 head's priority and a small look-ahead. When nobody is idle, a job may join jobs of its own model on a worker with a
-free seat, where they share forwards; one that is more urgent than a job there joins even a full worker. A job that was
-passed over `PATIENCE` times lets nobody by any more on a worker that it could use itself, so nothing starves for the
-sake of warm models.
+free seat, where they share forwards; one that is more urgent than a job there joins even a full worker. A job that
+gives way to more urgent ones is started alone, and its worker then counts as free for these. A job that was passed
+over `PATIENCE` times lets nobody by any more on a worker that it could use itself, so nothing starves for the sake of
+warm models.
 
 A job whose model does not fit a device is not sent there while another device could hold it: it waits for that one.
 Where none can, the largest takes it. Among the idle workers that remain, the strategy chooses:
@@ -17,7 +18,7 @@ Where none can, the largest takes it. Among the idle workers that remain, the st
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import inf
 from typing import Any
@@ -233,7 +234,12 @@ class _Placing:
 
 
 def _may_join(job: Waiting, worker: OpenWorker) -> bool:
-    if job.alone or any(held.alone for held in worker.held):
+    yielding = [held for held in worker.held if held.gives_way]
+    if yielding:
+        is_urgent = all(job.priority > held.priority for held in yielding)
+        rest = replace(worker, held=tuple(held for held in worker.held if not held.gives_way))
+        return is_urgent and not job.gives_way and not job.alone and (not rest.held or _may_join(job, rest))
+    if job.gives_way or job.alone or any(held.alone for held in worker.held):
         return False
     if job.model is None:
         return len(worker.held) < worker.seats

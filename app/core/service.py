@@ -14,6 +14,7 @@ from app.core import crash_points
 from app.core.batch_store import BatchStore
 from app.core.batching import Batching
 from app.core.callbacks import CallbackSender, CheckedUrl, Signer, check_callback_url, secret_of
+from app.core.datasets import Dataset, DatasetLimits, entries_of_archive, entries_of_folder, read_dataset
 from app.core.dispatcher import Dispatcher
 from app.core.engine_options import EngineOptions, load_catalog
 from app.core.fleet import Fleet
@@ -76,9 +77,12 @@ class Service(Watching, Batching):
         if self.storage.shared is not None:
             self.storage.shared.claim(self._store.id)
         self._batches = BatchStore(self._store)
-        self._submission = Submission(self.storage, self.models, self._store.images)
+        self._submission = Submission(self.storage, self.models, self._store.images, self._store.get)
         self._watchers = Watchers(lambda job_id, on: self._dispatcher.set_preview(job_id, on))
-        self._dispatcher = Dispatcher(self._store, self.storage, self._watchers, options, self.devices, self._ended)
+        giving_way = [capability.name for capability in self.catalog if capability.gives_way]
+        self._dispatcher = Dispatcher(
+            self._store, self.storage, self._watchers, options, self.devices, self._ended, giving_way
+        )
         self._callbacks = CallbackSender(self._store.outbox, signer, self._client, clock=self._store.now)
         self._peers = self._meet_peers() if self._store.database.is_shared else None
         self._accepting = threading.Lock()
@@ -250,6 +254,13 @@ class Service(Watching, Batching):
         stored = self.storage.put(data, kind=kind)
         self.record_upload(stored, owner=owner, kind=kind)
         return stored
+
+    def take_in_dataset(self, source: bytes | str, *, owner: str = "") -> Dataset:
+        """Store the pictures of an archive's bytes, or of the operator's folder of this name: all of them or none."""
+        options = self.options
+        limits = DatasetLimits(options.dataset_pictures, options.dataset_bytes, options.dataset_folder)
+        entries = entries_of_archive(source, limits) if isinstance(source, bytes) else entries_of_folder(source, limits)
+        return read_dataset(entries, self, self.storage.open, owner=owner, limits=limits)
 
     def record_upload(self, stored: StoredImage, *, owner: str = "", kind: str = "image") -> None:
         """Remember whose a stored picture is."""

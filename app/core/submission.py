@@ -8,7 +8,7 @@ own `check` has passed. Nothing of what the caller wrote is echoed in a refusal.
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,9 @@ from pydantic import BaseModel, ValidationError
 from app.core.capability import Capability, image_fields
 from app.core.fields import SEED_LIMIT
 from app.core.image_index import ImageIndex
+from app.core.jobs import Job
 from app.core.storage import Storage
-from app.errors import InvalidRequest, MaskMismatch, UnknownImage, WeightsMissing
+from app.errors import Conflict, InvalidRequest, MaskMismatch, UnknownImage, UnknownJob, WeightsMissing
 from app.models.library import ModelLibrary, ModelRow
 
 RECOMMENDED = ("num_inference_steps", "guidance_scale", "true_cfg_scale", "scheduler")
@@ -36,6 +37,15 @@ SIZE_MULTIPLE = {"sd15": 8, "sdxl": 8}
 """Model family -> what its autoencoder makes widths and heights multiples of."""
 
 
+FindJob = Callable[[str], Job]
+"""The job of this id; `UnknownJob`."""
+
+
+def no_job(job_id: str) -> Job:
+    """Where no jobs are kept there is none."""
+    raise UnknownJob("There is no such job.")
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A resolved request as JSON, and the model that serves it."""
@@ -50,6 +60,17 @@ class DoorView:
 
     storage: Storage
     row: ModelRow | None
+    owner: str
+    find_job: FindJob
+
+    def ended_request(self, job: str) -> Mapping[str, Any]:
+        """See `Door`."""
+        found = self.find_job(job)
+        if found.owner != self.owner:
+            raise UnknownJob("There is no such job.")
+        if not found.status.is_terminal:
+            raise Conflict("That job has not ended yet.")
+        return {**found.request, "capability": found.capability}
 
     @property
     def size_multiple(self) -> int | None:
@@ -72,7 +93,8 @@ class DoorView:
 class Submission:
     """The checks of the door."""
 
-    def __init__(self, storage: Storage, models: ModelLibrary, images: ImageIndex) -> None:
+    def __init__(self, storage: Storage, models: ModelLibrary, images: ImageIndex, find_job: FindJob = no_job) -> None:
+        self._find_job = find_job
         self._storage = storage
         self._models = models
         self._images = images
@@ -99,7 +121,7 @@ class Submission:
         row = self._resolve(capability, values)
         resolved = _validate(capability.request, values)
         if capability.check is not None:
-            capability.check(resolved, DoorView(self._storage, row))
+            capability.check(resolved, DoorView(self._storage, row, owner, self._find_job))
         return Prepared(resolved.model_dump(mode="json"), row and row.spec.id)
 
     def owner_of(self, reference: str) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.core import crash_points
+from app.core.belongings import Belongings
 from app.core.capability import Capability, Request, Result
 from app.core.channel import Channel, Message
 from app.core.context import RunContext
@@ -63,6 +64,7 @@ class Worker:
         self._send = send
         self._inbox: queue.SimpleQueue[_Run | BaseException | None] = queue.SimpleQueue()
         self._runs: dict[str, _Run] = {}
+        self._coming_and_going = threading.Condition()
         self._runtime: Any = None
         self._chores: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._trouble: Exception | None = None
@@ -75,6 +77,7 @@ class Worker:
             checkpoint=crash_points.reach,
             shared=open_picture_store(options.pictures_url, cache_bytes=options.picture_cache_bytes),
         )
+        self._belongings = Belongings(options.home, options.training_keep_days)
         self._models = ModelLibrary(options.home)
         self._client = GuardedClient(options.trusted_hosts)
         search = (options.search_provider, options.search_url, options.search_key)
@@ -87,10 +90,13 @@ class Worker:
             run = _Run(message)
             if message["preview"]:
                 run.previewed.set()
-            self._runs[message["job"]] = run
+            with self._coming_and_going:
+                self._runs[message["job"]] = run
             self._inbox.put(run)
         elif kind == "cancel" and run is not None and run.message["attempt"] == message["attempt"]:
             run.cancelled.set()
+            with self._coming_and_going:
+                self._coming_and_going.notify_all()
             if self._runtime is not None:
                 self._runtime.nudge()
         elif kind == "preview" and run is not None:
@@ -194,11 +200,27 @@ class Worker:
             previewed=run.previewed,
             priority=run.message["priority"],
             search=self._search,
+            job=run.message["job"],
+            belongings=self._belongings,
+            give_way=lambda: self._give_way(run),
         )
         report("started", {})
         kind, data = self._attempt(run, context)
-        self._runs.pop(run.message["job"], None)
+        with self._coming_and_going:
+            self._runs.pop(run.message["job"], None)
+            self._coming_and_going.notify_all()
         report(kind, {**data, "step": context.step, "steps": context.steps, **self._state()})
+
+    def _give_way(self, run: _Run) -> None:
+        """Return when this worker holds no job of a higher priority, or the run is to end."""
+
+        def is_free() -> bool:
+            own = run.message["priority"]
+            others = [other for other in self._runs.values() if other is not run]
+            return run.cancelled.is_set() or all(other.message["priority"] <= own for other in others)
+
+        with self._coming_and_going:
+            self._coming_and_going.wait_for(is_free)
 
     def _attempt(self, run: _Run, context: RunContext) -> tuple[str, Message]:
         """Run the capability and save what it made; answers the message that ends the job."""
@@ -263,7 +285,7 @@ def runs_on(device: str, options: EngineOptions) -> str:
 
 def configuration(device: str, options: EngineOptions) -> Message:
     """The first message to a worker process: everything that it must know and no secret that it need not."""
-    values = {**asdict(options), "home": str(options.home)}
+    values = {**asdict(options), "home": str(options.home), "dataset_folder": None}
     values.update(database_url=None, hub_token=None, callback_secret=None)
     return {"type": "configure", "device": runs_on(device, options), "options": values}
 

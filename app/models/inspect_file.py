@@ -212,6 +212,11 @@ def _lora(header: Header, stem: str) -> Inspection | None:
 
 
 def _lora_family(header: Header) -> Family:
+    said = header.metadata.get("ss_base_model_version", "")
+    if said.startswith("sdxl_"):
+        return "sdxl"
+    if said.startswith("sd_v1"):
+        return "sd15"
     by_width = _family_by_width(header, r"attn2[._](processor\.)?to_k[._]lora(_A|_down|\.down)\b")
     if by_width is not None:
         return by_width

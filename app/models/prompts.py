@@ -188,9 +188,7 @@ def encode_text(encoders: Sequence[Encoder], text: str, clip_skip: int | None = 
     return EncodedText(tuple(encoded), pooled)
 
 
-def _encode_chunk(
-    encoder: Encoder, chunk: Chunk, clip_skip: int | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _encode_chunk(encoder: Encoder, chunk: Chunk, clip_skip: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     tokenizer, model = encoder.tokenizer, encoder.model
     filling = CHUNK - len(chunk.ids)
     ids = [tokenizer.bos_token_id, *chunk.ids, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * filling]

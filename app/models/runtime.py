@@ -17,6 +17,7 @@ from PIL import Image
 
 from app.core.attachments import Attachment
 from app.core.model_offload import AUTO, ModelCache, ModelState, Offload
+from app.core.training_fields import TrainingPlan
 from app.errors import InvalidRequest, OutOfMemory, ServiceError
 from app.models import adapters, compiling, previews
 from app.models.adapters import Addition
@@ -31,6 +32,7 @@ from app.models.pipelines import Checkpoint
 from app.models.prompts import Encoder, PromptEncoder
 from app.models.schedulers import start_at_sigma
 from app.models.step_batching import Session, StepBatcher
+from app.models.trainers import LoraTrainer, open_trainer
 
 ATTACHED = adapters.Outfit(("attached",))
 """Nothing on, but blocks must not run compiled: a compiler would write them anew for every face."""
@@ -83,12 +85,7 @@ class Runtime:
         inversions = [self._addition(id, "embedding", row) for id in textual_inversions]
         at = self.device
         key = key_of(row, parts, at)
-
-        def load() -> Checkpoint:
-            module, _, name = row.spec.loader.partition(":")
-            device = at.for_model(self._stored(row, parts))
-            return getattr(importlib.import_module(module), name)(row.spec, row.path, device, parts=parts)
-
+        load = functools.partial(self._load, row, parts, at)
         drop_replaced(self._cache, row.spec.id, key)
         with ExitStack() as stack:
             checkpoint = stack.enter_context(self._cache.borrow(key, load, estimate=self._estimate(row, parts)))
@@ -180,6 +177,36 @@ class Runtime:
                 additions = [self._addition(lora.model, "lora", row, lora.weight) for lora in loras]
                 stack.enter_context(editor.wearing(additions))
             yield editor
+
+    @contextmanager
+    def trainer(
+        self, model: str, plan: TrainingPlan, *, priority: int = 5, check: Callable[[], None] = lambda: None
+    ) -> Iterator[LoraTrainer]:
+        """A LoRA that learns on this model, whose weights stay pinned for the block and serve other borrowers too."""
+        row = self._library.require(model, task="text-to-image")
+        parts = [self._library.require(part) for part in row.spec.parts]
+        key = key_of(row, parts, self.device)
+        drop_replaced(self._cache, row.spec.id, key)
+        load = functools.partial(self._load, row, parts, self.device)
+        with self._cache.borrow(key, load, estimate=self._estimate(row, parts)) as checkpoint:
+
+            def pipeline_for(session: Session, scheduler: str | None) -> BorrowedPipeline:
+                prompts = _prompt_encoder(checkpoint, adapters.PLAIN.vectors, plain=False)
+                stock = checkpoint.view("text-to-image", scheduler)
+                more = {"device": checkpoint.device, "batcher": self.batcher, "session": session}
+                return BorrowedPipeline(stock, prompts, "text-to-image", **more)
+
+            session = Session(priority, check=check)
+            with open_trainer(
+                checkpoint, row.spec.family, plan, batcher=self.batcher, session=session, pipeline_for=pipeline_for
+            ) as trainer:
+                yield trainer
+
+    def _load(self, row: ModelRow, parts: Sequence[ModelRow], at: TorchDevice) -> Checkpoint:
+        """What the row's loader makes of its files and parts."""
+        module, _, name = row.spec.loader.partition(":")
+        device = at.for_model(self._stored(row, parts))
+        return getattr(importlib.import_module(module), name)(row.spec, row.path, device, parts=parts)
 
     @contextmanager
     def _dressed(

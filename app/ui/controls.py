@@ -213,10 +213,7 @@ def size(question: Question) -> Control:
         size_presets(choices.recommended("auto")), value="", label="Size", elem_classes=["eis-size-preset"]
     )
     with gr.Row():
-        boxes = [
-            number_box(label(name), placeholder=choices.automatic("auto", name))
-            for name in ("width", "height")
-        ]
+        boxes = [number_box(label(name), placeholder=choices.automatic("auto", name)) for name in ("width", "height")]
     presets.input(
         None,
         inputs=presets,
@@ -241,9 +238,7 @@ def size(question: Question) -> Control:
 
 
 def model(question: Question) -> Control:
-    widget = gr.Dropdown(
-        question.choices.entries(), value=question.info.get_default() or "auto", label=question.label
-    )
+    widget = gr.Dropdown(question.choices.entries(), value=question.info.get_default() or "auto", label=question.label)
     note = part(missing_note(question.choices, "auto"))
     name = question.name
 

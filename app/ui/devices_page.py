@@ -220,9 +220,9 @@ def choices_of(device: Mapping[str, Any]) -> str:
     switch = button("Disable" if on else "Enable", "disable" if on else "enable", device=name)
     return (
         f'<div class="eis-choice" role="listitem" data-device="{escape(name)}"><div class="eis-choice-name">'
-        f'<strong>{escape(device["name"])}</strong> <code>{escape(name)}</code></div>'
-        f'{chooser(f"Jobs: {at_once} at once", "seats", seats, device=name)}'
-        f'{chooser(said, "limit", shares, device=name)}{switch}</div>'
+        f"<strong>{escape(device['name'])}</strong> <code>{escape(name)}</code></div>"
+        f"{chooser(f'Jobs: {at_once} at once', 'seats', seats, device=name)}"
+        f"{chooser(said, 'limit', shares, device=name)}{switch}</div>"
     )
 
 

@@ -47,6 +47,7 @@ WORDS_AND_PICTURES = {"prompt", *PICTURES}
 LAST_KNOBS = ("num_inference_steps", "guidance_scale", "true_cfg_scale", "num_images_per_prompt", "seed", "loras")
 
 
+
 def members(annotation: Any) -> set[Any]:
     """The types that a value may have: those of a union, or the one."""
     return set(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else {annotation}

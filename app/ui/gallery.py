@@ -72,8 +72,14 @@ class Gallery:
 
     def models(self) -> list[tuple[str, str]]:
         """Entries of the model filter: what is installed."""
-        return [("any", ""), *((row.spec.title, row.spec.id) for row in self.service.models.rows()
-                               if row.installed and row.spec.kind == "checkpoint")]
+        return [
+            ("any", ""),
+            *(
+                (row.spec.title, row.spec.id)
+                for row in self.service.models.rows()
+                if row.installed and row.spec.kind == "checkpoint"
+            ),
+        ]
 
     async def open(self, prompt: str, capability: str, model: str, seed: str, shown: int, request: gr.Request) -> Any:
         """The tab was opened."""
@@ -149,5 +155,3 @@ def tile(image: Any) -> str:
         f'<img loading="lazy" src="{thumbnail_url(image.id)}" alt="{words or "A picture"}"><span class="eis-caption">'
         f"<span>{words}</span>{seed}</span></button>"
     )
-
-

@@ -31,9 +31,7 @@ def numbers(question: Question) -> Control:
         try:
             return [float(part) for part in (typed or "").replace(";", ",").split(",") if part.strip()]
         except ValueError:
-            raise InvalidRequest(
-                f"{question.label}: write numbers with commas between.", field=question.name
-            ) from None
+            raise InvalidRequest(f"{question.label}: write numbers with commas between.", field=question.name) from None
 
     control = plain(question, widget, read)
     control.show = lambda request: [gr.update(value=", ".join(f"{one:g}" for one in request.get(question.name) or ()))]

@@ -183,8 +183,8 @@ def choices_of(device: Mapping[str, Any]) -> str:
     return (
         f'<div class="eis-choice eis-two" role="listitem" data-device="{escape(name)}"><div class="eis-choice-name">'
         f"<code>{escape(name)}</code></div>"
-        f'{chooser(f"Weights: {way}", "offload", [*ways, default], device=name)}'
-        f'{chooser(f"Format: {number_format}", "precision", [*formats, default], device=name)}</div>'
+        f"{chooser(f'Weights: {way}', 'offload', [*ways, default], device=name)}"
+        f"{chooser(f'Format: {number_format}', 'precision', [*formats, default], device=name)}</div>"
     )
 
 

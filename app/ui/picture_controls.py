@@ -122,8 +122,7 @@ def pictures(question: Question) -> Control:
     required = question.info.is_required()
     with gr.Column(elem_classes=["eis-several"]):
         widgets = [
-            build(f"{question.label} {number}", optional=number > 1 or not required)
-            for number in range(1, count + 1)
+            build(f"{question.label} {number}", optional=number > 1 or not required) for number in range(1, count + 1)
         ]
 
     def read(*values: Mapping[str, Any] | None) -> dict[str, Any]:

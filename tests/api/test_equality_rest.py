@@ -218,9 +218,7 @@ def test_pixels_are_those_of_the_stock_pipeline(
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_the_comparison_would_see_another_scheduler(
-    checkpoints: dict[str, Checkpoint], family: str, task: str
-) -> None:
+def test_the_comparison_would_see_another_scheduler(checkpoints: dict[str, Checkpoint], family: str, task: str) -> None:
     for with_lora in (False, True):
         drawn = {
             checkpoints[family].drawn(task, name, style_of(task, name) if with_lora else None).tobytes()

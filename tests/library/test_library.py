@@ -78,6 +78,7 @@ def test_a_file_on_the_models_disk_needs_no_room_of_its_own(tmp_path: Path, monk
 
 
 UNPINNED = {
+    "cosxl-edit",
     "depth-anything-v2-small",
     "ecomid",
     "instruct-pix2pix",

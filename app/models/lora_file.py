@@ -1,0 +1,68 @@
+"""The file that a training writes: a LoRA with kohya's names, as A1111, ComfyUI and diffusers read it, and what it says
+of itself.
+
+The names are those of diffusers' blocks (`lora_unet_down_blocks_...`), which all three know for SD 1.5 and SDXL alike.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers.utils import convert_state_dict_to_kohya
+from safetensors.torch import save_file
+
+BASES = {"sd15": ("sd_v1", "stable-diffusion-v1/lora"), "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora")}
+"""Family -> what kohya calls its base, and the modelspec's word for such a LoRA."""
+
+
+def kohya_names(
+    family: str, networks: Mapping[str, Mapping[str, torch.Tensor]], alpha: float
+) -> dict[str, torch.Tensor]:
+    """peft's matrices of each component (`unet`, `text_encoder`, `text_encoder_2`) under kohya's names, with alpha."""
+    state: dict[str, torch.Tensor] = {}
+    for component, matrices in networks.items():
+        prefix = component
+        if component != "unet":
+            # Files name CLIP's layers under a `text_model`, whether the installed transformers has one or not.
+            prefix += "" if any(name.startswith("text_model.") for name in matrices) else ".text_model"
+        state |= {f"{prefix}.{name}": tensor for name, tensor in matrices.items()}
+    named = convert_state_dict_to_kohya(state)
+    found = {}
+    for name, tensor in named.items():
+        if family == "sd15":
+            name = name.replace("lora_te1_", "lora_te_", 1)
+        found[name] = torch.tensor(float(alpha)) if name.endswith(".alpha") else tensor.contiguous()
+    return found
+
+
+def metadata_of(family: str, *, rank: int, alpha: float, told: Mapping[str, str]) -> dict[str, str]:
+    """What the file says of itself: kohya's `ss_*` keys and the modelspec's; `told` wins."""
+    base, architecture = BASES[family]
+    return {
+        "format": "pt",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": f"{alpha:g}",
+        "ss_base_model_version": base,
+        "ss_v2": "False",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": "diffusers",
+        **told,
+    }
+
+
+def write_lora(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the file; texts that are no JSON strings are refused by the format itself."""
+    save_file(dict(tensors), path, metadata={name: str(value) for name, value in metadata.items()})
+
+
+def tag_frequency(captions: list[str]) -> str:
+    """kohya's `ss_tag_frequency`: how often each comma-separated tag stands in the captions."""
+    counts: dict[str, int] = {}
+    for caption in captions:
+        for tag in caption.split(","):
+            if tag.strip():
+                counts[tag.strip()] = counts.get(tag.strip(), 0) + 1
+    return json.dumps({"dataset": counts}, ensure_ascii=True)

@@ -1,0 +1,57 @@
+"""The loss of a diffusion model that learns what was put under the noise, as diffusers' training scripts define it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.training_utils import compute_snr
+
+
+def denoising_losses(
+    unet: Any,
+    noise_scheduler: Any,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    *,
+    conditions: Mapping[str, Any],
+    snr_gamma: float | None = None,
+) -> torch.Tensor:
+    """The loss of each row [rows]: the squared error of what the UNet foretells at these timesteps.
+
+    `latents` and `noise` are [rows, channels, h, w], `timesteps` [rows]; `conditions` are the UNet's own arguments
+    (`encoder_hidden_states`, `added_cond_kwargs`). `snr_gamma` weighs by min-SNR (Hang et al., 2023).
+    """
+    noisy = noise_scheduler.add_noise(latents, noise, timesteps)
+    predicted = unet(noisy, timesteps, return_dict=False, **conditions)[0]
+    kind = noise_scheduler.config.prediction_type
+    if kind == "epsilon":
+        target = noise
+    elif kind == "v_prediction":
+        target = noise_scheduler.get_velocity(latents, noise, timesteps)
+    else:
+        target = latents
+    losses = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    if snr_gamma is None:
+        return losses
+    snr = compute_snr(noise_scheduler, timesteps)
+    least = torch.clamp(snr, max=snr_gamma)
+    weights = least / (snr + 1) if kind == "v_prediction" else least if kind == "sample" else least / snr
+    return losses * weights
+
+
+def draw_noise(
+    generator: torch.Generator, moments: torch.Tensor, scaling_factor: float, shift: float, train_timesteps: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents out of their distribution [rows, 2 * channels, h, w], noise like them, and a timestep for each row.
+
+    All on the generator's device, in this order.
+    """
+    mean, log_variance = moments.chunk(2, dim=1)
+    deviation = torch.exp(0.5 * torch.clamp(log_variance, -30.0, 20.0))
+    latents = mean + deviation * torch.randn(mean.shape, generator=generator)
+    latents = (latents - shift) * scaling_factor
+    noise = torch.randn(latents.shape, generator=generator)
+    timesteps = torch.randint(0, train_timesteps, (len(latents),), generator=generator)
+    return latents, noise, timesteps
