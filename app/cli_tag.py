@@ -20,7 +20,7 @@ from app.errors import InvalidRequest, ServiceError
 
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif"})
 PICTURES_A_JOB = 64
-PICTURES = ("image", "images")
+PICTURES = ("image", "further_images")
 CAPABILITY = "tag-image"
 
 
@@ -50,7 +50,7 @@ def act(options: argparse.Namespace) -> int:
                 failed += len(wanted[start : start + PICTURES_A_JOB]) - len(stored)
                 if not stored:
                     continue
-                payload = {**given, "image": stored[0][1], "images": [reference for _, reference in stored[1:]]}
+                payload = {**given, "image": stored[0][1], "further_images": [reference for _, reference in stored[1:]]}
                 title = f"tag {start + 1}-{start + len(stored)} of {len(wanted)}"
                 job = inline.run(capability, payload, quiet=options.quiet, title=title)
                 for (path, _), told in zip(stored, job.result["data"]["pictures"], strict=True):

@@ -49,7 +49,7 @@ def _service(rounds: int) -> Row:
 
 def tag(running: Any, references: list[str]) -> list[dict[str, Any]]:
     """The pictures' tags by one request."""
-    wish = {"image": references[0], "images": references[1:], "tagger": "pocket-tagger"}
+    wish = {"image": references[0], "further_images": references[1:], "tagger": "pocket-tagger"}
     answer = running.client.post("/api/v1/tag-image?wait=300", content=json.dumps(wish), timeout=600,
                                  headers={"content-type": "application/json"})  # fmt: skip
     assert answer.status_code == 200, answer.text

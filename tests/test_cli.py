@@ -338,9 +338,9 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert any(line.startswith("* pocket") for line in lines) and any(line.startswith("  sdxl ") for line in lines)
     assert cli.main(["models", "list", "--installed", "--json"]) == 0
     installed = [row["id"] for row in json.loads(capsys.readouterr().out)]
-    of_opencv = ["grabcut", "opencv-inpaint"]
-    assert installed[0] == "pocket" and set(of_opencv) <= set(installed)
-    assert all(name.startswith("pocket-") for name in installed[1:] if name not in of_opencv), installed
+    without_weights = {"grabcut", "opencv-inpaint", "lanczos"}
+    assert installed[0] == "pocket" and without_weights <= set(installed)
+    assert all(name.startswith("pocket-") for name in installed[1:] if name not in without_weights), installed
     assert cli.main(["models", "show", "sdxl"]) == 0
     assert "eis models pull sdxl" in (told := capsys.readouterr().out) and "https://" in told
     assert cli.main(["models", "pull", "pocket"]) == 0 and "already" in capsys.readouterr().out

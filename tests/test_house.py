@@ -67,6 +67,7 @@ CONTRACT = {
     "app.core.fields",
     "app.core.capability",
     "app.core.attachments",
+    "app.core.borrowed_models",
     "app.core.control_fields",
     "app.core.edit_fields",
     "app.core.enhance_fields",

@@ -32,6 +32,7 @@ from app.core.picture_store import PictureStore
 from app.errors import InvalidRequest, StorageFull, Unavailable, UnknownImage
 from app.imaging.decode import decode_to_png
 from app.imaging.metadata import MEDIA_TYPES, Origin, encode, read_origin
+from app.imaging.on_white import flat
 
 _ALPHABET = string.digits + string.ascii_lowercase
 _REFERENCE = re.compile(r"[0-9a-z]{26}")
@@ -352,15 +353,6 @@ class Storage:
         shared.note_copy(self._folder, size)
         with suppress(FileNotFoundError):
             part.rename(final)
-
-
-def flat(image: Image.Image) -> Image.Image:
-    """A stored picture as PIL RGB; what is transparent shows white."""
-    if image.mode != "RGBA":
-        return image.convert("RGB")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(image.convert("RGB"), mask=image.getchannel("A"))
-    return white
 
 
 def new_reference() -> str:

@@ -16,7 +16,7 @@ class TagImageRequest(Request):
     """Pictures, and which of their tags are taken."""
 
     image: SeenImage
-    images: fields.TaggedImages = ()
+    further_images: fields.TaggedImages = ()
     tagger: fields.Tagger = "auto"
     threshold: fields.Threshold = 0.35
     character_threshold: fields.CharacterThreshold = 0.85
@@ -31,7 +31,7 @@ class TagImageRequest(Request):
     @property
     def references(self) -> tuple[str, ...]:
         """Every picture, in order."""
-        return (self.image, *self.images)
+        return (self.image, *self.further_images)
 
     @property
     def wish(self) -> Wish:
@@ -61,7 +61,7 @@ def run(request: TagImageRequest, context: Context) -> Result:
             found = tagged(scores, tagger.labels, request.wish)
             pictures.append({"image": references[number], **described(found)})
             context.progress(number + 1, len(references))
-    if not request.images:
+    if not request.further_images:
         context.tell_stage("caption", pictures[0]["caption"] or "No tag reached the threshold.")
     data = {"tagger": request.tagger, "pictures": pictures, "stages": list(context.stages)}
     return Result(data=data, notes=notes(request))

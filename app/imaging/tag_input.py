@@ -3,7 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from app.imaging.decode_child import to_rgb
+from app.imaging.decode_child import to_colours
+from app.imaging.on_white import flat
 
 
 def tagger_input(image: Image.Image, side: int) -> np.ndarray:
@@ -11,7 +12,7 @@ def tagger_input(image: Image.Image, side: int) -> np.ndarray:
 
     As the taggers' author prepares pictures for the ONNX files; any mode is taken, 16-bit greys at their own depth.
     """
-    image = image if image.mode == "RGB" else to_rgb(image)
+    image = image if image.mode == "RGB" else flat(to_colours(image))
     longest = max(image.size)
     if image.size != (longest, longest):
         square = Image.new("RGB", (longest, longest), "white")

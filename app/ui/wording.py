@@ -32,7 +32,6 @@ LABELS = {
     "ground": "Prompt that facts are added to",
     "guidance_scale": "Guidance",
     "image": "Picture",
-    "images": "Further picture",
     "instantid_model": "InstantID weights",
     "ip_adapter_blocks": "Blocks that look at the picture",
     "ip_adapter_images": "Picture as a prompt",

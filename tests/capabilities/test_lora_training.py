@@ -165,8 +165,8 @@ def test_class_pictures_samples_and_the_loss_curve(service, images):
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-000004"]
 
 
-def bad(service, images, **changes):
-    return service.submit("lora-training", {**WISH, "images": images, **changes})
+def bad(service, references, **changes):
+    return service.submit("lora-training", {**WISH, "images": references, **changes})
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_bad_wishes_are_refused_at_the_door(service, images, changes, field):
 
 def test_going_on_asks_for_the_same_training_of_the_same_owner(service, images, unbroken):
     with pytest.raises(InvalidRequest, match="rank"):
-        bad(service, images, rank=3, resume_from=unbroken.id)
+        bad(service, images, rank=3, lora_alpha=unbroken.request["lora_alpha"], resume_from=unbroken.id)
     with pytest.raises(UnknownJob):
         bad(service, images, resume_from="a" * 26)
     other = end_of(

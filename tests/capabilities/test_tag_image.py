@@ -46,7 +46,7 @@ def studio(home: Path) -> Iterator[Running]:
 
 def tagged(studio: Running, images: list[Image.Image], **wish: Any) -> dict[str, Any]:
     first, *more = [studio.upload(png(image)) for image in images]
-    answer = studio.client.post(WAIT, json={"image": first, "images": more, **wish}, timeout=180)
+    answer = studio.client.post(WAIT, json={"image": first, "further_images": more, **wish}, timeout=180)
     assert answer.status_code == 200, answer.text
     return answer.json()["result"]
 
@@ -72,7 +72,9 @@ def test_a_wish_changes_words_and_thresholds(studio: Running) -> None:
     assert nothing["stages"] == [{"stage": "caption", "text": "No tag reached the threshold."}]
 
 
-@pytest.mark.parametrize("wish", [{"threshold": 1.1}, {"exclude": [""]}, {"tagger": "pocket"}, {"images": ["x"]}])
+@pytest.mark.parametrize(
+    "wish", [{"threshold": 1.1}, {"exclude": [""]}, {"tagger": "pocket"}, {"further_images": ["x"]}]
+)
 def test_what_cannot_be_is_refused(studio: Running, wish: dict[str, Any]) -> None:
     answer = studio.client.post(WAIT, json={"image": studio.upload(png(plain(RED))), **wish})
     assert 400 <= answer.status_code < 500, answer.text

@@ -88,13 +88,16 @@ UNPINNED = {
     "step1x-edit-v1p1",
     "step1x-edit-v1p2",
     "vitpose-base",
+    "wd-eva02-large-tagger-v3",
+    "wd-vit-large-tagger-v3",
+    "wd-vit-tagger-v3",
     *(spec.id for spec in QWEN),
     *(spec.id for spec in CONTROLNETS if spec.id not in {"controlnet-openpose-sd15", "controlnet-union-sdxl"}),
 }
 """Whose commit and bytes no public source states: they are pinned by the first pull."""
 LIMITING = ("RAIL", "Fair AI")
 """Licences that allow commercial use and limit use all the same."""
-STORED_KINDS = ("/*", ".json", ".safetensors", ".gguf", ".onnx")
+STORED_KINDS = ("/*", ".json", ".safetensors", ".gguf", ".onnx", ".csv")
 
 
 def test_the_catalogs_rows_hold_together():

@@ -48,7 +48,8 @@ def test_every_field_has_a_widget_and_the_untouched_form_validates(capability, l
     assert len(form.widgets) == len(form.show({})) == len(form.refresh("auto"))
 
     values = values_of(form)
-    payload = form.read(values) | {name: value for name, value in capability.example.items() if name == "prompt"}
+    words = {name: value for name, value in capability.example.items() if name in {"prompt", "query"}}
+    payload = form.read(values) | words
     for name, kind in kinds(capability.request).items():
         if kind == "mask":
             payload[name] = "0" * 26
