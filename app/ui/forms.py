@@ -34,6 +34,7 @@ from app.ui.controls import (
     text,
     tick,
 )
+from app.ui.dataset_controls import dataset
 from app.ui.list_controls import lines, numbers, several
 from app.ui.model_choices import ModelChoices
 from app.ui.picture_controls import picture, pictures
@@ -66,7 +67,7 @@ KINDS: dict[str, Callable[[Question], Control]] = {
     "faces": numbers,
     "mask": picture,
 }
-NAMES: dict[str, Callable[[Question], Control]] = {"control_image": control_rows}
+NAMES: dict[str, Callable[[Question], Control]] = {"control_image": control_rows, "images": dataset}
 """Fields with a widget of their own, which covers those that hold a list beside them."""
 
 

@@ -165,8 +165,8 @@ def test_class_pictures_samples_and_the_loss_curve(service, images):
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-000004"]
 
 
-def bad(service, images, **changes):
-    return service.submit("lora-training", {**WISH, "images": images, **changes})
+def bad(service, images, changes):
+    return service.submit("lora-training", {**WISH, "images": images} | changes)
 
 
 @pytest.mark.parametrize(
@@ -188,28 +188,28 @@ def bad(service, images, **changes):
 def test_bad_wishes_are_refused_at_the_door(service, images, changes, field):
     before = service.list_jobs()[1]
     with pytest.raises(InvalidRequest) as refusal:
-        bad(service, images, **changes)
+        bad(service, images, changes)
     assert field in str(refusal.value.details) + refusal.value.message
     assert service.list_jobs()[1] == before
 
 
 def test_going_on_asks_for_the_same_training_of_the_same_owner(service, images, unbroken):
     with pytest.raises(InvalidRequest, match="rank"):
-        bad(service, images, rank=3, resume_from=unbroken.id)
+        bad(service, images, {"rank": 3, "lora_alpha": 2.0, "resume_from": unbroken.id})
     with pytest.raises(UnknownJob):
-        bad(service, images, resume_from="a" * 26)
+        bad(service, images, {"resume_from": "a" * 26})
     other = end_of(
         service, service.submit("text-to-image", {"prompt": "a", "model": "tiny-sd15", "num_inference_steps": 1})
     )
     with pytest.raises(InvalidRequest, match="no training"):
-        bad(service, images, resume_from=other.id)
+        bad(service, images, {"resume_from": other.id})
     mine = service.upload(drawn(0), owner="bob").id
     with pytest.raises(UnknownJob):
         service.submit("lora-training", {**WISH, "images": [mine], "resume_from": unbroken.id}, owner="bob")
     service.pause_queue(True)
     waiting = service.submit("text-to-image", {"prompt": "a", "model": "tiny-sd15"})
     with pytest.raises(Conflict):
-        bad(service, images, resume_from=waiting.id)
+        bad(service, images, {"resume_from": waiting.id})
     service.cancel(waiting.id)
     service.pause_queue(False)
 
