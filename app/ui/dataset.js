@@ -4,7 +4,7 @@
 (() => {
   const { make } = window.eis;
   const ACCEPT = "image/png,image/jpeg,image/webp,image/avif,.zip,.tar,.gz,.tgz,.bz2,.xz,.txt";
-  const NEAR = 6;
+  const RISE = 3, NEAR = 12, NEAR_COLOUR = 24;
   const stem = (name) => name.replace(/\.[^.]*$/, "");
   const isText = (file) => /\.txt$/i.test(file.name);
 
@@ -17,18 +17,22 @@
     return json;
   }
 
-  /* As app/imaging/near_duplicates.py: whether brightness rises from each place to the next, on 9 x 8 places. */
+  /* As app/imaging/near_duplicates.py: whether brightness rises from each of 9 x 9 places to the next, and the colour. */
   function hashOf(image) {
-    const canvas = make("canvas", { width: 9, height: 8 });
+    const canvas = make("canvas", { width: 9, height: 9 });
     const pen = canvas.getContext("2d", { willReadFrequently: true });
     pen.imageSmoothingQuality = "high";
-    pen.drawImage(image, 0, 0, 9, 8);
-    const { data } = pen.getImageData(0, 0, 9, 8);
+    pen.drawImage(image, 0, 0, 9, 9);
+    const { data } = pen.getImageData(0, 0, 9, 9);
     const grey = (at) => 0.299 * data[4 * at] + 0.587 * data[4 * at + 1] + 0.114 * data[4 * at + 2];
-    const bits = [];
-    for (let y = 0; y < 8; y += 1) for (let x = 0; x < 8; x += 1) bits.push(grey(9 * y + x + 1) > grey(9 * y + x));
-    return bits;
+    const bits = [], colour = [0, 0, 0];
+    for (let y = 0; y < 8; y += 1) for (let x = 0; x < 8; x += 1) bits.push(grey(9 * y + x + 1) - grey(9 * y + x) > RISE);
+    for (let y = 0; y < 8; y += 1) for (let x = 0; x < 8; x += 1) bits.push(grey(9 * y + x + 9) - grey(9 * y + x) > RISE);
+    for (let at = 0; at < 81; at += 1) for (const channel of [0, 1, 2]) colour[channel] += data[4 * at + channel] / 81;
+    return { bits, colour };
   }
+  const alike = (one, other) => one.bits.filter((bit, at) => bit !== other.bits[at]).length <= NEAR
+    && one.colour.every((level, channel) => Math.abs(level - other.colour[channel]) <= NEAR_COLOUR);
 
   eis.dataset = (element, props, watch, { title, limit }) => {
     const root = element.querySelector(".eis-dataset");
@@ -83,7 +87,7 @@
       let count = 0;
       for (const [at, row] of [...rows.children].entries()) {
         const mine = hashes.get(seen[at]?.image);
-        const near = (other) => { const bits = hashes.get(other.image); return mine && bits && bits.filter((bit, i) => bit !== mine[i]).length <= NEAR; };
+        const near = (other) => { const its = hashes.get(other.image); return mine && its && alike(mine, its); };
         const twin = seen.slice(0, at).findIndex(near);
         row.querySelector(".eis-twin").textContent = twin < 0 ? "" : `looks like ${twin + 1}`;
         row.classList.toggle("twin", twin >= 0);

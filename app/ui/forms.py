@@ -39,7 +39,7 @@ from app.ui.list_controls import lines, numbers, several
 from app.ui.model_choices import ModelChoices
 from app.ui.picture_controls import picture, pictures
 
-IN_SIGHT = {"strength"}
+IN_SIGHT = {"strength", "trigger_word"}
 """Knobs that stand beside the others although an empty box means something for them."""
 
 ADVANCED = {"second_pass_strength", "mask_blur", "seam"}

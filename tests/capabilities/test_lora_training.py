@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import signal
 import time
 
@@ -15,6 +16,7 @@ from app.core.training_notebook import Notebook, newest_checkpoint
 from app.errors import Conflict, InvalidRequest, UnknownJob
 from app.imaging.loss_curve import loss_curve, training_picture
 from app.imaging.near_duplicates import near_duplicates, picture_hash
+from app.pocket import world
 from tests.engine.conftest import options, until
 
 SECONDS = 240.0
@@ -251,6 +253,14 @@ def test_near_duplicates_are_found_and_others_are_not():
     pictures = [Image.open(io.BytesIO(drawn(number)), formats=["PNG"]) for number in range(12)]
     small, bright = pictures[3].resize((40, 40)), pictures[5].point(lambda value: min(255, value + 12))
     assert near_duplicates([picture_hash(image) for image in [*pictures, small, bright]]) == [[3, 12], [5, 13]]
+    chance = random.Random(1)
+    plain = [world.draw(world.random_scene(chance)) for _ in range(60)]
+    assert near_duplicates([picture_hash(image) for image in plain]) == []
+    for image in plain:
+        buffer = io.BytesIO()
+        image.resize((100, 100)).save(buffer, "WEBP", quality=70)
+        again = Image.open(buffer, formats=["WEBP"])
+        assert near_duplicates([picture_hash(image), picture_hash(again)]) == [[0, 1]]
 
 
 def test_the_curve_is_drawn_and_the_samples_stand_below_it():
