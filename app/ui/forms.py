@@ -34,12 +34,13 @@ from app.ui.controls import (
     text,
     tick,
 )
+from app.ui.dataset_controls import dataset
 from app.ui.list_controls import lines, numbers, several
 from app.ui.model_choices import ModelChoices
 from app.ui.picture_controls import picture, pictures
 
-IN_SIGHT = {"kind", "strength", "tagger", "control_type", "keep_lines"}
-"""Knobs that stand beside the others although they have a value of their own: they say what is made."""
+IN_SIGHT = {"kind", "strength", "tagger", "control_type", "keep_lines", "trigger_word"}
+"""Knobs that stand beside the others although the usual rule would put them under Advanced: they say what is made."""
 
 ADVANCED = {"second_pass_strength", "mask_blur", "seam"}
 PICTURES = {"image", "images", "mask"}
@@ -67,7 +68,7 @@ KINDS: dict[str, Callable[[Question], Control]] = {
     "faces": numbers,
     "mask": picture,
 }
-NAMES: dict[str, Callable[[Question], Control]] = {"control_image": control_rows}
+NAMES: dict[str, Callable[[Question], Control]] = {"control_image": control_rows, "images": dataset}
 """Fields with a widget of their own, which covers those that hold a list beside them."""
 
 

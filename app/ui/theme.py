@@ -35,8 +35,8 @@ NEUTRAL = Color(
     c950="#101317",
 )
 SANS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Cantarell", "Noto Sans", "sans-serif"]
-STYLES = ("style.css", "people.css", "things.css", "findings.css", "slider.css", "devices.css")
-SCRIPTS = ("page.js", "picture.js", "faces.js", "things.js", "findings.js", "slider.js", "models.js")
+STYLES = ("style.css", "people.css", "things.css", "findings.css", "slider.css", "dataset.css", "devices.css")
+SCRIPTS = ("page.js", "picture.js", "faces.js", "things.js", "findings.js", "slider.js", "dataset.js", "models.js")
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import signal
 import time
 
@@ -15,6 +16,7 @@ from app.core.training_notebook import Notebook, newest_checkpoint
 from app.errors import Conflict, InvalidRequest, UnknownJob
 from app.imaging.loss_curve import loss_curve, training_picture
 from app.imaging.near_duplicates import near_duplicates, picture_hash
+from app.pocket import world
 from tests.engine.conftest import options, until
 
 SECONDS = 240.0
@@ -165,8 +167,8 @@ def test_class_pictures_samples_and_the_loss_curve(service, images):
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-000004"]
 
 
-def bad(service, references, **changes):
-    return service.submit("lora-training", {**WISH, "images": references, **changes})
+def bad(service, images, changes):
+    return service.submit("lora-training", {**WISH, "images": images} | changes)
 
 
 @pytest.mark.parametrize(
@@ -188,28 +190,28 @@ def bad(service, references, **changes):
 def test_bad_wishes_are_refused_at_the_door(service, images, changes, field):
     before = service.list_jobs()[1]
     with pytest.raises(InvalidRequest) as refusal:
-        bad(service, images, **changes)
+        bad(service, images, changes)
     assert field in str(refusal.value.details) + refusal.value.message
     assert service.list_jobs()[1] == before
 
 
 def test_going_on_asks_for_the_same_training_of_the_same_owner(service, images, unbroken):
     with pytest.raises(InvalidRequest, match="rank"):
-        bad(service, images, rank=3, lora_alpha=unbroken.request["lora_alpha"], resume_from=unbroken.id)
+        bad(service, images, {"rank": 3, "lora_alpha": 2.0, "resume_from": unbroken.id})
     with pytest.raises(UnknownJob):
-        bad(service, images, resume_from="a" * 26)
+        bad(service, images, {"resume_from": "a" * 26})
     other = end_of(
         service, service.submit("text-to-image", {"prompt": "a", "model": "tiny-sd15", "num_inference_steps": 1})
     )
     with pytest.raises(InvalidRequest, match="no training"):
-        bad(service, images, resume_from=other.id)
+        bad(service, images, {"resume_from": other.id})
     mine = service.upload(drawn(0), owner="bob").id
     with pytest.raises(UnknownJob):
         service.submit("lora-training", {**WISH, "images": [mine], "resume_from": unbroken.id}, owner="bob")
     service.pause_queue(True)
     waiting = service.submit("text-to-image", {"prompt": "a", "model": "tiny-sd15"})
     with pytest.raises(Conflict):
-        bad(service, images, resume_from=waiting.id)
+        bad(service, images, {"resume_from": waiting.id})
     service.cancel(waiting.id)
     service.pause_queue(False)
 
@@ -251,6 +253,14 @@ def test_near_duplicates_are_found_and_others_are_not():
     pictures = [Image.open(io.BytesIO(drawn(number)), formats=["PNG"]) for number in range(12)]
     small, bright = pictures[3].resize((40, 40)), pictures[5].point(lambda value: min(255, value + 12))
     assert near_duplicates([picture_hash(image) for image in [*pictures, small, bright]]) == [[3, 12], [5, 13]]
+    chance = random.Random(1)
+    plain = [world.draw(world.random_scene(chance)) for _ in range(60)]
+    assert near_duplicates([picture_hash(image) for image in plain]) == []
+    for image in plain:
+        buffer = io.BytesIO()
+        image.resize((100, 100)).save(buffer, "WEBP", quality=70)
+        again = Image.open(buffer, formats=["WEBP"])
+        assert near_duplicates([picture_hash(image), picture_hash(again)]) == [[0, 1]]
 
 
 def test_the_curve_is_drawn_and_the_samples_stand_below_it():

@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field
 
 from app.core.capability import Capability, Request, Result
-from app.core.catalog import CATALOG
+from app.core.catalog import CATALOG, find
 from app.core.fields import ImageReference, InitImage, MaskImage, field
 from app.errors import InvalidRequest
 from app.models.library import ModelLibrary
@@ -37,7 +37,9 @@ def form_of(capability: Capability, library: ModelLibrary) -> Form:
 def values_of(form: Form) -> list[Any]:
     """What the browser would send for an untouched form, with a picture in every picture input."""
     taking = set(form.pictures.values())
-    return [PICTURE if widget in taking else widget.value for widget in form.widgets]
+    datasets = {form.widget("images")} if form.widget("captions") else set()
+    value = {True: {"pictures": [{**PICTURE, "caption": ""}]}, False: PICTURE}
+    return [value[widget in datasets] if widget in taking | datasets else widget.value for widget in form.widgets]
 
 
 @pytest.mark.parametrize("capability", CATALOG, ids=lambda capability: capability.name)
@@ -48,8 +50,8 @@ def test_every_field_has_a_widget_and_the_untouched_form_validates(capability, l
     assert len(form.widgets) == len(form.show({})) == len(form.refresh("auto"))
 
     values = values_of(form)
-    words = {name: value for name, value in capability.example.items() if name in {"prompt", "query"}}
-    payload = form.read(values) | words
+    typed = {"prompt", "query", "name"}
+    payload = form.read(values) | {name: value for name, value in capability.example.items() if name in typed}
     for name, kind in kinds(capability.request).items():
         if kind == "mask":
             payload[name] = "0" * 26
@@ -284,3 +286,17 @@ def test_a_list_of_texts_has_a_line_for_each(library):
     control = next(control for control in form.controls if control.fields == ("instructions",))
     assert control.read("make it winter\n\nadd glasses\n") == {"instructions": ["make it winter", "add glasses"]}
     assert control.show({"instructions": ["winter", "glasses"]})[0]["value"] == "winter\nglasses"
+
+
+def test_a_dataset_reads_its_captions_and_shows_a_jobs_pictures_again(library):
+    form = form_of(find("lora-training"), library)
+    control = next(control for control in form.controls if "captions" in control.fields)
+    said = (("a", ""), ("b", "a cat"))
+    rows = [{"image": letter * 26, "name": "a.png", "caption": caption} for letter, caption in said]
+    read = control.read({"pictures": rows})
+    assert read == {"images": ["a" * 26, "b" * 26], "captions": ["", "a cat"]}
+    shown = control.show(read)[0]["value"]["pictures"]
+    assert [(row["image"], row["caption"]) for row in shown] == [("a" * 26, ""), ("b" * 26, "a cat")]
+    assert control.read({"pictures": rows[:1]}) == {"images": ["a" * 26]}
+    with pytest.raises(InvalidRequest):
+        control.read({"pictures": []})
