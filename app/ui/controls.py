@@ -194,7 +194,8 @@ def tick(question: Question) -> Control:
 
 
 def text(question: Question) -> Control:
-    widget = gr.Textbox(label=question.label, info=question.description, value=question.info.get_default() or "")
+    default = "" if question.info.is_required() else question.info.get_default() or ""
+    widget = gr.Textbox(label=question.label, info=question.description, value=default)
     return plain(question, widget, lambda value: value or (None if question.nullable else ""))
 
 

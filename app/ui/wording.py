@@ -93,10 +93,21 @@ LABELS = {
     "upscaler": "Made larger by",
     "vae_tiling": "Decode in tiles",
 }
-VERBS = {"tag-image": "Tag", "web-search": "Search"}
-"""What the button says of capabilities that make no picture."""
+VERBS = {
+    "tag-image": "Tag",
+    "web-search": "Search",
+    "detect-faces": "Detect",
+    "lora-training": "Train",
+    "upscale": "Upscale",
+    "restore-face": "Restore",
+}
+"""What the button says where it does not generate."""
 
-GREETINGS = {"tag-image": "The tags of your pictures appear here.", "web-search": "What the web has appears here."}
+GREETINGS = {
+    "tag-image": "The tags of your pictures appear here.",
+    "web-search": "What the web has appears here.",
+    "lora-training": "The loss and samples appear here while it learns, and the LoRA's name when it has.",
+}
 
 STATUS_WORDS = {
     "queued": "Waiting",

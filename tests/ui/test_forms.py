@@ -49,6 +49,7 @@ def test_every_field_has_a_widget_and_the_untouched_form_validates(capability, l
     assert covered == set(capability.request.model_fields)
     assert len(form.widgets) == len(form.show({})) == len(form.refresh("auto"))
 
+    assert not [widget.value for widget in form.widgets if "Undefined" in str(widget.value)], "a box without a default"
     values = values_of(form)
     typed = {"prompt", "query", "name"}
     payload = form.read(values) | {name: value for name, value in capability.example.items() if name in typed}
