@@ -40,6 +40,8 @@ def in_words(faces: list[Face]) -> list[dict[str, Any]]:
 DETECT_FACES = Capability(
     name="detect-faces",
     title="Detect faces",
+    tab="enhance",
+    group_title="Enhance",
     summary="Find the faces of a picture and number them, largest first.",
     request=DetectFacesRequest,
     run=run,

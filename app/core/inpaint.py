@@ -49,6 +49,7 @@ def run(request: InpaintRequest, context: Context) -> Result:
 INPAINT = Capability(
     name="inpaint",
     title="Inpaint",
+    tab="inpaint",
     summary="Repaint the white part of a mask and keep every byte outside it.",
     request=InpaintRequest,
     run=run,

@@ -79,6 +79,7 @@ def sheet_for(
 OUTPAINT = Capability(
     name="outpaint",
     title="Outpaint",
+    tab="inpaint",
     summary="Go on painting beyond the edges of a picture.",
     request=OutpaintRequest,
     run=run,

@@ -13,14 +13,14 @@ pytestmark = pytest.mark.browser
 
 
 def tab(page, name: str) -> None:
-    """Go to a tab; what has no room in the row stands in the menu at its end."""
+    """Go to a tab, the outer one where a sub-tab has its name; what has no room stands in the menu at the row's end."""
     found = page.get_by_role("tab", name=name, exact=True)
     page.locator(".eis-tabs").first.wait_for()
     if not found.count() or not found.first.is_visible():
         page.locator(".eis-tabs .overflow-menu > button").first.click()
         page.locator(".overflow-dropdown button", has_text=name).first.click()
         return
-    found.click()
+    found.first.click()
 
 
 def wish(page, prompt: str, *, steps: int = 3, seconds: float = 0.05, seed: int | None = None) -> None:
