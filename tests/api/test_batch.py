@@ -125,11 +125,11 @@ def test_short_names_and_what_is_not_there(server: Running) -> None:
     answer = server.client.post(f"{BATCH}/submit", json={"handler": "generate", "request": {"prompt": "a red car"}})
     assert (answer.status_code, answer.json()["capability"]) == (202, "text-to-image")
     assert answer.headers["location"] == f"{BATCH}/status/{answer.json()['id']}"
-    error = refused(server, {"handler": "upscale", "request": {}}, 404, "submit")
-    assert error["code"] == "unknown_capability" and "upscale" in error["message"]
-    wanting = refused(server, {"handler": "face_swap", "request": {}}, 422, "submit")
-    assert "image" in wanting["message"], "face_swap is a capability, and says what it wants"
-    assert "generate" in refused(server, {"handler": "none", "request": {}}, 404, "submit")["message"]
+    for name in ("upscale", "face_swap"):
+        wanting = refused(server, {"handler": name, "request": {}}, 422, "submit")
+        assert "image" in wanting["message"], f"{name} is a capability, and says what it wants"
+    error = refused(server, {"handler": "none", "request": {}}, 404, "submit")
+    assert error["code"] == "unknown_capability" and "generate" in error["message"]
 
 
 def test_zip_and_product(paused: Running) -> None:

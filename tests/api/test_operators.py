@@ -33,10 +33,12 @@ OWN = {
     ("POST", "/api/v1/batch/retry/{id}"),
     ("POST", "/api/v1/batch/submit"),
     ("POST", "/api/v1/batch/submit-batch"),
+    ("POST", "/api/v1/datasets"),
     ("DELETE", "/api/v1/images/{id}"),
     ("DELETE", "/api/v1/jobs/{id}"),
     ("POST", "/api/v1/images"),
     ("POST", "/api/v1/jobs/{id}/cancel"),
+    ("POST", "/api/v1/jobs/{id}/results/{number}/image"),
     ("POST", "/api/v1/jobs/{id}/retry"),
 }
 """What every key does with its own jobs and pictures; the capabilities' routes besides."""

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from app.core.memory_report import tell_memory
@@ -84,6 +85,7 @@ def test_an_answer_that_comes_too_late_is_not_kept(process_service: Service, mon
 
     monkeypatch.setattr(worker, "take", noted)
     os.kill(worker.pid, signal.SIGSTOP)
+    until(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)
     (late,) = tell_memory(process_service.devices, seconds=0.05)["devices"]
     os.kill(worker.pid, signal.SIGCONT)
     assert not late["is_live"]
