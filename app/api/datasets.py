@@ -5,18 +5,15 @@ from typing import Any
 from anyio import to_thread
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
-from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from app.api.answers import answer
-from app.api.errors import Refusal
-from app.api.multipart import FORM_TYPE, whole_form
-from app.api.payload import JSON_TYPE, media_type, read_json
+from app.api.multipart import FORM_TYPE
+from app.api.payload import JSON_TYPE, media_type, read_text_or_file
 from app.api.pictures import PictureResolver
 from app.api.schemas import PREFIX, DatasetAnswer, documented, image_url
 from app.core.datasets import Dataset
 from app.core.service import Service
-from app.errors import InvalidRequest
 
 ARCHIVE_TYPES = frozenset(
     {
@@ -90,15 +87,5 @@ async def read_source(request: HttpRequest) -> bytes | str:
     kind = media_type(request)
     if kind in ARCHIVE_TYPES:
         return await request.body()
-    if kind == JSON_TYPE:
-        value = await read_json(request)
-        if not isinstance(value, dict) or set(value) != {"folder"} or not isinstance(value["folder"], str):
-            raise InvalidRequest("The body must be an object with the one text `folder`.")
-        return value["folder"]
-    if kind == FORM_TYPE:
-        async with whole_form(request, files=1, fields=1) as form:
-            files = [value for value in form.values() if isinstance(value, UploadFile)]
-            if len(files) != 1 or len(form.multi_items()) != 1:
-                raise InvalidRequest("The form must hold exactly one file, `archive`.")
-            return await files[0].read()
-    raise Refusal("unsupported_media_type", f"Send {FORM_TYPE}, the archive itself (zip or tar), or {JSON_TYPE}.")
+    itself = "the archive itself (zip or tar)"
+    return await read_text_or_file(request, text="folder", file="archive", itself=itself)

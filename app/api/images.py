@@ -6,20 +6,17 @@ from anyio import to_thread
 from fastapi import APIRouter, Query
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import UploadFile
 from starlette.responses import FileResponse, Response
 
 from app.api.answers import answer
-from app.api.errors import Refusal
-from app.api.multipart import FORM_TYPE, whole_form
 from app.api.negotiation import FORMATS, IMAGE_TYPES, preferred
-from app.api.payload import JSON_TYPE, media_type, read_json
+from app.api.payload import media_type, read_text_or_file
 from app.api.pictures import PictureResolver
 from app.api.schemas import PREFIX, ErrorAnswer, ImageAnswer, documented, image_url
 from app.core.fields import SEED_LIMIT
 from app.core.jobs import ImageRecord
 from app.core.service import Service
-from app.errors import InvalidRequest, UnknownImage
+from app.errors import UnknownImage
 from app.imaging.metadata import can_hold
 
 KEEP = {"Cache-Control": "private, max-age=31536000, immutable", "Vary": "Accept"}
@@ -168,15 +165,4 @@ async def read_upload(request: HttpRequest) -> str | bytes:
     kind = media_type(request)
     if kind.startswith("image/") or kind == "application/octet-stream":
         return await request.body()
-    if kind == JSON_TYPE:
-        value = await read_json(request)
-        if not isinstance(value, dict) or set(value) != {"image"} or not isinstance(value["image"], str):
-            raise InvalidRequest("The body must be an object with the one text `image`.")
-        return value["image"]
-    if kind == FORM_TYPE:
-        async with whole_form(request, files=1, fields=1) as form:
-            files = [value for value in form.values() if isinstance(value, UploadFile)]
-            if len(files) != 1 or len(form.multi_items()) != 1:
-                raise InvalidRequest("The form must hold exactly one file, `image`.")
-            return await files[0].read()
-    raise Refusal("unsupported_media_type", f"Send {FORM_TYPE}, the picture itself as image/*, or {JSON_TYPE}.")
+    return await read_text_or_file(request, text="image", file="image", itself="the picture itself as image/*")

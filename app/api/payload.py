@@ -54,6 +54,23 @@ async def read_object(request: Request) -> dict[str, Any]:
     return value
 
 
+async def read_text_or_file(request: Request, *, text: str, file: str, itself: str) -> str | bytes:
+    """The one text of a JSON object, or the one file of a form; `itself` names what else the route takes."""
+    kind = media_type(request)
+    if kind == JSON_TYPE:
+        value = await read_json(request)
+        if not isinstance(value, dict) or set(value) != {text} or not isinstance(value[text], str):
+            raise InvalidRequest(f"The body must be an object with the one text `{text}`.")
+        return value[text]
+    if kind == FORM_TYPE:
+        async with whole_form(request, files=1, fields=1) as form:
+            files = [value for value in form.values() if isinstance(value, UploadFile)]
+            if len(files) != 1 or len(form.multi_items()) != 1:
+                raise InvalidRequest(f"The form must hold exactly one file, `{file}`.")
+            return await files[0].read()
+    raise Refusal("unsupported_media_type", f"Send {FORM_TYPE}, {itself}, or {JSON_TYPE}.")
+
+
 async def read_payload(request: Request, wish: type[BaseModel]) -> dict[str, Any]:
     """The fields of the body; picture fields hold `bytes` where a file came and a text otherwise."""
     kind = media_type(request)
