@@ -276,7 +276,7 @@ def test_settings_are_read_only_by_the_roots():
 
 
 def test_importing_main_leaves_torch_unloaded():
-    heavy = {"torch", "diffusers", "transformers", "gradio", "cv2", "onnxruntime"}
+    heavy = {"torch", "diffusers", "transformers", "gradio", "cv2", "onnxruntime", "psycopg", "pynvml"}
     code = f"import sys, app.main; print(sorted(set(sys.modules) & {heavy}))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert answer.stdout.strip() == "[]"

@@ -48,7 +48,8 @@ from app.core.training_fields import TrainingPlan
 class Request(BaseModel):
     """The typed wish: frozen, unknown fields refused, pictures as references."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Its validator is built when the first wish of its kind comes: three dozen of them would delay every start.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class ModelRequest(Request):

@@ -58,6 +58,7 @@ class Dispatcher(QueueView):
         self._queue = JobQueue(ageing_seconds=options.ageing_seconds, giving_way=giving_way)
         self._running: dict[str, Running] = {}
         self._claiming: dict[str, bool] = {}
+        self._unsure: set[str] = set()  # whose claim failed, so that the store may hold it all the same
         self._elsewhere: dict[Token, tuple[int, int]] = {}
         self._draining = False
         self._hurried = False
@@ -152,9 +153,11 @@ class Dispatcher(QueueView):
     def _claim(self, entry: Waiting, worker: WorkerHandle, generation: int, reason: str) -> None:
         try:
             queued = self._store.queued_at(entry.id)
-            job = self._store.claim(entry.id, device=worker.name, reason=reason)
+            job = self._store.claim(entry.id, device=worker.name, reason=reason, again=entry.id in self._unsure)
+            self._unsure.discard(entry.id)
         except Exception:  # a disk that is full, or whatever else: this thread must live, and the job keeps its place
             logger.exception("job %s could not be claimed", entry.id)
+            self._unsure.add(entry.id)
             with self._changed:
                 entry.not_before = self._store.now() + STORE_PAUSE_SECONDS
                 self._queue.add(entry)
@@ -191,7 +194,7 @@ class Dispatcher(QueueView):
         # A cancel or a watcher that came before the job was sent found nobody to tell; both are told now.
         with self._changed:
             run.sent = True
-            cancelled = self._claiming.get(job.id, False)
+            cancelled = self._claiming.get(job.id, False) or job.cancel_requested
         if cancelled:
             self.cancel(job.id)
         if self._watchers.wants_preview(job.id) != previewed:

@@ -131,17 +131,19 @@ class JobStore(JobReading):
             row = {"owner": owner, "key": key, "body": body, "job_id": made, "created": created}
             connection.execute(_INSERT_KEY, row)
 
-    def claim(self, job_id: str, *, device: str, reason: str = "it is next") -> Job | None:
+    def claim(self, job_id: str, *, device: str, reason: str = "it is next", again: bool = False) -> Job | None:
         """Start an attempt: counts it, and answers the job with the new token.
 
-        None if the job does not wait any more, pauses, or is in another server's hand at this moment.
+        None if the job does not wait any more, pauses, or is in another server's hand at this moment. `again` is for a
+        caller whose last claim of this job failed, so that it runs nowhere here: where only the answer was lost and the
+        claim was committed, its attempt is answered.
         """
 
         def change(connection: Connection) -> Job | None:
             now = self.database.now(connection)
             row = connection.execute(_CLAIMING, {"job_id": job_id, "now": now}).one_or_none()
             if row is None:
-                return None
+                return self._claimed_before(connection, job_id, device, reason, now) if again else None
             job = job_of(row)
             claimed = self._move(
                 connection,
@@ -162,6 +164,15 @@ class JobStore(JobReading):
         claimed = self.writer.write(change)
         crash_points.reach("claim")
         return claimed
+
+    def _claimed_before(self, connection: Connection, job_id: str, device: str, reason: str, now: float) -> Job | None:
+        """The attempt that this server began without hearing of it, now on this device."""
+        own = jobs.c.server.is_not_distinct_from(self.database.server)
+        columns = {"device": device, **self.leases.of_claim(now)}
+        mine = update(jobs).where(jobs.c.id == job_id, jobs.c.status == JobStatus.RUNNING.value, own).values(columns)
+        if connection.execute(mine).rowcount != 1:
+            return None
+        return replace(self._read(connection, job_id), device_reason=reason)
 
     def succeed(self, job_id: str, attempt: int, result: dict[str, Any], *, step: int, steps: int) -> Job | None:
         """End an attempt well, with its pictures' rows; None if the token is old."""

@@ -4,7 +4,7 @@ Times are Unix seconds by the database's own clock. `server` and `lease_until` s
 and until when nobody else may take it for lost; `sender` says which one is at work on a callback.
 """
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text, text
+from sqlalchemy import DDL, BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text, event
 
 SCHEMA_VERSION = 3
 
@@ -75,14 +75,13 @@ transitions = Table(
     Column("at", Float, nullable=False),
     Column("reason", String, nullable=False),
     Index("transitions_by_job", "job_id"),
-    Index(
-        "transitions_one_success",
-        "job_id",
-        unique=True,
-        sqlite_where=text("after = 'succeeded'"),
-        postgresql_where=text("after = 'succeeded'"),
-    ),
     sqlite_autoincrement=True,
+)
+# Written out: an Index's argument `postgresql_where` loads that dialect and its driver wherever the service starts.
+event.listen(
+    transitions,
+    "after_create",
+    DDL("CREATE UNIQUE INDEX transitions_one_success ON transitions (job_id) WHERE after = 'succeeded'"),
 )
 
 images = Table(

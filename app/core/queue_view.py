@@ -33,6 +33,7 @@ class QueueView:
     _queue: JobQueue
     _running: dict[str, Running]
     _claiming: dict[str, bool]
+    _unsure: set[str]
     _elsewhere: dict[Token, tuple[int, int]]
 
     def add(self, *jobs: Job) -> None:
@@ -149,13 +150,14 @@ class QueueView:
             return [(job_id, run.job.attempt) for job_id, run in self._running.items()]
 
     def adopt(self, entries: Iterable[Waiting], gone: Iterable[str] = ()) -> None:
-        """These wait as the store has them, and those wait no more; what this server holds itself is left alone."""
+        """These wait as the store has them, and those wait no more; what this server holds or claims is left alone."""
         wanted = list(entries)
         for entry in wanted:
             self._fleet.learn(entry.model)
         with self._changed:
             for job_id in gone:
-                self._queue.remove(job_id)
+                if job_id not in self._unsure:
+                    self._queue.remove(job_id)
             for entry in wanted:
                 if entry.id not in self._running and entry.id not in self._claiming:
                     self._queue.renew(entry)

@@ -42,7 +42,8 @@ def main(home: str, device: str, jobs: int, receiver: str, url: str | None) -> N
         job = service.submit(
             "test/paint", {"seed": index}, idempotency_key=f"key-{index}", callback_url=f"http://{receiver}/hook"
         )
-        print("accepted", job.id, flush=True)
+        # One write: `print` writes its words apart, and a line of the log from another thread came between them.
+        os.write(1, f"accepted {job.id}\n".encode())
     found, _ = service.list_jobs()
     for job in found:
         for _ in service.watch_blocking(job.id):

@@ -211,6 +211,21 @@ def test_one_key_from_many_threads_makes_one_job(store: JobStore) -> None:
     assert store.list_jobs()[1] == 1
 
 
+def test_a_claim_is_answered_again_only_to_the_server_that_made_it(store: JobStore, database_url: str) -> None:
+    job = store.insert(new_job())
+    assert store.claim(job.id, device="cpu", again=True).attempt == 1
+    again = store.claim(job.id, device="cuda:0", reason="once more", again=True)
+    assert (again.attempt, again.device, again.device_reason) == (1, "cuda:0", "once more")
+    assert store.get(job.id).device == "cuda:0" and store.claim(job.id, device="cpu") is None
+    if store.database.is_shared:
+        other = JobStore(database_url)
+        assert other.claim(job.id, device="cpu", again=True) is None
+        other.close()
+    ended = store.cancelled(job.id, 1, step=0, steps=1)
+    assert ended.status is JobStatus.CANCELLED and store.claim(job.id, device="cpu", again=True) is None
+    assert store.claim("a" * 26, device="cpu", again=True) is None
+
+
 def test_each_job_is_claimed_once_by_many_claimers(store: JobStore) -> None:
     ids = [store.insert(new_job()).id for _ in range(40)]
     with ThreadPoolExecutor(8) as pool:

@@ -109,7 +109,7 @@ def test_many_jobs_wait_while_the_database_is_away(own_cluster: Cluster, tmp_pat
         own_cluster.stop(signal.SIGQUIT)
         own_cluster.start()
         for job_id in made:
-            until(lambda job_id=job_id: service.get(job_id).status is JobStatus.SUCCEEDED, 40)
+            until(lambda job_id=job_id: service.get(job_id).status is JobStatus.SUCCEEDED, 120)
         assert all([entry["after"] for entry in service.history(job_id)].count("succeeded") == 1 for job_id in made)
     finally:
         service.stop(0.0)

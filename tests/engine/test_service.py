@@ -29,7 +29,7 @@ from app.errors import (
     WeightsMissing,
 )
 from tests.engine.capabilities import squares
-from tests.engine.conftest import end_of, options, until
+from tests.engine.conftest import DATABASES, end_of, options, until
 
 
 def png(width: int, height: int) -> bytes:
@@ -163,9 +163,7 @@ def test_a_replay_needs_nothing_that_was_deleted_since(service: Service) -> None
 
 
 def test_a_replay_does_not_need_the_model_any_more(make_service: Callable[..., Service], monkeypatch) -> None:
-    service = make_service(
-        catalog="tests.engine.modelled:CATALOG", runtime="tests.engine.modelled:open_runtime"
-    )
+    service = make_service(catalog="tests.engine.modelled:CATALOG", runtime="tests.engine.modelled:open_runtime")
     wish = {"prompt": "a", "num_inference_steps": 2}
     job = service.submit("test/draw", wish, idempotency_key="k")
 
@@ -461,6 +459,40 @@ def test_a_result_survives_a_store_that_fails_for_a_moment(
     assert (done.status, done.attempt) == (JobStatus.SUCCEEDED, 1)
     assert service.storage.path(done.result["images"][0]["id"]).is_file()
     assert end_of(service, service.submit("test/paint", {}).id).status is JobStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize("was_written", [False, True])
+@pytest.mark.parametrize("database", DATABASES)
+def test_a_claim_survives_a_store_that_fails_for_a_moment(
+    make_service: Callable[..., Service],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    database: str,
+    was_written: bool,
+) -> None:
+    """Also when the commit reached the disk and only its answer was lost: that attempt runs, no lease is awaited."""
+    monkeypatch.setattr("app.core.dispatcher.STORE_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("app.core.peers.LOOK_SECONDS", 0.05)
+    url = request.getfixturevalue("postgres_url") if database == "postgres" else None
+    service = make_service(database_url=url, server_lost_seconds=600.0)
+    claim, failures, told = service._store.claim, [2], []
+
+    def fails_at_first(*arguments: object, **facts: object) -> object:
+        told.append(facts["again"])
+        if failures[0]:
+            failures[0] -= 1
+            if was_written:
+                claim(*arguments, **facts)
+            time.sleep(0.3)  # long enough for a look at the store, which says that the job does not wait
+            raise Unavailable("The job store cannot be written just now.")
+        return claim(*arguments, **facts)
+
+    monkeypatch.setattr(service._store, "claim", fails_at_first)
+    job = service.submit("test/paint", {})
+    done = end_of(service, job.id)
+    assert (done.status, done.attempt, told) == (JobStatus.SUCCEEDED, 1, [False, True, True])
+    assert [entry["after"] for entry in service.history(job.id)] == ["queued", "running", "succeeded"]
+    assert end_of(service, service.submit("test/paint", {}).id).attempt == 1 and told[3:] == [False]
 
 
 def test_unfinished_files_are_swept_when_they_are_old(make_service: Callable[..., Service], tmp_path) -> None:
