@@ -14,12 +14,6 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def fresh_server(tmp_path_factory):
-    with server(tmp_path_factory.mktemp("fresh"), devices="cpu") as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
 def searching(tmp_path_factory):
     """A server whose searches, and the pictures that they find, a server on loopback answers; and that server."""
     with searxng() as provider:

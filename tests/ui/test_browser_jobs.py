@@ -98,6 +98,26 @@ def test_progress_is_seen_and_cancel_ends_exactly_this_job(squares_server, open_
     assert page.locator(".eis-prompt textarea:visible").input_value() == "stop me"
 
 
+def test_a_job_s_end_is_drawn_once_with_the_latest_pictures(squares_server, open_page):
+    """A second draw would undo what a person did to the result in between."""
+    page = open_page(squares_server)
+    page.evaluate(
+        """() => {
+            const stage = document.querySelector("#stage-slow");
+            window.ends = [];
+            new MutationObserver(() => stage.querySelector(".eis-result")
+                && window.ends.push(Boolean(stage.querySelector(".eis-recent")))
+            ).observe(stage, { childList: true, subtree: true, characterData: true, attributes: true });
+        }"""
+    )
+    wish(page, "drawn once")
+    page.locator("#generate-slow").click()
+    page.wait_for_selector("#stage-slow .eis-result")
+    page.locator("#stage-slow .eis-recent").wait_for()
+    page.wait_for_timeout(1000)
+    assert page.evaluate("window.ends") == [True]
+
+
 def test_previews_are_seen_and_follow_the_steps(squares_server, open_page):
     page = open_page(squares_server)
     wish(page, "watch me", steps=60, seconds=0.5)

@@ -204,10 +204,17 @@ def test_a_look_that_began_earlier_does_not_undo_a_later_one(pulling: Running, o
     row.wait_for(state="detached")
     ((route, old),) = held
     assert '"my-style"' in old.text()
+    page.evaluate(
+        """() => {
+            window.cameBack = false;
+            new MutationObserver(() => { window.cameBack ||= document.querySelector("[data-model=my-style]") !== null; })
+                .observe(document.querySelector("#model-list"), { childList: true, subtree: true });
+        }"""
+    )
     with page.expect_response("**/api/v1/models"):
         route.fulfill(response=old)
-    page.wait_for_timeout(500)
-    assert row.count() == 0, "an older look came last"
+    page.wait_for_timeout(1000)
+    assert not page.evaluate("window.cameBack"), "an older look came after a newer one"
 
 
 def test_a_licence_that_allows_no_commercial_use_is_said_and_asked_for_at_an_upload(
