@@ -20,13 +20,14 @@ from tests.library.hub_server import Fault, HubServer
 from tests.ui.serving import answers
 
 pytestmark = pytest.mark.browser
+FORMS = "tests.ui.capabilities:DRAWING"
 
 
 @pytest.fixture
 def pulling(tmp_path, monkeypatch, library_at) -> Iterator[Running]:  # noqa: F811
     """A server with a page, whose models come from the small hub."""
     monkeypatch.setattr("app.core.service.ModelLibrary", lambda home, **settings: library_at(home))
-    with serving(tmp_path / "home", ui=True, ready_seconds=60) as running:
+    with serving(tmp_path / "home", ui=True, catalog=FORMS, ready_seconds=60) as running:
         for _ in range(600):
             if answers(f"{running.address}/config", ""):
                 break
@@ -38,7 +39,7 @@ def knowing_faces(tmp_path, monkeypatch, library_at) -> Iterator[Running]:  # no
     """The same, with the face stack of the product's catalog in its own."""
     rows = (*CATALOG, *(spec for spec in PRODUCT if spec.id == "buffalo_l"))
     monkeypatch.setattr("app.core.service.ModelLibrary", lambda home, **settings: library_at(home, catalog=rows))
-    with serving(tmp_path / "home", ui=True, ready_seconds=60) as running:
+    with serving(tmp_path / "home", ui=True, catalog=FORMS, ready_seconds=60) as running:
         yield running
 
 
@@ -207,7 +208,8 @@ def test_a_look_that_began_earlier_does_not_undo_a_later_one(pulling: Running, o
     page.evaluate(
         """() => {
             window.cameBack = false;
-            new MutationObserver(() => { window.cameBack ||= document.querySelector("[data-model=my-style]") !== null; })
+            const look = () => { window.cameBack ||= document.querySelector("[data-model=my-style]") !== null; };
+            new MutationObserver(look)
                 .observe(document.querySelector("#model-list"), { childList: true, subtree: true });
         }"""
     )
