@@ -7,7 +7,10 @@ from typing import Annotated, Any
 from PIL import Image
 from pydantic import Field
 
+from app.core.anime_controlnet import ANIME_CONTROLNET
 from app.core.capability import Capability, Context, Request, Result
+from app.core.control_preprocess import PREPROCESS
+from app.core.controlnet import CONTROLNET
 from app.core.fields import InitImage, MaskImage, Prompt, Seed
 from app.core.inpaint import INPAINT
 from app.core.text_to_image import TEXT_TO_IMAGE
@@ -67,6 +70,9 @@ CATALOG = (
 
 DRAWING = (TEXT_TO_IMAGE, INPAINT)
 """Two forms of the product, for pages that show what becomes of models: a page of all its forms opens slowly."""
+
+CONTROLS = (CONTROLNET, ANIME_CONTROLNET, PREPROCESS)
+"""One tab of the product with its sub-tabs, for the same reason."""
 
 MODELLED = (*ENGINE_CATALOG, *MODELLED_CATALOG)
 """The engine's, one of which borrows models, for pages about devices."""
