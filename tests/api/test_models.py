@@ -19,7 +19,7 @@ from app.models.catalog import CATALOG
 from app.models.download import Patience
 from app.models.installed import Installed, InstalledFile
 from app.models.installing import write_record
-from tests.api.serving import Running, serving
+from tests.api.serving import PATIENCE_SECONDS, Running, serving
 from tests.api.test_start import process
 from tests.library.conftest import hub, library_at  # noqa: F401 - fixtures
 from tests.library.hub_server import Fault, HubServer, wait_for
@@ -111,7 +111,7 @@ def pull_state(server: Running, id: str) -> dict:
 
 def ended_pull(server: Running, id: str) -> dict:
     """The state of a pull at its end."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while (state := pull_state(server, id))["status"] in {"waiting", "running"}:
         assert time.monotonic() < deadline, state
         time.sleep(0.01)

@@ -27,7 +27,7 @@ FORMS = "tests.ui.capabilities:DRAWING"
 def pulling(tmp_path, monkeypatch, library_at) -> Iterator[Running]:  # noqa: F811
     """A server with a page, whose models come from the small hub."""
     monkeypatch.setattr("app.core.service.ModelLibrary", lambda home, **settings: library_at(home))
-    with serving(tmp_path / "home", ui=True, catalog=FORMS, ready_seconds=60) as running:
+    with serving(tmp_path / "home", ui=True, catalog=FORMS) as running:
         for _ in range(600):
             if answers(f"{running.address}/config", ""):
                 break
@@ -39,7 +39,7 @@ def knowing_faces(tmp_path, monkeypatch, library_at) -> Iterator[Running]:  # no
     """The same, with the face stack of the product's catalog in its own."""
     rows = (*CATALOG, *(spec for spec in PRODUCT if spec.id == "buffalo_l"))
     monkeypatch.setattr("app.core.service.ModelLibrary", lambda home, **settings: library_at(home, catalog=rows))
-    with serving(tmp_path / "home", ui=True, catalog=FORMS, ready_seconds=60) as running:
+    with serving(tmp_path / "home", ui=True, catalog=FORMS) as running:
         yield running
 
 

@@ -8,6 +8,7 @@ from PIL import Image, ImageChops
 
 from app.imaging.metadata import Origin, png_texts
 from tests.ui.capabilities import RED
+from tests.ui.conftest import PATIENCE
 from tests.ui.serving import ROOT
 from tests.ui.test_browser_jobs import reload, tab
 
@@ -26,7 +27,7 @@ def pocket_server(request):
 def fetch(page, address: str, locator) -> Image.Image:
     """The stored picture behind an <img> of the page."""
     source = locator.get_attribute("src")
-    with urlopen(Request(f"{address}/{source}", headers={"Accept": "image/png"}), timeout=30) as answer:
+    with urlopen(Request(f"{address}/{source}", headers={"Accept": "image/png"}), timeout=PATIENCE / 1000) as answer:
         return Image.open(io.BytesIO(answer.read())).convert("RGB")
 
 
