@@ -325,6 +325,8 @@ class Panel:
         What runs or waits is shown in any case; the newest end only where the form was used before.
         """
         used = isinstance(kept, Mapping) and bool(kept)
+        # Somebody who was quick has pressed Generate by now: what the stage follows already is not begun anew.
+        begun = self.name in session.followed or session.next(self.name) is not None
         for job in self.under_way(owner):
             session.expect(self.name, job.id)
         updates = self.form.refresh("auto")
@@ -333,6 +335,8 @@ class Panel:
             updates = self.form.settled({**self.form.sensible(kept), **pictures})
         found = dict(zip(self.form.widgets, updates, strict=True))
         found[self.recent] = self.recent_pictures(owner)
+        if begun:
+            return found
         if running := session.next(self.name):
             found[self.stage] = stage.working(stage.Progress(running), resume=True)
         elif used and (newest := self.service.list_jobs(owner=owner, capability=self.name, limit=1)[0]):
