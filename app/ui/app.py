@@ -18,7 +18,7 @@ from app.ui.devices_page import DevicesPage
 from app.ui.gallery import Gallery
 from app.ui.header import header
 from app.ui.origin import wish_of
-from app.ui.panel import QUIET, Panel
+from app.ui.panel import IN_TURN, QUIET, Panel
 from app.ui.parts import model_list, part
 from app.ui.queue_page import QueuePage
 from app.ui.session import Session, owner_of, require_own, warn
@@ -66,7 +66,7 @@ class Page:
             self.connect(gallery_tab, jobs_tab, batch_tab, models_tab, devices_tab)
             outputs = [output for panel in self.panels.values() for output in panel.restorable]
             kept = [panel.kept for panel in self.panels.values()]
-            page.load(self.restore, [session, *kept], outputs, **QUIET)
+            page.load(self.restore, [session, *kept], outputs, **IN_TURN, **QUIET)
             gr.on([page.load, self.clock.tick], self.look, None, self.header, trigger_mode="once", **QUIET)
         page.queue(default_concurrency_limit=None)
         page._queue.max_thread_count = OPEN_PAGES
@@ -129,7 +129,8 @@ class Page:
         # The list looks again whenever its tab is opened.
         models_tab.select(None, None, self.models, js="() => Date.now()", queue=False, api_visibility="private")
         chosen = [panel.form.widget("model") for panel in self.panels.values() if panel.form.widget("model")]
-        self.models.act(self.models_changed, chosen, widgets, **QUIET)
+        # Each change says what has gone, so none may be passed over while another is answered.
+        self.models.act(self.models_changed, chosen, widgets, trigger_mode="multiple", **IN_TURN, **QUIET)
 
     @property
     def prompts(self) -> list[Any]:

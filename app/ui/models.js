@@ -38,22 +38,29 @@
     const errors = new Map();
     const armed = new Map();
     const cards = new Map();
-    let models = [], mayChange = false, timer = null, signature = "";
+    let models = [], mayChange = false, timer = null, signature = "", begun = 0, known = 0;
 
     const say = (text) => { message.textContent = text; message.hidden = !text; };
     const visible = () => root.isConnected && root.offsetParent !== null;
 
     async function look() {
       clearTimeout(timer);
+      const mine = begun += 1;
+      let told = null, problem = "";
       try {
-        const told = await call(ROUTE);
+        told = await call(ROUTE);
+      } catch (error) {
+        problem = `The list could not be read: ${error.message}`;
+      }
+      // Several looks may be under way: what an earlier one saw is older than what is known already.
+      if (mine < known) return;
+      known = mine;
+      say(problem);
+      if (told) {
         models = told.models;
         mayChange = told.may_change;
         adding.hidden = !mayChange;
         foreign.hidden = mayChange;
-        say("");
-      } catch (error) {
-        say(`The list could not be read: ${error.message}`);
       }
       const now = models.filter((model) => model.installed).map((model) => model.id).join(" ");
       if (signature && signature !== now) changed(signature.split(" ").filter((id) => id && !now.split(" ").includes(id)));

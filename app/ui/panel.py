@@ -35,6 +35,12 @@ The empty list matters as much: Gradio tells each message of any listener to eve
 show progress on, and looks through the whole page for each of them, so that a page with many forms stood still.
 """
 
+IN_TURN: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1}
+"""What every listener says that draws forms from the state of the models: one of them after the other.
+
+Side by side, an answer that was made from an older state could arrive last and stay.
+"""
+
 
 class Panel:
     """The tab of one capability."""
@@ -93,7 +99,8 @@ class Panel:
         model = self.form.widget("model")
         if model is not None:
             # Not `change`: whoever sets the model by code has also said what the form shall show for it.
-            model.input(self.form.refresh, model, self.form.widgets, **QUIET)
+            # A choice made while the one before is being answered counts: the last of them is asked for.
+            model.input(self.form.refresh, model, self.form.widgets, trigger_mode="always_last", **IN_TURN, **QUIET)
 
     @property
     def restorable(self) -> list[Any]:
@@ -166,11 +173,11 @@ class Panel:
                     async for view in self.progress_of(job_id, session, owner):
                         yield view, gr.skip()
                     job = await asyncio.to_thread(self.service.get, job_id, owner)
-                    yield await asyncio.to_thread(self.ended, job), gr.skip()
+                    view = await asyncio.to_thread(self.ended, job)
                 except NotFound as error:
-                    yield stage.refused(error.message), gr.skip()
+                    view = stage.refused(error.message)
                 session.shown(self.name, job_id)
-            yield gr.skip(), await asyncio.to_thread(self.recent_pictures, owner)
+                yield view, await asyncio.to_thread(self.recent_pictures, owner)
         finally:
             session.followed.discard(self.name)
 
@@ -318,6 +325,8 @@ class Panel:
         What runs or waits is shown in any case; the newest end only where the form was used before.
         """
         used = isinstance(kept, Mapping) and bool(kept)
+        # Somebody who was quick has pressed Generate by now: what the stage follows already is not begun anew.
+        begun = self.name in session.followed or session.next(self.name) is not None
         for job in self.under_way(owner):
             session.expect(self.name, job.id)
         updates = self.form.refresh("auto")
@@ -326,6 +335,8 @@ class Panel:
             updates = self.form.settled({**self.form.sensible(kept), **pictures})
         found = dict(zip(self.form.widgets, updates, strict=True))
         found[self.recent] = self.recent_pictures(owner)
+        if begun:
+            return found
         if running := session.next(self.name):
             found[self.stage] = stage.working(stage.Progress(running), resume=True)
         elif used and (newest := self.service.list_jobs(owner=owner, capability=self.name, limit=1)[0]):

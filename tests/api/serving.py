@@ -18,6 +18,8 @@ from tests.engine.modelled import CATALOG as MODELLED
 
 CATALOG = (*PRODUCT, *PAINTING, *MODELLED)
 TORCHLESS_RUNTIME = "tests.engine.modelled:open_runtime"
+PATIENCE_SECONDS = 120.0
+"""What a busy machine may take; every wait ends as soon as its condition holds."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Running:
 
 @contextmanager
 def serving(
-    home: Path, *, engine: dict[str, object] | None = None, ready_seconds: float = 20.0, **changes: object
+    home: Path, *, engine: dict[str, object] | None = None, ready_seconds: float = PATIENCE_SECONDS, **changes: object
 ) -> Iterator[Running]:
     """Start a server whose worker is a thread; stop it on leaving."""
     values = {
@@ -67,14 +69,14 @@ def serving(
     server = make_server(application, started.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    assert started.wait(20), "the server did not start"
+    assert started.wait(PATIENCE_SECONDS), "the server did not start"
     address = f"http://127.0.0.1:{port}"
-    with httpx.Client(base_url=address, timeout=30, trust_env=False) as client:
+    with httpx.Client(base_url=address, timeout=PATIENCE_SECONDS, trust_env=False) as client:
         deadline = time.monotonic() + ready_seconds
         while not application.service.readiness()["ready"]:
             assert time.monotonic() < deadline, "no worker became ready"
             time.sleep(0.01)
         yield Running(address, port, settings.home, application.service, client)
     server.should_exit = True
-    thread.join(20)
+    thread.join(PATIENCE_SECONDS)
     assert not thread.is_alive(), "the server did not stop"

@@ -21,7 +21,7 @@ PAINT = {"handler": "test/paint", "request": {"seed": 1}}
 LISTS = {"handler": "test/paint", "request": {}}
 
 
-def until(condition: object, seconds: float = 30.0) -> None:
+def until(condition: object, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never became so"

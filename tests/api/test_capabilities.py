@@ -16,7 +16,7 @@ from app.api.schemas import JobAnswer, JobList
 from app.core.capability import image_fields
 from app.core.catalog import CATALOG as PRODUCT
 from tests.api.conftest import picture
-from tests.api.serving import CATALOG, Running, serving
+from tests.api.serving import CATALOG, PATIENCE_SECONDS, Running, serving
 from tests.engine.capabilities import squares
 
 PAINT = "/api/v1/test/paint"
@@ -113,7 +113,7 @@ def test_a_job_that_takes_longer_is_answered_202(server: Running) -> None:
 
 
 def until_ended(server: Running, id: str) -> dict:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while (job := server.client.get(f"/api/v1/jobs/{id}").json())["status"] in {"queued", "running"}:
         assert time.monotonic() < deadline
         time.sleep(0.02)

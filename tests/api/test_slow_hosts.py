@@ -50,7 +50,7 @@ def silent_host() -> Iterator[SilentHost]:
         host.close()
 
 
-def until(condition, seconds: float = 10.0) -> None:
+def until(condition, seconds: float = 90.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

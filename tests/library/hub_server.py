@@ -207,7 +207,7 @@ def hub_server() -> Iterator[HubServer]:
         hub.close()
 
 
-def wait_for(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_for(holds: Callable[[], bool], seconds: float = 90.0) -> None:
     """Wait until something holds; fails when it does not in time."""
     until = time.monotonic() + seconds
     while not holds():

@@ -7,10 +7,16 @@ from typing import Annotated, Any
 from PIL import Image
 from pydantic import Field
 
+from app.core.anime_controlnet import ANIME_CONTROLNET
 from app.core.capability import Capability, Context, Request, Result
+from app.core.control_preprocess import PREPROCESS
+from app.core.controlnet import CONTROLNET
 from app.core.fields import InitImage, MaskImage, Prompt, Seed
+from app.core.inpaint import INPAINT
+from app.core.text_to_image import TEXT_TO_IMAGE
 from tests.engine.capabilities import CATALOG as ENGINE_CATALOG
 from tests.engine.capabilities import squares
+from tests.engine.modelled import CATALOG as MODELLED_CATALOG
 
 RED = (200, 20, 20)
 
@@ -61,3 +67,12 @@ CATALOG = (
     Capability("fill", "Fill", "Make the masked part red.", FillRequest, fill, example={}),
     *ENGINE_CATALOG,
 )
+
+DRAWING = (TEXT_TO_IMAGE, INPAINT)
+"""Two forms of the product, for pages that show what becomes of models: a page of all its forms opens slowly."""
+
+CONTROLS = (CONTROLNET, ANIME_CONTROLNET, PREPROCESS)
+"""One tab of the product with its sub-tabs, for the same reason."""
+
+MODELLED = (*ENGINE_CATALOG, *MODELLED_CATALOG)
+"""The engine's, one of which borrows models, for pages about devices."""

@@ -59,6 +59,13 @@ def squares_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="session")
+def fresh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The whole product as it is before anything was pulled, with a worker on the CPU; its gallery is everyone's."""
+    with server(tmp_path_factory.mktemp("fresh"), devices="cpu") as address:
+        yield address
+
+
 @pytest.fixture
 def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
     """Opens the page in a fresh profile; at the end no error was logged and nothing left this machine."""

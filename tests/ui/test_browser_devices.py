@@ -19,7 +19,8 @@ FAKES = ("cuda:0=RTX 4090:24:38:64", "cuda:1=RTX 3060:12:5", "cuda:2=GTX 1660:5.
 def devices_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server with a page and three described devices, all ready."""
     home: Path = tmp_path_factory.mktemp("devices")
-    with serving(home, ui=True, devices=("auto",), fake_devices=FAKES, ready_seconds=120) as running:
+    forms = "tests.ui.capabilities:MODELLED"
+    with serving(home, ui=True, catalog=forms, devices=("auto",), fake_devices=FAKES, ready_seconds=120) as running:
         until(lambda: set(states(running).values()) == {"idle"}, 120)
         wait_for_page(running.address)
         yield running

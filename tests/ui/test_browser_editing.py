@@ -31,7 +31,8 @@ def editing_server(tmp_path_factory):
     for kind in ("canny", "lineart_anime"):
         library.add(make_controlnet(made / kind, sdxl, 2), id=kind.replace("_", "-"))
     shutil.rmtree(made)
-    with server(home, devices="cpu", precision="float32") as address:
+    settings = {"catalog": "tests.ui.capabilities:CONTROLS", "devices": "cpu", "precision": "float32"}
+    with server(home, **settings) as address:
         yield address
 
 

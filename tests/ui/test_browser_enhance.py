@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.ui.serving import server
 from tests.ui.test_browser_identity import asked, put
 from tests.ui.test_browser_jobs import tab
 from tests.ui.test_browser_pictures import fetch
@@ -16,13 +15,6 @@ from tests.ui.test_browser_pictures import fetch
 pytestmark = pytest.mark.browser
 WEIGHTS = os.environ.get("EIS_TEST_WEIGHTS")
 STAGE = "#stage-upscale"
-
-
-@pytest.fixture(scope="module")
-def fresh_server(tmp_path_factory):
-    """A server on which one file of one's own may be added."""
-    with server(tmp_path_factory.mktemp("fresh"), devices="cpu") as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

@@ -235,22 +235,17 @@ def test_poses_are_named_and_the_sheet_is_last(people_server, open_page, picture
     assert "All poses" in line and "face 0." not in line
 
 
-@pytest.fixture(scope="module")
-def whole_server(tmp_path_factory):
-    if not (ROOT / SPECS["pocket-faces"].embedded).is_dir():
-        pytest.skip("this copy comes without the embedded face models")
-    with server(tmp_path_factory.mktemp("whole"), devices="cpu") as address:
-        yield address
-
-
-def test_the_embedded_face_models_find_two_people(whole_server, open_page, tmp_path):
+@pytest.mark.skipif(
+    not (ROOT / SPECS["pocket-faces"].embedded).is_dir(), reason="this copy comes without the embedded face models"
+)
+def test_the_embedded_face_models_find_two_people(fresh_server, open_page, tmp_path):
     """Nothing stands in: the product's catalog, its worker, and the face models that it comes with."""
     source = random.Random(3)
     sheet = Image.new("RGB", (640, 400), (200, 205, 210))
     for side, corner in ((320, (20, 40)), (220, (380, 120))):
         sheet.paste(world.draw(world.random_portrait(source), side), corner)
     sheet.save(tmp_path / "couple.png")
-    page = open_page(whole_server)
+    page = open_page(fresh_server)
     tab(page, "PuLID")
     put(page, "Person", tmp_path / "couple.png")
     picker = picker_of(page, "Person")
@@ -262,5 +257,5 @@ def test_the_embedded_face_models_find_two_people(whole_server, open_page, tmp_p
     put(page, "Picture", tmp_path / "couple.png")
     page.locator("#generate-detect-faces").click()
     page.wait_for_selector("#stage-detect-faces .eis-alike >> text=2 faces")
-    drawn = fetch(page, whole_server, page.locator("#stage-detect-faces .eis-picture"))
+    drawn = fetch(page, fresh_server, page.locator("#stage-detect-faces .eis-picture"))
     assert drawn.size == (640, 400) and drawn.tobytes() != sheet.tobytes()

@@ -3,24 +3,44 @@
 import os
 import re
 import signal
+import time
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests.ui.conftest import PATIENCE
 from tests.ui.serving import server_process
 
+try:
+    from playwright.sync_api import TimeoutError as PlaywrightTimeout
+except ImportError:  # the tests of this file are skipped, and say so
+    PlaywrightTimeout = TimeoutError
+
 pytestmark = pytest.mark.browser
+
+MILLISECONDS_FOR_A_CLICK = 5000
 
 
 def tab(page, name: str) -> None:
     """Go to a tab, the outer one where a sub-tab has its name; what has no room stands in the menu at the row's end."""
-    found = page.get_by_role("tab", name=name, exact=True)
-    page.locator(".eis-tabs").first.wait_for()
-    if not found.count() or not found.first.is_visible():
-        page.locator(".eis-tabs .overflow-menu > button").first.click()
-        page.locator(".overflow-dropdown button", has_text=name).first.click()
-        return
-    found.first.click()
+    # While the row is laid out, a tab may be hidden for a moment and the menu may come and go.
+    found = page.get_by_role("tab", name=name, exact=True).first
+    menu = page.locator(".eis-tabs .overflow-menu > button").locator("visible=true").first
+    listed = page.locator(".overflow-dropdown button", has_text=name).locator("visible=true").first
+    end = time.monotonic() + PATIENCE / 1000
+    while True:
+        found.or_(menu).locator("visible=true").first.wait_for()
+        try:
+            if found.is_visible():
+                found.click(timeout=MILLISECONDS_FOR_A_CLICK)
+                return
+            if not listed.is_visible():
+                menu.click(timeout=MILLISECONDS_FOR_A_CLICK)
+            listed.click(timeout=MILLISECONDS_FOR_A_CLICK)
+            return
+        except PlaywrightTimeout:
+            if time.monotonic() > end:
+                raise
 
 
 def wish(page, prompt: str, *, steps: int = 3, seconds: float = 0.05, seed: int | None = None) -> None:
@@ -76,6 +96,26 @@ def test_progress_is_seen_and_cancel_ends_exactly_this_job(squares_server, open_
     page.wait_for_selector("#stage-slow >> text=/Stopped at step \\d+ of 150/")
     other.wait_for_selector("#stage-slow .eis-result")
     assert page.locator(".eis-prompt textarea:visible").input_value() == "stop me"
+
+
+def test_a_job_s_end_is_drawn_once_with_the_latest_pictures(squares_server, open_page):
+    """A second draw would undo what a person did to the result in between."""
+    page = open_page(squares_server)
+    page.evaluate(
+        """() => {
+            const stage = document.querySelector("#stage-slow");
+            window.ends = [];
+            new MutationObserver(() => stage.querySelector(".eis-result")
+                && window.ends.push(Boolean(stage.querySelector(".eis-recent")))
+            ).observe(stage, { childList: true, subtree: true, characterData: true, attributes: true });
+        }"""
+    )
+    wish(page, "drawn once")
+    page.locator("#generate-slow").click()
+    page.wait_for_selector("#stage-slow .eis-result")
+    page.locator("#stage-slow .eis-recent").wait_for()
+    page.wait_for_timeout(1000)
+    assert page.evaluate("window.ends") == [True]
 
 
 def test_previews_are_seen_and_follow_the_steps(squares_server, open_page):

@@ -1,5 +1,6 @@
 """Through a real browser: pull from a small hub with progress and licence, add a file, use it, remove it."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ from safetensors.numpy import save
 
 from app.imaging.infotext import build_infotext
 from app.models.catalog import CATALOG as PRODUCT
+from app.ui.model_choices import ModelChoices
+from app.ui.panel import Panel
 from tests.api.serving import Running, serving
 from tests.api.test_models import lora_file, safetensors
 from tests.library.conftest import CATALOG, hub, library_at  # noqa: F401 - fixtures
@@ -17,13 +20,14 @@ from tests.library.hub_server import Fault, HubServer
 from tests.ui.serving import answers
 
 pytestmark = pytest.mark.browser
+FORMS = "tests.ui.capabilities:DRAWING"
 
 
 @pytest.fixture
 def pulling(tmp_path, monkeypatch, library_at) -> Iterator[Running]:  # noqa: F811
     """A server with a page, whose models come from the small hub."""
     monkeypatch.setattr("app.core.service.ModelLibrary", lambda home, **settings: library_at(home))
-    with serving(tmp_path / "home", ui=True, ready_seconds=60) as running:
+    with serving(tmp_path / "home", ui=True, catalog=FORMS) as running:
         for _ in range(600):
             if answers(f"{running.address}/config", ""):
                 break
@@ -35,7 +39,7 @@ def knowing_faces(tmp_path, monkeypatch, library_at) -> Iterator[Running]:  # no
     """The same, with the face stack of the product's catalog in its own."""
     rows = (*CATALOG, *(spec for spec in PRODUCT if spec.id == "buffalo_l"))
     monkeypatch.setattr("app.core.service.ModelLibrary", lambda home, **settings: library_at(home, catalog=rows))
-    with serving(tmp_path / "home", ui=True, ready_seconds=60) as running:
+    with serving(tmp_path / "home", ui=True, catalog=FORMS) as running:
         yield running
 
 
@@ -44,7 +48,9 @@ def tab(page: Any, name: str) -> None:
 
 
 def test_pull_with_progress_and_licence_then_the_form_offers_it(
-    pulling: Running, hub: HubServer, open_page  # noqa: F811
+    pulling: Running,
+    hub: HubServer,  # noqa: F811
+    open_page,
 ) -> None:
     hub.faults["diffusion_pytorch_model.safetensors"] = [Fault(after=100_000, ending="stall")]
     page = open_page(pulling.address)
@@ -113,6 +119,106 @@ def test_an_added_lora_is_offered_with_a_weight_and_travels_with_the_wish(
     page.locator("text=No LoRA is installed").locator("visible=true").wait_for()
 
 
+def test_what_a_page_learned_at_its_opening_does_not_undo_later_news(
+    pulling: Running, open_page, tmp_path, monkeypatch
+) -> None:
+    """The forms as they were at the opening are known before a LoRA is added, and answered after it."""
+    original, known, answer = Panel.restored, threading.Event(), threading.Event()
+
+    def late(panel: Panel, *of: Any) -> dict[Any, Any]:
+        found = original(panel, *of)
+        if panel.name == "text-to-image":
+            known.set()
+            assert answer.wait(300)
+        return found
+
+    monkeypatch.setattr(Panel, "restored", late)
+    try:
+        page = open_page(pulling.address)
+        assert known.wait(300)
+        tab(page, "Models")
+        file = tmp_path / "my style.safetensors"
+        file.write_bytes(lora_file())
+        page.locator("[data-model=vae]").wait_for()
+        with page.expect_request(lambda request: '"gone"' in (request.post_data or "")):
+            page.locator(".eis-add input[type=file]").set_input_files(file)
+        tab(page, "Text to image")
+        page.wait_for_timeout(1000)
+    finally:
+        answer.set()
+    add = page.get_by_role("button", name="Add a LoRA").locator("visible=true")
+    add.wait_for()
+    page.wait_for_timeout(1500)
+    assert add.count() == 1, "an older answer came last"
+
+
+def test_of_two_models_chosen_quickly_the_last_one_counts(pulling: Running, open_page, monkeypatch) -> None:
+    original, asked, answer = ModelChoices.automatic, threading.Event(), threading.Event()
+
+    def slow(choices: ModelChoices, model: str, name: str) -> str:
+        if model == "base":
+            asked.set()
+            assert answer.wait(300)
+        return original(choices, model, name)
+
+    monkeypatch.setattr(ModelChoices, "automatic", slow)
+    page = open_page(pulling.address)
+    model, steps = (page.get_by_label(name, exact=True).locator("visible=true") for name in ("Model", "Steps"))
+    try:
+        model.click()
+        page.get_by_role("option", name="Base · not installed", exact=True).click()
+        assert asked.wait(300)
+        page.get_by_role("option").first.wait_for(state="detached")
+        model.click()
+        page.get_by_role("option", name="auto").locator("visible=true").click()
+        page.wait_for_timeout(500)
+        with page.expect_request(lambda request: request.url.partition("?")[0].endswith("/queue/join")):
+            answer.set()
+    finally:
+        answer.set()
+    page.locator("[placeholder='auto (4)']:visible").wait_for(state="detached")
+    assert steps.get_attribute("placeholder") == "auto" and model.input_value().startswith("auto")
+
+
+def test_a_look_that_began_earlier_does_not_undo_a_later_one(pulling: Running, open_page, tmp_path) -> None:
+    file = tmp_path / "my style.safetensors"
+    file.write_bytes(lora_file())
+    pulling.service.models.add(file)
+    page = open_page(pulling.address)
+    tab(page, "Models")
+    row = page.locator("[data-model=my-style]")
+    row.wait_for()
+    held: list[Any] = []
+
+    def hold_the_first(route: Any) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append((route, route.fetch()))
+
+    tab(page, "Gallery")
+    page.route("**/api/v1/models", hold_the_first)
+    with page.expect_request("**/api/v1/models"):
+        tab(page, "Models")
+    row.get_by_role("button", name="Remove").click()
+    row.get_by_role("button", name="Remove its files?").click()
+    row.wait_for(state="detached")
+    ((route, old),) = held
+    assert '"my-style"' in old.text()
+    page.evaluate(
+        """() => {
+            window.cameBack = false;
+            const look = () => { window.cameBack ||= document.querySelector("[data-model=my-style]") !== null; };
+            new MutationObserver(look)
+                .observe(document.querySelector("#model-list"), { childList: true, subtree: true });
+        }"""
+    )
+    with page.expect_response("**/api/v1/models"):
+        route.fulfill(response=old)
+    page.wait_for_timeout(1000)
+    assert not page.evaluate("window.cameBack"), "an older look came after a newer one"
+
+
 def test_a_licence_that_allows_no_commercial_use_is_said_and_asked_for_at_an_upload(
     knowing_faces: Running, open_page, tmp_path
 ) -> None:
@@ -138,7 +244,10 @@ def test_a_licence_that_allows_no_commercial_use_is_said_and_asked_for_at_an_upl
 
 
 def test_a_pull_is_stopped_and_its_looks_leave_the_other_rows_alone(
-    pulling: Running, hub: HubServer, open_page, tmp_path  # noqa: F811
+    pulling: Running,
+    hub: HubServer,  # noqa: F811
+    open_page,
+    tmp_path,
 ) -> None:
     file = tmp_path / "my style.safetensors"
     file.write_bytes(lora_file())

@@ -8,7 +8,8 @@ from PIL import Image, ImageChops
 
 from app.imaging.metadata import Origin, png_texts
 from tests.ui.capabilities import RED
-from tests.ui.serving import ROOT, server
+from tests.ui.conftest import PATIENCE
+from tests.ui.serving import ROOT
 from tests.ui.test_browser_jobs import reload, tab
 
 pytestmark = pytest.mark.browser
@@ -16,18 +17,17 @@ pytestmark = pytest.mark.browser
 WEIGHTS = ROOT / "app" / "pocket" / "weights" / "model_index.json"
 
 
-@pytest.fixture(scope="module")
-def pocket_server(tmp_path_factory):
+@pytest.fixture
+def pocket_server(request):
     if not WEIGHTS.is_file():
         pytest.fail("the embedded model's weights are missing")
-    with server(tmp_path_factory.mktemp("pocket"), devices="cpu") as address:
-        yield address
+    return request.getfixturevalue("fresh_server")
 
 
 def fetch(page, address: str, locator) -> Image.Image:
     """The stored picture behind an <img> of the page."""
     source = locator.get_attribute("src")
-    with urlopen(Request(f"{address}/{source}", headers={"Accept": "image/png"}), timeout=30) as answer:
+    with urlopen(Request(f"{address}/{source}", headers={"Accept": "image/png"}), timeout=PATIENCE / 1000) as answer:
         return Image.open(io.BytesIO(answer.read())).convert("RGB")
 
 
@@ -259,7 +259,7 @@ def test_the_settings_inside_an_uploaded_file_are_offered(squares_server, open_p
 
 def test_pocket_draws_then_inpaints_what_was_sent_on(pocket_server, open_page):
     page = open_page(pocket_server)
-    page.locator(".eis-prompt textarea:visible").fill("a red car, blue background")
+    page.locator(".eis-prompt textarea:visible").fill("a red car, navy background")
     page.get_by_label("Seed", exact=True).locator("visible=true").fill("7")
     page.locator("#generate-text-to-image").click()
     page.wait_for_selector("#stage-text-to-image .eis-result")
@@ -274,7 +274,7 @@ def test_pocket_draws_then_inpaints_what_was_sent_on(pocket_server, open_page):
     stage.locator("select").select_option(label="Inpaint")
     page.wait_for_selector(".eis-canvas:visible")
     drag(page, (0.3, 0.3), (0.6, 0.3))
-    page.locator(".eis-prompt textarea:visible").fill("a yellow star, blue background")
+    page.locator(".eis-prompt textarea:visible").fill("a yellow star, navy background")
     page.locator("#generate-inpaint").click()
     page.wait_for_selector("#stage-inpaint .eis-result")
     after = fetch(page, pocket_server, page.locator("#stage-inpaint .eis-picture"))
@@ -284,6 +284,7 @@ def test_pocket_draws_then_inpaints_what_was_sent_on(pocket_server, open_page):
     assert left >= 0.3 * 128 - 12 and right <= 0.6 * 128 + 12 and top >= 0.3 * 128 - 12 and bottom <= 0.3 * 128 + 12
 
     tab(page, "Gallery")
+    page.get_by_label("Words in the prompt").fill("navy background")
     page.wait_for_selector("text=2 pictures")
     page.get_by_label("Made by").click()
     page.get_by_role("option", name="Inpaint").click()

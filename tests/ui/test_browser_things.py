@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.ui.serving import server
 from tests.ui.test_browser_identity import asked, picker_of, put
 from tests.ui.test_browser_jobs import tab
 from tests.ui.test_browser_pictures import fetch
@@ -12,12 +11,6 @@ from tests.ui.test_browser_pictures import fetch
 pytestmark = pytest.mark.browser
 PATCH = (171, 385)
 """Middle of the round patch on the astronaut's suit."""
-
-
-@pytest.fixture(scope="module")
-def fresh_server(tmp_path_factory):
-    with server(tmp_path_factory.mktemp("fresh"), devices="cpu") as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

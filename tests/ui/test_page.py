@@ -24,13 +24,20 @@ class Catalogued:
         self.models = models
 
 
-@pytest.fixture
-def built(tmp_path):
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A catalog's page, built once: these tests only look at it."""
     from app.models.library import ModelLibrary
 
+    home = tmp_path_factory.mktemp("page")
+
+    found = {}
+
     def build(catalog):
-        page = Page(Catalogued(catalog, ModelLibrary(tmp_path)), "1.2.3")
-        return page, page.build()
+        if id(catalog) not in found:
+            page = Page(Catalogued(catalog, ModelLibrary(home)), "1.2.3")
+            found[id(catalog)] = page, page.build()
+        return found[id(catalog)]
 
     return build
 
@@ -88,8 +95,20 @@ def test_no_message_is_told_to_the_components_of_the_page(built):
 def test_no_listener_waits_for_another(built):
     """Gradio's own default is one call at a time: one long job would hold up every other browser."""
     _, blocks = built(CATALOG)
-    assert {function.concurrency_limit for function in blocks.fns.values()} <= {"default", None}
+    functions = [function for function in blocks.fns.values() if function.concurrency_id != "models"]
+    assert len(functions) > 20
+    assert {function.concurrency_limit for function in functions} <= {"default", None}
     assert blocks._queue.default_concurrency_limit is None
+
+
+def test_only_what_draws_forms_from_the_models_takes_turns(built):
+    """None of these waits for a job. Side by side, an older answer could come after a newer one and stay."""
+    page, blocks = built(CATALOG)
+    in_turn = [function for function in blocks.fns.values() if function.concurrency_id == "models"]
+    assert {function.fn.__name__ for function in in_turn} == {"restore", "refresh", "models_changed"}
+    assert {function.concurrency_limit for function in in_turn} == {1}
+    forms = [panel for panel in page.panels.values() if panel.form.widget("model") is not None]
+    assert len(in_turn) == 2 + len(forms) > 10
 
 
 def test_style_and_script_name_no_other_host():
