@@ -12,11 +12,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from app.core import handlers
+from app.core import chains, handlers
 from app.core.batch_store import BatchStore, job_alone, jobs_in
 from app.core.callbacks import CheckedUrl
 from app.core.capability import Capability
-from app.core.chains import own_share
 from app.core.dispatcher import Dispatcher
 from app.core.engine_options import EngineOptions
 from app.core.jobs import Batch, Job, JobStatus, new_id
@@ -92,6 +91,10 @@ class Batching:
         """The capability that a name or a short name means; `UnknownCapability`."""
         return handlers.resolve(name, self.catalog, self.models)
 
+    def follow_ups(self, capability: Capability, then: Any) -> list[tuple[Capability, dict[str, Any]]]:
+        """Capability and fields of each follow-up that a job of this capability names; `InvalidRequest`."""
+        return chains.follow_ups(capability, then, self.handler)
+
     def submit_batch(
         self, wishes: Sequence[Wish], *, owner: str = "", idempotency_key: str | None = None
     ) -> tuple[Batch, bool]:
@@ -101,16 +104,16 @@ class Batching:
         self.check_batch_size(len(wishes))
         if idempotency_key is not None and not 1 <= len(idempotency_key) <= KEY_LIMIT:
             raise InvalidRequest(f"An Idempotency-Key has 1 to {KEY_LIMIT} characters.", field="idempotency_key")
-        read, chains, bodies = [], [], []
+        read, follow_ups, bodies = [], [], []
         for index, wish in enumerate(wishes):
             with named(index):
                 capability = self.handler(wish.capability)
                 if not 0 <= wish.priority <= 10:
                     raise InvalidRequest("The priority must be between 0 and 10.", field="priority")
                 read.append((capability, self._submission.read(capability, wish.payload)))
-                chains.append(self._submission.read_chain(capability, wish.then, self.handler))
+                follow_ups.append(self._submission.read_chain(self.follow_ups(capability, wish.then)))
                 asked = self._submission.fingerprint(*read[-1], owner)
-                asked += self._submission.chain_fingerprint(chains[-1], owner)
+                asked += self._submission.chain_fingerprint(follow_ups[-1], owner)
                 bodies.append((asked, wish.priority, address_of(wish)))
         body = hashlib.sha256(json.dumps(["batch", bodies]).encode()).hexdigest()
         if idempotency_key is not None:
@@ -120,7 +123,7 @@ class Batching:
         now, checked = time.time(), dict[str, CheckedUrl]()
         batch = Batch(new_id(), owner, now, len(wishes))
         jobs = []
-        for index, (wish, (capability, asked), chain) in enumerate(zip(wishes, read, chains, strict=True)):
+        for index, (wish, (capability, asked), chain) in enumerate(zip(wishes, read, follow_ups, strict=True)):
             with named(index):
                 prepared = self._submission.prepare(capability, asked, owner)
                 following = self._submission.prepare_chain(chain, owner, self.options.max_attempts)
@@ -250,7 +253,7 @@ class Batching:
             if counts[batch.id]["running"]:
                 for job in self._batches.jobs_of(batch.id, status=JobStatus.RUNNING):
                     job = self._dispatcher.with_progress(job)
-                    done += own_share(job) * job.step / job.steps if job.steps else 0.0
+                    done += chains.own_share(job) * job.step / job.steps if job.steps else 0.0
             share = min(1.0, round(done / batch.size, 6))
             views.append(BatchView(batch, counts[batch.id], share, priorities.get(batch.id)))
         return views

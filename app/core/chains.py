@@ -10,13 +10,13 @@ never jumps back, however many pictures a link makes.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from app.core.capability import Capability, image_fields
 from app.core.jobs import Job, JobStatus, new_id
-from app.errors import InvalidRequest, ServiceError
+from app.errors import InvalidRequest, ServiceError, UnknownCapability
 
 PICTURE = "image"
 """The field of a follow-up that its picture goes into."""
@@ -45,16 +45,33 @@ def link(index: int) -> Iterator[None]:
         raise type(error)(message, **details) from None
 
 
-def wishes_in(capability: Capability, then: Any) -> list[tuple[str, dict[str, Any]]]:
-    """The name and the fields of each follow-up of a job of this capability; no field is looked at yet."""
+def follow_ups(
+    capability: Capability, then: Any, handler: Callable[[str], Capability]
+) -> list[tuple[Capability, dict[str, Any]]]:
+    """Capability and fields of each follow-up of such a job, in an order that can be; no field is looked at yet.
+
+    `handler` answers the capability that a name means. In place of the picture stands `PICTURE_TO_COME`.
+    """
+    found = []
+    for index, (name, fields) in enumerate(_wishes(capability, then)):
+        with link(index):
+            try:
+                found.append((handler(name), fields))
+            except UnknownCapability as error:
+                raise InvalidRequest(error.message, field="capability") from None
+    _require_order([known for known, _ in found])
+    return found
+
+
+def _wishes(capability: Capability, then: Any) -> list[tuple[str, dict[str, Any]]]:
     if then is None:
         return []
     if not isinstance(then, list | tuple):
         raise InvalidRequest("then: this must be a list of follow-ups.", field="then")
     if len(then) > LINKS_LIMIT:
         raise InvalidRequest(f"then: a job may name {LINKS_LIMIT} follow-ups.", field="then")
-    if then:
-        require_pictures_of(capability, "then")
+    if then and not capability.gives_pictures:
+        raise InvalidRequest(f"then: {capability.name} makes no picture that a follow-up could take.", field="then")
     wishes = []
     for index, wish in enumerate(then):
         with link(index):
@@ -70,13 +87,7 @@ def wishes_in(capability: Capability, then: Any) -> list[tuple[str, dict[str, An
     return wishes
 
 
-def require_pictures_of(capability: Capability, field: str) -> None:
-    """`InvalidRequest` where nothing can follow because there will be no picture."""
-    if not capability.gives_pictures:
-        raise InvalidRequest(f"{field}: {capability.name} makes no picture that a follow-up could take.", field=field)
-
-
-def require_order(capabilities: Sequence[Capability]) -> None:
+def _require_order(capabilities: Sequence[Capability]) -> None:
     """Each follow-up takes a picture, and each but the last gives one."""
     for index, capability in enumerate(capabilities):
         with link(index):

@@ -154,7 +154,7 @@ class Service(Watching, Batching):
         if known is None:
             raise UnknownCapability("There is no capability of this name.")
         wish = self._submission.read(known, payload)
-        chain = self._submission.read_chain(known, then, self.handler)
+        chain = self._submission.read_chain(self.follow_ups(known, then))
         address = callback_url.url if isinstance(callback_url, CheckedUrl) else callback_url
         body = f"{self._submission.fingerprint(known, wish, owner)}:{priority}:{address or ''}"
         body += self._submission.chain_fingerprint(chain, owner)

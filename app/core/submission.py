@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from app.core.capability import Capability, image_fields
-from app.core.chains import PICTURE, PICTURE_TO_COME, link, require_order, wishes_in
+from app.core.chains import PICTURE, PICTURE_TO_COME, link
 from app.core.fields import SEED_LIMIT
 from app.core.image_index import ImageIndex
 from app.core.jobs import Job
@@ -26,7 +26,6 @@ from app.errors import (
     Conflict,
     InvalidRequest,
     MaskMismatch,
-    UnknownCapability,
     UnknownImage,
     UnknownJob,
     WeightsMissing,
@@ -130,24 +129,13 @@ class Submission:
         text = json.dumps([capability.name, told], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def read_chain(
-        self, capability: Capability, then: Any, handler: Callable[[str], Capability]
-    ) -> list[tuple[Capability, BaseModel]]:
-        """The follow-ups of a job of this capability as they were asked, their fields valid; nothing is looked up."""
+    def read_chain(self, chain: Sequence[tuple[Capability, Mapping[str, Any]]]) -> list[tuple[Capability, BaseModel]]:
+        """The follow-ups of a job as they were asked, their fields valid; nothing is looked up."""
         read = []
-        for index, (name, payload) in enumerate(wishes_in(capability, then)):
+        for index, (capability, payload) in enumerate(chain):
             with link(index):
-                try:
-                    known = handler(name)
-                except UnknownCapability as error:
-                    raise InvalidRequest(error.message, field="capability") from None
-            read.append((known, payload))
-        require_order([known for known, _ in read])
-        wishes = []
-        for index, (known, payload) in enumerate(read):
-            with link(index):
-                wishes.append((known, self.read(known, payload)))
-        return wishes
+                read.append((capability, self.read(capability, payload)))
+        return read
 
     def chain_fingerprint(self, chain: Sequence[tuple[Capability, BaseModel]], owner: str) -> str:
         """What an idempotency key knows follow-ups by; empty where there are none."""
