@@ -212,7 +212,9 @@ class Panel:
             size = self.size_of(refused[1], job.owner) if refused else None
             return people.which_face(job, people.choice_of(job, size)) if size else stage.ended_badly(job)
         if findings.are_in(job):
-            return findings.view(job, self.targets, self.prompt_targets)
+            found = findings.view(job, self.targets, self.prompt_targets)
+            # What was found about the picture that this form has just made stands under it.
+            return self.ended(self.service.get(job.follows, job.owner)) + found if job.follows else found
         metadata = {}
         for image in (job.result or {}).get("images", []):
             try:
