@@ -1,9 +1,8 @@
 """Chains in the engine: what follows a job is made with its end, checked at the door, and ends with what fails."""
 
+import multiprocessing
 import os
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -265,9 +264,10 @@ def test_the_picture_to_come_is_none_that_a_job_may_name(service: Service) -> No
 # ---- deaths
 
 
-def chain_front(home: str, url: str | None) -> None:
+def chain_front(home: str, crash_at: str) -> None:
     """A front process that takes one chain and works until all of it is done."""
-    service = Service(options(Path(home), database_url=url))
+    os.environ[crash_points.VARIABLE] = crash_at
+    service = Service(options(Path(home)))
     service.start()
     wish = {"seed": 3, "num_images_per_prompt": 2}
     job = service.submit("test/paint", wish, then=[COPY, COPY], idempotency_key="k")
@@ -275,6 +275,8 @@ def chain_front(home: str, url: str | None) -> None:
     service.stop(5.0)
 
 
+@pytest.mark.prove
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("point", ["insert", "claim", "rename", "done"])
 def test_a_chain_outlives_a_death_at_each_point(point: str, tmp_path: Path) -> None:
     """The first time the point is met, the second, ...: the next process finds the chain as whole as it was."""
@@ -303,11 +305,13 @@ def test_a_chain_outlives_a_death_at_each_point(point: str, tmp_path: Path) -> N
 
 def die_at(home: Path, point: str) -> int:
     """Run the front in a process of its own with this crash point; answers its status."""
-    words = "import sys; from tests.engine.test_chains import chain_front; chain_front(sys.argv[1], None)"
-    environment = {**os.environ, crash_points.VARIABLE: point}
-    run = subprocess.run([sys.executable, "-c", words, str(home)], env=environment, capture_output=True, timeout=120)
-    assert run.returncode in {0, 137}, run.stderr.decode()
-    return run.returncode
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.engine.front"])
+    process = context.Process(target=chain_front, args=(str(home), point))
+    process.start()
+    process.join(120)
+    assert process.exitcode in {0, 137}
+    return process.exitcode
 
 
 def test_two_servers_share_a_chain(postgres_url: str, tmp_path: Path, make_service: Callable[..., Service]) -> None:
