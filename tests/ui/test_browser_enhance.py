@@ -155,7 +155,6 @@ def test_what_is_ticked_follows_the_picture(fresh_server, open_page):
         page.locator("#then-text-to-image").get_by_text(label).click()
     page.locator("#generate-text-to-image").click()
     drawn = page.locator("#stage-text-to-image")
-    drawn.get_by_text("Text to image · Step").wait_for()
     drawn.get_by_text("Add a tag").wait_for()
     picture = drawn.locator(".eis-picture:visible").first
     assert fetch(page, fresh_server, picture).size == (256, 256), "the larger one stands above its tags"
