@@ -2,17 +2,18 @@
 with the command.
 
 So do its pictures: what it made lies in the files that were asked for, and nothing else could find it again. One kind
-stays in the home: the inputs of a job that succeeded, where a file or a URL gave them, because the recipe inside the
-picture that was written names them and `eis run --recipe` looks for them there. They are left in trust: the next
-service on this home gives them rows, so that they are listed and can be deleted like uploads.
+stays in the home: the inputs of a job that succeeded, where a file, a URL or the job before gave them, because the
+recipe inside the picture that was written names them and `eis run --recipe` looks for them there. They are left in
+trust: the next service on this home gives them rows, so that they are listed and can be deleted like uploads.
 """
 
 import json
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +27,7 @@ from app.guarded_http import GuardedClient
 from app.main import build_service
 
 REFERENCE = re.compile(r"[0-9a-z]{26}")
-PRIVATE = {"owner", "idempotency_key", "callback_url", "cancel_requested", "not_before"}
+PRIVATE = {"share", "owner", "idempotency_key", "callback_url", "cancel_requested", "not_before"}
 EVERY = 2**31
 FORMATS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
@@ -59,13 +60,24 @@ class Inline:
         for reference, (image, kind) in self._stored.items():
             if reference in self._in_recipes:
                 storage.leave_in_trust(image, kind)
-        for reference in [*(image.id for image in made), *(self._stored.keys() - self._in_recipes)]:
+        for image in made:
+            if image.id in self._in_recipes:
+                stored = {name.name: getattr(image, name.name) for name in fields(StoredImage)}
+                storage.leave_in_trust(StoredImage(**stored), "image")
+        for reference in {*(image.id for image in made), *self._stored} - self._in_recipes:
             with suppress(UnknownImage):
                 storage.delete(reference)
         self._working.__exit__(None, None, None)
 
-    def submit(self, capability: Capability, payload: dict[str, Any]) -> Job:
-        """Queue a wish whose pictures may be files, URLs or references."""
+    def submit(self, capability: Capability, payload: dict[str, Any], then: Sequence[dict[str, Any]] = ()) -> Job:
+        """Queue a wish, and what is to follow it, whose pictures may be files, URLs or references."""
+        chain = self.service.follow_ups(capability, then)
+        for (known, _), wish in zip(chain, then, strict=True):
+            wish.update({**self.given(known, wish), "capability": known.name})
+        return self.service.submit(capability.name, self.given(capability, payload), then=then)
+
+    def given(self, capability: Capability, payload: dict[str, Any]) -> dict[str, Any]:
+        """The payload with a reference for each of its pictures."""
         given = dict(payload)
 
         def reference(named: Any, kind: str) -> Any:
@@ -78,7 +90,7 @@ class Inline:
             if value is not None:
                 many = isinstance(value, list)
                 given[name] = [reference(one, kind) for one in value] if many else reference(value, kind)
-        return self.service.submit(capability.name, given)
+        return given
 
     def store(self, data: bytes, kind: str = "image") -> str:
         """The reference of a picture, which goes with the command unless a recipe comes to name it."""
@@ -98,13 +110,36 @@ class Inline:
 
     def run(self, capability: Capability, payload: dict[str, Any], *, quiet: bool = False, title: str = "") -> Job:
         """Run a wish to its end; a failure is raised as the error that it is."""
-        job = self.submit(capability, payload)
-        line = ProgressLine(title or capability.name, quiet=quiet)
+        return self.run_chain(capability, payload, (), quiet=quiet, title=title)[0][0]
+
+    def run_chain(
+        self,
+        capability: Capability,
+        payload: dict[str, Any],
+        then: Sequence[dict[str, Any]],
+        *,
+        quiet: bool = False,
+        title: str = "",
+    ) -> list[list[Job]]:
+        """Run a wish and what follows it to the end; answers the jobs link by link."""
+        links = [[self.follow(self.submit(capability, payload, then), quiet, title or capability.name)]]
+        while ids := [id for job in links[-1] for id in job.followed_by or ()]:
+            jobs = [self.service.get(id) for id in ids]
+            names = [
+                f"{job.capability} {place}/{len(ids)}" if len(ids) > 1 else job.capability
+                for place, job in enumerate(jobs, 1)
+            ]
+            links.append([self.follow(job, quiet, name) for job, name in zip(jobs, names, strict=True)])
+        return links
+
+    def follow(self, job: Job, quiet: bool, title: str) -> Job:
+        """The job at its end, with a progress line until then."""
+        line = ProgressLine(title, quiet=quiet)
         try:
             for event in self.service.watch_blocking(job.id):
                 line.show(event)
         except KeyboardInterrupt:
-            self.service.cancel(job.id)
+            (self.service.cancel_batch if job.batch_id else self.service.cancel)(job.batch_id or job.id)
             raise
         finally:
             line.close()
@@ -113,7 +148,8 @@ class Inline:
             error = job.error or {"code": "service_error", "message": f"The job ended as {job.status.value}."}
             raise error_class(error["code"])(error["message"])
         makes_pictures = bool((job.result or {}).get("images"))
-        for name in image_fields(capability.request) if makes_pictures else ():
+        request = self.service.handler(job.capability).request
+        for name in image_fields(request) if makes_pictures else ():
             value = job.request.get(name) or ()
             self._in_recipes.update((value,) if isinstance(value, str) else value)
         return job
@@ -158,5 +194,5 @@ def report(job: Job, written: list[Path], *, as_json: bool) -> None:
         return
     for path in written:
         print(path)
-    if not written:
+    if not images:
         print(json.dumps((job.result or {}).get("data", {})))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from app.cli_chain import HELP, read_then
 from app.cli_fields import add_flags, given_fields
 from app.cli_settings import served_catalog
 from app.core.capability import Capability
@@ -36,6 +37,7 @@ def declare(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
         "--out", type=Path, metavar="FILE", help="where to write (.png, .jpg, .webp); several get -1, -2"
     )
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="repeat this picture (or JSON recipe) to the pixel")
+    parser.add_argument("--then", action="append", default=[], metavar="CAPABILITY[:FIELD=VALUE,...]", help=HELP)
     parser.add_argument("--json", action="store_true", help="print the finished job as JSON on stdout")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
     capability = chosen(rest, catalog)
@@ -70,6 +72,7 @@ def act(options: argparse.Namespace) -> int:
     capability = find(str(name), served_catalog())
     given = given_fields(options, capability.request)
     payload = {**recipe["request"], **given} if recipe else given
+    then = [read_then(text) for text in options.then]
     check_out(options.out)
     from app.cli_inline import Inline, report
 
@@ -78,13 +81,17 @@ def act(options: argparse.Namespace) -> int:
             check_inputs(recipe, payload, inline)
             for note in other_weights(recipe, payload, inline.service.models):
                 print(f"note: {note}", file=sys.stderr)
-        job = inline.run(capability, payload, quiet=options.quiet)
-        images = (job.result or {}).get("images", [])
-        position = recipe.get("position") if recipe else None
+        links = inline.run_chain(capability, payload, then, quiet=options.quiet)
+        drawn = next((jobs for jobs in reversed(links) if jobs[0].result["images"]), links[-1])
+        images = [image for job in drawn for image in job.result["images"]]
+        position = recipe.get("position") if recipe and not then else None
         if isinstance(position, int) and position < len(images) and "num_images_per_prompt" not in given:
             images = [images[position]]
-        written = inline.write(images, options.out, capability.name)
-        report(job, written, as_json=options.json)
+        written = inline.write(images, options.out, drawn[0].capability)
+        files = {image["id"]: path for image, path in zip(images, written, strict=True)}
+        for job in (job for jobs in links for job in jobs):
+            own = [files[image["id"]] for image in job.result["images"] if image["id"] in files]
+            report(job, own, as_json=options.json)
     return 0
 
 

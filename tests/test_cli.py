@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from app import cli, cli_doctor, cli_run
+from app.cli_chain import read_then
 from app.cli_fields import given_fields
 from app.cli_progress import ProgressLine
 from app.core.catalog import CATALOG as PRODUCT
@@ -133,6 +134,39 @@ def test_a_recipe_whose_picture_is_gone_says_how_to_give_it(home: Path, capsys: 
     assert cli.main(["run", "--recipe", "out.png", "--out", "again.png"]) == 2
     assert "--image FILE" in capsys.readouterr().err
     assert cli.main(["run", "--recipe", "out.png", "--image", "in.png", "--out", "again.png"]) == 0
+
+
+def test_follow_ups_run_on_what_was_made(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "test/paint", "--seed", "4", "--num-images-per-prompt", "2", "--then", "test/copy"]
+    assert cli.main([*words, "--then", "test/copy", "--out", "end.png"]) == 0
+    told = capsys.readouterr()
+    assert told.out.split() == ["end-1.png", "end-2.png"]
+    assert told.err.count("served by") == 5
+    assert cli.main(["run", "test/paint", "--seed", "5", "--out", "alone.png"]) == 0
+    assert pixels(Path("end-2.png")) == pixels(Path("alone.png"))
+    # What each link worked on is there for a repeat, and nothing else.
+    assert len(list(home.glob("images/*/*.png"))) == 4
+    assert cli.main(["run", "--recipe", "end-2.png", "--out", "again.png"]) == 0
+    assert pixels(Path("again.png")) == pixels(Path("end-2.png"))
+
+
+@pytest.mark.parametrize(
+    ("then", "words"),
+    [
+        ("test/copy:colour=red", "then.0.colour"),
+        ("test/copy:mask_image", "write CAPABILITY:FIELD=VALUE"),
+        ("test/copy:mask_image=none.png", "none.png"),
+        ("test/paint", "takes no picture"),
+    ],
+)
+def test_a_wrong_follow_up_is_a_sentence_and_exit_2(then: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "test/paint", "--seed", "4", "--then", then]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_follow_up_reads_json_and_text() -> None:
+    told = read_then("upscale:scale=2,upscaler=lanczos,faces=[1,2],name=a,b")
+    assert told == {"capability": "upscale", "scale": 2, "upscaler": "lanczos", "faces": [1, 2], "name": "a,b"}
 
 
 def test_json_answers_the_whole_job(capsys: pytest.CaptureFixture[str]) -> None:

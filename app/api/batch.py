@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from app.api import chains
 from app.api.answers import answer
 from app.api.batch_schemas import (
     BatchAnswer,
@@ -105,7 +106,7 @@ def expand(wish: BatchWish, service: Service) -> list[JobWish]:
         service.check_batch_size(count_wishes(values, wish.combine))
         requests = combine(wish.request or {}, values, wish.combine)
         jobs = [JobWish.model_construct(handler=wish.handler, request=one) for one in requests]
-    own = {"priority": wish.priority, "callback_url": wish.callback_url}
+    own = {"priority": wish.priority, "callback_url": wish.callback_url, "then": wish.then}
     return [
         job.model_copy(update={name: value for name, value in own.items() if getattr(job, name) is None})
         for job in jobs
@@ -120,15 +121,16 @@ class BatchSubmission:
         self.service = submission.service
         self.resolver = submission.resolver
 
-    def check(self, wish: BatchWish) -> list[tuple[Capability, JobWish]]:
+    def check(self, wish: BatchWish) -> list[tuple[Capability, JobWish, chains.Chain]]:
         """Blocking: every wish is of a known capability and its fields are valid; nothing is stored yet."""
         checked = []
         for index, job in enumerate(expand(wish, self.service)):
             with named(index):
                 capability = self.service.handler(job.handler)
                 self.resolver.validate(job.request, capability.request)
-            checked.append((capability, job))
-        addresses = {job.callback_url for _, job in checked if job.callback_url is not None}
+                chain = chains.checked(self.service, self.resolver, capability, job.then)
+            checked.append((capability, job, chain))
+        addresses = {job.callback_url for _, job, _ in checked if job.callback_url is not None}
         if len(addresses) > ADDRESSES_LIMIT:
             raise InvalidRequest(f"A batch may name {ADDRESSES_LIMIT} callback addresses.", field="callback_url")
         return checked
@@ -137,23 +139,25 @@ class BatchSubmission:
         """The accepted batch."""
         checked = await run_in_threadpool(self.check, wish)
         callbacks: dict[str | None, CheckedUrl | None] = {None: None}
-        for index, (_, job) in enumerate(checked):
+        for index, (_, job, _) in enumerate(checked):
             if job.callback_url not in callbacks:
                 with named(index):
                     callbacks[job.callback_url] = await self.submission.check_callback(job.callback_url)
         stored, payloads = await self.resolve(checked)
         wishes = [
-            Wish(capability.name, payload, job.priority or 0, callbacks[job.callback_url])
-            for (capability, job), payload in zip(checked, payloads, strict=True)
+            Wish(capability.name, payload, job.priority or 0, callbacks[job.callback_url], then)
+            for (capability, job, _), (payload, then) in zip(checked, payloads, strict=True)
         ]
         return await run_in_threadpool(self.accept, wishes, stored, key, owner)
 
-    async def resolve(self, checked: list[tuple[Capability, JobWish]]) -> tuple[Resolved, list[dict[str, Any]]]:
-        """Store the pictures that are given, each once however many wishes share it."""
+    async def resolve(
+        self, checked: list[tuple[Capability, JobWish, chains.Chain]]
+    ) -> tuple[Resolved, list[tuple[dict[str, Any], list[dict[str, Any]] | None]]]:
+        """Store the pictures that are given, each once however many wishes share it; the fields and what follows."""
         stored, payloads = Resolved({}), []
         known: dict[tuple[str, str], str] = {}
         try:
-            for index, (capability, job) in enumerate(checked):
+            for index, (capability, job, chain) in enumerate(checked):
                 kinds = {name: kind.removesuffix("s") for name, kind in image_fields(capability.request).items()}
                 payload = {**job.request}
                 for name in kinds.keys() & payload.keys():
@@ -164,7 +168,8 @@ class BatchSubmission:
                 for name in kinds.keys() & payload.keys():
                     pairs = zip(each(payload[name]), each(resolved.payload[name]), strict=True)
                     known.update({(given, kinds[name]): made for given, made in pairs if is_new(given)})
-                payloads.append(resolved.payload)
+                with named(index):
+                    payloads.append((resolved.payload, await chains.resolve(self.resolver, chain, stored)))
         except BaseException:
             with CancelScope(shield=True):
                 await to_thread.run_sync(self.resolver.undo, stored)
@@ -223,11 +228,13 @@ def batch_router(service: Service, resolver: PictureResolver, draining: Draining
         owner = request.state.owner
         wish = await read_body(request, JobWish)
         capability = await run_in_threadpool(service.handler, wish.handler)
+        chain = await run_in_threadpool(chains.checked, service, resolver, capability, wish.then)
         callback = await submission.check_callback(wish.callback_url)
-        resolved = await resolver.resolve(wish.request, capability.request)
+        resolved, then = await submission.resolve(capability, wish.request, chain)
         priority = 5 if wish.priority is None else wish.priority
         query = SubmitQuery(priority=priority, callback_url=wish.callback_url)
-        job = await run_in_threadpool(submission.submit, capability, resolved, query, callback, idempotency_key, owner)
+        told = (query, callback, idempotency_key, owner, then)
+        job = await run_in_threadpool(submission.submit, capability, resolved, *told)
         return answer(await run_in_threadpool(view_job, job), 202, {"Location": batch_url(job.id)})
 
     @router.post(
@@ -245,7 +252,7 @@ def batch_router(service: Service, resolver: PictureResolver, draining: Draining
     async def submit_batch(request: HttpRequest, idempotency_key: IdempotencyKey = None) -> Response:
         owner = request.state.owner
         found = await batches.take(await read_body(request, BatchWish), idempotency_key, owner)
-        body = await run_in_threadpool(view, found, owner, found.batch.size)
+        body = await run_in_threadpool(view, found, owner, found.total)
         return answer(body, 202, {"Location": batch_url(found.batch.id)})
 
     @router.get("", summary="List batches, newest first", responses={200: documented(BatchList, "One page.")})

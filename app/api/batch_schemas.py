@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.chains import THEN_TEXT
 from app.api.schemas import PREFIX, JobAnswer
 from app.core.batching import BatchView
 
@@ -20,6 +21,7 @@ Handler = Annotated[
         description="A capability's name, or a short one: generate, edit, upscale, face_swap.",
     ),
 ]
+Then = Annotated[list[Any] | None, Field(description=THEN_TEXT)]
 Wished = Annotated[dict[str, Any], Field(description="The capability's fields, as its own route takes them.")]
 
 
@@ -32,6 +34,7 @@ class JobWish(BaseModel):
     request: Wished
     priority: Priority | None = Field(None, description="10 goes first; null: the batch's, or 5.")
     callback_url: CallbackUrl = None
+    then: Then = None
 
 
 class BatchWish(BaseModel):
@@ -59,6 +62,7 @@ class BatchWish(BaseModel):
     )
     priority: Priority = 5
     callback_url: CallbackUrl = None
+    then: Then = None
 
 
 class PriorityWish(BaseModel):
@@ -95,10 +99,12 @@ class BatchSummary(BaseModel):
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] = Field(
         description="`running` from the first start to the last end; then the worst end among the jobs."
     )
-    total: int = Field(description="Jobs in the batch.")
+    total: int = Field(description="Jobs in the batch so far: a follow-up's are made when the job before it ends.")
     counts: BatchCounts
     priority: int | None = Field(description="The highest among its waiting jobs; null when none waits.")
-    progress: float = Field(description="Share that is done, 0 to 1; steps of running jobs count.")
+    progress: float = Field(
+        description="Share that is done, 0 to 1; steps of running jobs count, and follow-ups to come."
+    )
     links: BatchLinks
 
 
@@ -189,7 +195,7 @@ def batch_summary(view: BatchView) -> dict[str, Any]:
         "id": batch.id,
         "created": batch.created,
         "status": view.status.value,
-        "total": batch.size,
+        "total": view.total,
         "counts": dict(view.counts),
         "priority": view.priority,
         "progress": round(view.progress, 4),

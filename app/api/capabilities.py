@@ -4,6 +4,7 @@ Whatever waits for a result only watches: when the client goes away, the job goe
 """
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from app.api import chains
 from app.api.answers import answer
 from app.api.draining import Draining, until_gone
 from app.api.errors import error_answer, retry_headers, service_error_answer, status_of
@@ -90,6 +92,7 @@ class Submission:
         callback: CheckedUrl | None,
         key: str | None,
         owner: str,
+        then: list[dict[str, Any]] | None = None,
     ) -> Job:
         """Blocking: submit, and take the pictures away again if the wish is refused or was known already."""
         if not resolved.validated:
@@ -104,11 +107,13 @@ class Submission:
                 priority=query.priority,
                 idempotency_key=key,
                 callback_url=callback,
+                then=then,
             )
         except BaseException:
             self.forget(resolved, owner)
             raise
-        if not resolved.stored.keys() <= named_in(job.request):
+        requests = [job.request, *(link["request"] for link in job.then or ())]
+        if not resolved.stored.keys() <= set().union(*map(named_in, requests)):
             self.forget(resolved, owner)
         return job
 
@@ -117,6 +122,30 @@ class Submission:
         for reference in resolved.stored:
             with suppress(UnknownImage, Conflict):
                 self.service.delete_image(reference, owner)
+
+    async def resolve(
+        self, capability: Capability, payload: dict[str, Any], chain: chains.Chain
+    ) -> tuple[Resolved, list[dict[str, Any]] | None]:
+        """The wish and its follow-ups with every picture stored; all or nothing is kept."""
+        resolved = await self.resolver.resolve(payload, capability.request)
+        if chain and not resolved.validated:
+            await run_in_threadpool(self.resolver.validate, payload, capability.request)
+            resolved.validated = True
+        return resolved, await chains.resolve(self.resolver, chain, resolved)
+
+    async def wait_for_all(self, request: HttpRequest, job: Job, seconds: float, owner: str) -> Job:
+        """The job, or with follow-ups the first job of the last link; before that, the first that has not succeeded."""
+        deadline = time.monotonic() + seconds
+        jobs = [await self.wait(request, job, seconds, owner)]
+        while True:
+            for job in jobs:
+                if job.status is not JobStatus.SUCCEEDED:
+                    return job
+            ids = [id for job in jobs for id in job.followed_by or ()]
+            if not ids:
+                return jobs[0]
+            jobs = [await run_in_threadpool(self.service.get, id, owner) for id in ids]
+            jobs = [await self.wait(request, job, deadline - time.monotonic(), owner) for job in jobs]
 
     async def wait(self, request: HttpRequest, job: Job, seconds: float, owner: str) -> Job:
         """The job at its end, or as it stands when the time is over, the client is gone or the server stops."""
@@ -205,10 +234,13 @@ def add_route(router: APIRouter, capability: Capability, submission: Submission)
     ) -> Response:
         owner = request.state.owner
         payload = await read_payload(request, capability.request)
+        then = chains.take_then(payload)
+        chain = await run_in_threadpool(chains.checked, submission.service, submission.resolver, capability, then)
         callback = await submission.check_callback(query.callback_url)
-        resolved = await submission.resolver.resolve(payload, capability.request)
-        job = await run_in_threadpool(submission.submit, capability, resolved, query, callback, idempotency_key, owner)
-        job = await submission.wait(request, job, query.wait, owner)
+        resolved, then = await submission.resolve(capability, payload, chain)
+        told = (query, callback, idempotency_key, owner, then)
+        job = await run_in_threadpool(submission.submit, capability, resolved, *told)
+        job = await submission.wait_for_all(request, job, query.wait, owner)
         return await submission.reply(request, job)
 
     router.add_api_route(

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from app.api.batch_schemas import BATCH_ANSWERS, WISHES
+from app.api.chains import THEN, THEN_SCHEMA
 from app.api.schemas import ANSWERS, PREFIX, ErrorAnswer, documented
 from app.core.capability import Capability, image_fields
 from app.core.device_configuration import DeviceConfiguration
@@ -70,6 +71,8 @@ def wish_schema(capability: Capability, components: dict[str, Any], prefix: str 
                 **text,
                 "x-kind": kind,
             }
+    if capability.gives_pictures:
+        schema["properties"][THEN] = dict(THEN_SCHEMA)
     for given in schema["properties"].values():
         for own in FOR_FORMS & given.keys():
             given[f"x-{own}"] = given.pop(own)
@@ -90,6 +93,8 @@ def request_body(capability: Capability, reference: dict[str, str]) -> dict[str,
             properties[name] = {**({"type": "array", "items": one} if pictures[name] == "images" else one), **text}
         else:
             properties[name] = {key: value for key, value in given.items() if key not in FOR_FORMS}
+    if capability.gives_pictures:
+        properties[THEN] = dict(THEN_SCHEMA)
     form = {
         "type": "object",
         "properties": properties,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from app.core.chains import why_nothing_follows
 from app.core.jobs import Job
 
 PREFIX = "/api/v1"
@@ -60,6 +61,14 @@ class Placement(BaseModel):
     reason: str
 
 
+class FollowUp(BaseModel):
+    """What is to follow a job."""
+
+    capability: str
+    model: str | None
+    request: dict[str, Any] = Field(description="The resolved request, but for the picture that is still to come.")
+
+
 class JobLinks(BaseModel):
     """Where to go on."""
 
@@ -86,7 +95,11 @@ class JobAnswer(BaseModel):
         description="How often it may still be started by itself, when its worker dies under it or memory runs out."
     )
     not_before: float | None = Field(description="When a job that pauses after a lost attempt waits again.")
-    batch: str | None = Field(description="The batch that it came with.")
+    batch: str | None = Field(description="The batch that it came with, or that it and its follow-ups are.")
+    then: list[FollowUp] = Field(description="What is to follow it, the next first, on each picture that it makes.")
+    followed_by: list[str] = Field(description="The jobs that its pictures were given to, once it has made them.")
+    follows: str | None = Field(description="The job whose picture it was given.")
+    nothing_follows: str | None = Field(description="Why its follow-ups do not begin; null while they may.")
     step: int
     steps: int
     position: int | None = Field(description="Jobs before this one in the queue; null when it does not wait.")
@@ -315,6 +328,10 @@ def job_view(job: Job, position: int | None) -> dict[str, Any]:
         "starts_left": job.starts_left,
         "not_before": job.not_before,
         "batch": job.batch_id,
+        "then": [{name: link[name] for name in ("capability", "model", "request")} for link in job.then or ()],
+        "followed_by": job.followed_by or [],
+        "follows": job.follows,
+        "nothing_follows": why_nothing_follows(job),
         "step": job.step,
         "steps": job.steps,
         "position": position,

@@ -53,6 +53,14 @@ class BatchStore:
                 found[batch_id][status] = count
         return found
 
+    def ended_shares(self, batch_ids: Sequence[str]) -> dict[str, float]:
+        """The sum of the shares of what has ended of each batch, of which anything has."""
+        ends = [status.value for status in JobStatus if status.is_terminal]
+        wanted = (jobs.c.batch_id.in_(batch_ids), jobs.c.status.in_(ends))
+        query = select(jobs.c.batch_id, func.sum(jobs.c.share)).where(*wanted).group_by(jobs.c.batch_id)
+        with self._store.reader.connect() as connection:
+            return {batch_id: share for batch_id, share in connection.execute(query)}
+
     def waiting_priorities(self, batch_ids: Sequence[str]) -> dict[str, int]:
         """The highest priority among what waits of each batch, of which anything does."""
         waits = (jobs.c.batch_id.in_(batch_ids), jobs.c.status == JobStatus.QUEUED.value)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from app.core import handlers
+from app.core import chains, handlers
 from app.core.batch_store import BatchStore, job_alone, jobs_in
 from app.core.callbacks import CheckedUrl
 from app.core.capability import Capability
@@ -29,17 +29,21 @@ KEY_LIMIT = 255
 
 @dataclass(frozen=True)
 class Wish:
-    """One of the wishes of a batch: by which capability, what, how urgent, and who is told of its end."""
+    """One of the wishes of a batch: by which capability, what, how urgent, who is told of its end, what follows it."""
 
     capability: str
     payload: Mapping[str, Any]
     priority: int = 5
     callback_url: str | CheckedUrl | None = None
+    then: Any = None
 
 
 @dataclass(frozen=True)
 class BatchView:
-    """A batch as it stands: how many of its jobs are in each state, and the share that is done (0 to 1)."""
+    """A batch as it stands: how many of its jobs are in each state, and the share that is done (0 to 1).
+
+    Jobs that follow others are counted from the moment on at which they are made; the share knows of them before.
+    """
 
     batch: Batch
     counts: Mapping[str, int]
@@ -48,10 +52,15 @@ class BatchView:
     """The highest among what waits; None when nothing does."""
 
     @property
+    def total(self) -> int:
+        """How many jobs it has so far."""
+        return sum(self.counts.values())
+
+    @property
     def status(self) -> JobStatus:
         """One word: what any job still is, else the worst end; `queued` until one has begun."""
         counts = self.counts
-        if counts["queued"] == self.batch.size:
+        if counts["queued"] == self.total:
             return JobStatus.QUEUED
         if counts["queued"] or counts["running"]:
             return JobStatus.RUNNING
@@ -82,6 +91,10 @@ class Batching:
         """The capability that a name or a short name means; `UnknownCapability`."""
         return handlers.resolve(name, self.catalog, self.models)
 
+    def follow_ups(self, capability: Capability, then: Any) -> list[tuple[Capability, dict[str, Any]]]:
+        """Capability and fields of each follow-up that a job of this capability names; `InvalidRequest`."""
+        return chains.follow_ups(capability, then, self.handler)
+
     def submit_batch(
         self, wishes: Sequence[Wish], *, owner: str = "", idempotency_key: str | None = None
     ) -> tuple[Batch, bool]:
@@ -91,14 +104,17 @@ class Batching:
         self.check_batch_size(len(wishes))
         if idempotency_key is not None and not 1 <= len(idempotency_key) <= KEY_LIMIT:
             raise InvalidRequest(f"An Idempotency-Key has 1 to {KEY_LIMIT} characters.", field="idempotency_key")
-        read, bodies = [], []
+        read, follow_ups, bodies = [], [], []
         for index, wish in enumerate(wishes):
             with named(index):
                 capability = self.handler(wish.capability)
                 if not 0 <= wish.priority <= 10:
                     raise InvalidRequest("The priority must be between 0 and 10.", field="priority")
                 read.append((capability, self._submission.read(capability, wish.payload)))
-                bodies.append((self._submission.fingerprint(*read[-1], owner), wish.priority, address_of(wish)))
+                follow_ups.append(self._submission.read_chain(self.follow_ups(capability, wish.then)))
+                asked = self._submission.fingerprint(*read[-1], owner)
+                asked += self._submission.chain_fingerprint(follow_ups[-1], owner)
+                bodies.append((asked, wish.priority, address_of(wish)))
         body = hashlib.sha256(json.dumps(["batch", bodies]).encode()).hexdigest()
         if idempotency_key is not None:
             earlier = self._batches.find_idempotent(owner, idempotency_key, body)
@@ -107,9 +123,10 @@ class Batching:
         now, checked = time.time(), dict[str, CheckedUrl]()
         batch = Batch(new_id(), owner, now, len(wishes))
         jobs = []
-        for index, (wish, (capability, asked)) in enumerate(zip(wishes, read, strict=True)):
+        for index, (wish, (capability, asked), chain) in enumerate(zip(wishes, read, follow_ups, strict=True)):
             with named(index):
                 prepared = self._submission.prepare(capability, asked, owner)
+                following = self._submission.prepare_chain(chain, owner, self.options.max_attempts)
                 self._require_callback(wish.callback_url, checked)
             jobs.append(
                 Job(
@@ -124,6 +141,7 @@ class Batching:
                     model=prepared.model,
                     callback_url=address_of(wish),
                     batch_id=batch.id,
+                    then=following,
                 )
             )
         self.storage.check_room()
@@ -228,14 +246,15 @@ class Batching:
     def _views(self, found: Sequence[Batch]) -> list[BatchView]:
         ids = [batch.id for batch in found]
         counts, priorities = self._batches.counts(ids), self._batches.waiting_priorities(ids)
+        ended = self._batches.ended_shares(ids)
         views = []
         for batch in found:
-            done = float(sum(counts[batch.id][status.value] for status in JobStatus if status.is_terminal))
+            done = ended.get(batch.id, 0.0)
             if counts[batch.id]["running"]:
                 for job in self._batches.jobs_of(batch.id, status=JobStatus.RUNNING):
                     job = self._dispatcher.with_progress(job)
-                    done += job.step / job.steps if job.steps else 0.0
-            share = min(1.0, done / batch.size)
+                    done += chains.own_share(job) * job.step / job.steps if job.steps else 0.0
+            share = min(1.0, round(done / batch.size, 6))
             views.append(BatchView(batch, counts[batch.id], share, priorities.get(batch.id)))
         return views
 

@@ -252,7 +252,8 @@ class Capability:
     `listed_additions` names fields that hold a list of such ids, each with the field whose list says what an id is for,
     and with how such a task's name begins. `advise` says, from the request's values and the rows' specs, what null
     fields mean here, before the model's row is asked. One that `gives_way` works for long: its worker takes more urgent
-    jobs meanwhile, and the run lets them go first (`Context.give_way`).
+    jobs meanwhile, and the run lets them go first (`Context.give_way`). One that does not give pictures has no result
+    that a follow-up could work on.
     """
 
     name: str
@@ -266,6 +267,7 @@ class Capability:
     tab: str | None = None
     check: Callable[[Any, Door], None] | None = None
     gives_way: bool = False
+    gives_pictures: bool = True
     additions: Mapping[str, str] = field(default_factory=dict)
     listed_additions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     additions_for: Mapping[str, tuple[str, str]] = field(default_factory=dict)

@@ -46,4 +46,5 @@ DETECT_FACES = Capability(
     request=DetectFacesRequest,
     run=run,
     additions={"faces_model": "faces"},
+    gives_pictures=False,
 )

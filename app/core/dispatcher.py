@@ -188,6 +188,7 @@ class Dispatcher(QueueView):
                 # What it rose by waiting counts on the worker too: there a training gives way to it.
                 "priority": max(job.priority, entry.priority),
                 "preview": previewed,
+                "follows": job.follows,
             },
             generation,
         )
@@ -322,4 +323,6 @@ class Dispatcher(QueueView):
                 self._fleet.note_operation(ended, ended.status.value, seconds)
             self._changed.notify_all()
         if ended is not None:
+            if following := self._endings.followers(ended):
+                self.adopt(following)
             self._on_ended(ended)

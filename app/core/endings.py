@@ -3,8 +3,9 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from app.core.batch_processing import Waiting
 from app.core.channel import Message
 from app.core.job_store import JobStore, Pause
 from app.core.jobs import Job
@@ -12,6 +13,8 @@ from app.core.storage import Storage
 from app.errors import OutOfMemory, StorageFull, TransferFailed, Unavailable, UnknownImage
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 STORE_PAUSE_SECONDS = 1.0
 PASSING = frozenset({OutOfMemory.code, StorageFull.code, TransferFailed.code})
@@ -57,7 +60,11 @@ class Endings:
         """The job's worker is gone: it waits again or has ended."""
         return self._persist(lambda: self._store.lose(job.id, job.attempt, self._pause, reason=reason, counts=counts))
 
-    def _persist(self, write: Callable[[], Job | None]) -> Job | None:
+    def followers(self, job: Job) -> list[Waiting]:
+        """The jobs that wait because this one has ended."""
+        return self._persist(lambda: self._store.waiting(job.followed_by)) or [] if job.followed_by else []
+
+    def _persist(self, write: Callable[[], Answer | None]) -> Answer | None:
         """Write an end until it is written: a full disk must not make a finished job run again."""
         while True:
             try:

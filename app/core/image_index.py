@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, union_all
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, union_all
 
 from app.core.database import Database
 from app.core.group_commit import GroupCommit
@@ -101,7 +101,7 @@ class ImageIndex:
         def change(connection: Connection) -> None:
             self._database.guard_pictures(connection, removes=True)
             # A request is JSON, so a reference stands in it between quotes.
-            named = jobs.c.request.contains(f'"{image_id}"', autoescape=True)
+            named = or_(*(text.contains(f'"{image_id}"', autoescape=True) for text in (jobs.c.request, jobs.c.then)))
             busy = select(jobs.c.id).where(jobs.c.status.in_(_UNFINISHED), named).limit(1)
             if connection.execute(busy).first() is not None:
                 raise Conflict("A job that has not ended needs this picture; cancel it first, or wait for its end.")
@@ -115,9 +115,9 @@ class ImageIndex:
         self._writer.write(change)
 
 
-def require_pictures(connection: Connection, database: Database, request: Mapping[str, Any]) -> None:
+def require_pictures(connection: Connection, database: Database, *requests: Mapping[str, Any]) -> None:
     """`UnknownImage` when a request names a deleted picture, inside the transaction that lets its job wait."""
-    named = list(_references(request))
+    named = [reference for request in requests for reference in _references(request)]
     if named:
         database.guard_pictures(connection, removes=False)
         gone = select(forgotten_images.c.id).where(forgotten_images.c.id.in_(named)).limit(1)

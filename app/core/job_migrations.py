@@ -6,6 +6,13 @@ from sqlalchemy import Connection, inspect, text
 
 from app.errors import Conflict
 
+_CHAINS = (
+    'ALTER TABLE jobs ADD COLUMN "then" TEXT',
+    "ALTER TABLE jobs ADD COLUMN follows VARCHAR(26)",
+    "ALTER TABLE jobs ADD COLUMN followed_by TEXT",
+    "ALTER TABLE jobs ADD COLUMN share FLOAT DEFAULT 1 NOT NULL",
+)
+
 SQLITE_STEPS: dict[int, tuple[str, ...]] = {
     1: (
         "ALTER TABLE jobs ADD COLUMN batch_id VARCHAR(26)",
@@ -18,10 +25,11 @@ SQLITE_STEPS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE jobs ADD COLUMN lease_until FLOAT",
         "ALTER TABLE outbox ADD COLUMN sender VARCHAR(26)",
     ),
+    3: _CHAINS,
 }
 """Version -> what leads to the next one; tables that are new as a whole are made for every database alike."""
 
-POSTGRES_STEPS: dict[int, tuple[str, ...]] = {}
+POSTGRES_STEPS: dict[int, tuple[str, ...]] = {3: _CHAINS}
 """The same for PostgreSQL, whose first store had version 3."""
 
 

@@ -21,7 +21,7 @@ _REASON = (
 COLUMNS = [*(column for column in jobs.c if column.name not in {"number", "server", "lease_until"}), _REASON]
 """What a job is read by: its own columns, and why the last claim chose its device."""
 
-_JSON = ("request", "result", "error")
+_JSON = ("request", "result", "error", "then", "followed_by")
 _INSERT_TRANSITION = insert(transitions)
 
 

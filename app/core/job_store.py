@@ -3,8 +3,8 @@
 What must never happen: an accepted job is forgotten, or one job succeeds twice. It cannot, because a job is committed
 before its id is answered; the attempt is counted at the claim, before the work, and every later write must carry that
 number, so that a worker that was given up on changes nothing; and a unique index allows one success a job. The
-pictures' rows and the callback's row are written in the transaction that ends the job. The cost is one commit to the
-disk for each of submit, claim and end, shared between all callers of the moment (group_commit).
+pictures' rows, the jobs that follow and the callback's row are written in the transaction that ends the job. The cost
+is one commit to the disk for each of submit, claim and end, shared between all callers of the moment (group_commit).
 """
 
 import time
@@ -16,13 +16,14 @@ from sqlalchemy import Connection, bindparam, insert, make_url, or_, select, upd
 
 from app.core import crash_points
 from app.core.callbacks import Outbox, insert_callback
+from app.core.chains import followers, own_share
 from app.core.database import Database
 from app.core.group_commit import GroupCommit
 from app.core.image_index import ImageIndex, insert_results, require_pictures
 from app.core.job_reading import BY_ID, JobReading, read_job, unknown_job
 from app.core.job_rows import fenced_update, job_of, last_wait, log, values_of
-from app.core.job_tables import idempotency, jobs
-from app.core.jobs import TRANSITIONS, Job, JobStatus
+from app.core.job_tables import batches, idempotency, jobs
+from app.core.jobs import TRANSITIONS, Batch, Job, JobStatus
 from app.core.leases import Leases
 from app.core.postgres_database import PostgresDatabase
 from app.core.sqlite_database import SqliteDatabase
@@ -81,8 +82,10 @@ class JobStore(JobReading):
 
     # Moving
 
-    def insert(self, job: Job, *, body: str = "") -> Job:
-        """Accept a job; answers it with its turn, or the job that the same idempotency key made before.
+    def insert(self, job: Job, *, body: str = "", batch: Batch | None = None) -> Job:
+        """Accept a job, with a batch of its own if it is to have one; answers it with its turn.
+
+        Or answers the job that the same idempotency key made before.
 
         `UnknownImage` when a picture that it names was deleted a moment ago.
         """
@@ -92,6 +95,8 @@ class JobStore(JobReading):
             if known is not None:
                 return read_job(connection, known)
             self.keep_key(connection, job.owner, job.idempotency_key, body, job.id, job.created)
+            if batch is not None:
+                connection.execute(insert(batches), vars(batch))
             return self.insert_within(connection, [job])[0]
 
         accepted = self.writer.write(change)
@@ -101,7 +106,7 @@ class JobStore(JobReading):
     def insert_within(self, connection: Connection, wanted: Sequence[Job]) -> list[Job]:
         """Accept jobs inside a caller's transaction; answers them with their turns."""
         for job in wanted:
-            require_pictures(connection, self.database, job.request)
+            require_pictures(connection, self.database, job.request, *(link["request"] for link in job.then or ()))
         turns = self.database.turns(connection, len(wanted))
         # A server's clock may be wrong; what another one will compare is by the database's.
         shift = self.database.now(connection) - time.time() if self.database.is_shared else 0.0
@@ -267,7 +272,7 @@ class JobStore(JobReading):
         job = self._read(connection, job_id)
         if job.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
             raise Conflict(f"Only a failed or cancelled job can be tried again; this one is {job.status.value}.")
-        require_pictures(connection, self.database, job.request)
+        require_pictures(connection, self.database, job.request, *(link["request"] for link in job.then or ()))
         return self._move(
             connection,
             job,
@@ -337,13 +342,24 @@ class JobStore(JobReading):
 
     def _finish(self, connection: Connection, job: Job, after: JobStatus, reason: str, **values: Any) -> Job:
         now = self.database.now(connection)
+        following = followers(job, values["result"]["images"]) if after is JobStatus.SUCCEEDED else []
+        if following:
+            values.update(followed_by=[follower.id for follower in following], share=own_share(job))
         ended = self._move(connection, job, after, reason, at=now, finished=now, **values)
         if after is JobStatus.SUCCEEDED:
             insert_results(connection, ended, ended.result["images"], now)
+        if following:
+            self._follow(connection, job, following)
         if ended.callback_url:
             insert_callback(connection, ended, now)
             crash_points.reach("webhook_row")
         return ended
+
+    def _follow(self, connection: Connection, job: Job, following: list[Job]) -> None:
+        """The next link waits; of a job whose cancel came too late for its worker it is cancelled instead."""
+        accepted = self.insert_within(connection, following)
+        for follower in accepted if job.cancel_requested else ():
+            self._finish(connection, follower, JobStatus.CANCELLED, "the job before it was to be cancelled")
 
     def _move(
         self,

@@ -6,7 +6,7 @@ and until when nobody else may take it for lost; `sender` says which one is at w
 
 from sqlalchemy import DDL, BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text, event
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Number = BigInteger().with_variant(Integer, "sqlite")
 """64 bits; SQLite counts up by itself only what it knows as INTEGER, which has as many."""
@@ -45,6 +45,10 @@ jobs = Table(
     Column("queued", Float),
     Column("server", String(26)),
     Column("lease_until", Float),
+    Column("then", Text),
+    Column("follows", String(26)),
+    Column("followed_by", Text),
+    Column("share", Float, nullable=False, server_default="1"),
     Index("jobs_by_batch", "batch_id", "number"),
     Index("jobs_by_status", "status", "number"),
     Index("jobs_by_owner", "owner", "number"),

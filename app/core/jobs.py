@@ -55,6 +55,9 @@ class Job:
     `device_reason` says why the last attempt went to its device; it is kept with the claim's transition.
     `turn` orders an owner's jobs of one priority: the smaller is served first. `queued` is when it was submitted or
     last tried again by hand: what its ageing counts from. `batch_id` is the batch that it came with.
+    `then` are its follow-ups, the next first, each `{"capability", "request", "model", "max_attempts"}` without its
+    picture. `followed_by` are the jobs that its pictures went to, `follows` is the one whose picture it was given,
+    and `share` is its part of the batch (`app.core.chains`).
     """
 
     id: str
@@ -82,6 +85,10 @@ class Job:
     turn: int = 0
     batch_id: str | None = None
     queued: float | None = None
+    then: list[dict[str, Any]] | None = None
+    follows: str | None = None
+    followed_by: list[str] | None = None
+    share: float = 1.0
 
     @property
     def starts_left(self) -> int:
@@ -91,7 +98,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Batch:
-    """Jobs that were submitted together, all or none; `size` is how many."""
+    """Jobs that were submitted together, all or none; `size` is how many, without those that follow them."""
 
     id: str
     owner: str

@@ -171,5 +171,6 @@ LORA_TRAINING = Capability(
     advise=advise,
     needs=(TASK,),
     gives_way=True,
+    gives_pictures=False,
     example={"name": "My thing", "trigger_word": "sks", "max_train_steps": 2, "rank": 2, "seed": 7},
 )

@@ -20,7 +20,7 @@ from app.core.engine_options import EngineOptions, load_catalog
 from app.core.fleet import Fleet
 from app.core.found_pictures import FoundPictures
 from app.core.job_store import JobStore
-from app.core.jobs import ImageRecord, Job, JobStatus, new_id
+from app.core.jobs import Batch, ImageRecord, Job, JobStatus, new_id
 from app.core.memory_report import ANSWER_SECONDS, tell_memory
 from app.core.peers import Ears, Peers
 from app.core.picture_store import open_picture_store
@@ -141,8 +141,9 @@ class Service(Watching, Batching):
         priority: int = 5,
         idempotency_key: str | None = None,
         callback_url: str | CheckedUrl | None = None,
+        then: Any = None,
     ) -> Job:
-        """Check and resolve the wish and accept it: when this returns, the job is on the disk."""
+        """Check and resolve the wish, and what is to follow, and accept it: when this returns, it is on the disk."""
         if not self._open:
             raise Unavailable("The service is not accepting jobs just now.")
         if not 0 <= priority <= 10:
@@ -153,19 +154,23 @@ class Service(Watching, Batching):
         if known is None:
             raise UnknownCapability("There is no capability of this name.")
         wish = self._submission.read(known, payload)
+        chain = self._submission.read_chain(self.follow_ups(known, then))
         address = callback_url.url if isinstance(callback_url, CheckedUrl) else callback_url
         body = f"{self._submission.fingerprint(known, wish, owner)}:{priority}:{address or ''}"
+        body += self._submission.chain_fingerprint(chain, owner)
         if idempotency_key is not None:
             earlier = self._store.find_idempotent(owner, idempotency_key, body)
             if earlier is not None:
                 return self._dispatcher.with_progress(earlier)
         # What the key's job needed may be gone by now: only a new job has its pictures and model looked up.
         prepared = self._submission.prepare(known, wish, owner)
+        following = self._submission.prepare_chain(chain, owner, self.options.max_attempts)
         if callback_url is not None:
             checked = self.check_callback(callback_url) if isinstance(callback_url, str) else callback_url
             if checked.refusal is not None:
                 raise checked.refusal
         self.storage.check_room()
+        batch = Batch(new_id(), owner, time.time(), 1) if following else None
         job = Job(
             id=new_id(),
             capability=known.name,
@@ -178,8 +183,10 @@ class Service(Watching, Batching):
             model=prepared.model,
             callback_url=address,
             idempotency_key=idempotency_key,
+            batch_id=batch and batch.id,
+            then=following,
         )
-        return self._accept(lambda: self._store.insert(job, body=body), job.id)
+        return self._accept(lambda: self._store.insert(job, body=body, batch=batch), job.id)
 
     def check_callback(self, url: str) -> CheckedUrl:
         """Look at a callback's address ahead of `submit`, in a thread that may wait for a slow resolver."""

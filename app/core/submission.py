@@ -8,7 +8,8 @@ own `check` has passed. Nothing of what the caller wrote is echoed in a refusal.
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,19 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from app.core.capability import Capability, image_fields
+from app.core.chains import PICTURE, PICTURE_TO_COME, link
 from app.core.fields import SEED_LIMIT
 from app.core.image_index import ImageIndex
 from app.core.jobs import Job
 from app.core.storage import Storage
-from app.errors import Conflict, InvalidRequest, MaskMismatch, UnknownImage, UnknownJob, WeightsMissing
+from app.errors import (
+    Conflict,
+    InvalidRequest,
+    MaskMismatch,
+    UnknownImage,
+    UnknownJob,
+    WeightsMissing,
+)
 from app.models.library import ModelLibrary, ModelRow
 
 RECOMMENDED = ("num_inference_steps", "guidance_scale", "true_cfg_scale", "scheduler")
@@ -54,6 +63,10 @@ class Prepared:
     model: str | None
 
 
+class PictureToCome(Exception):
+    """A check asked for the picture of a follow-up, which is not there yet: it is made again when the job runs."""
+
+
 @dataclass(frozen=True)
 class DoorView:
     """The `Door` of one wish."""
@@ -83,6 +96,8 @@ class DoorView:
 
     def size(self, reference: str) -> tuple[int, int]:
         """See `Door`."""
+        if reference == PICTURE_TO_COME:
+            raise PictureToCome
         return self.storage.size(reference)
 
     def mask(self, reference: str) -> Image.Image:
@@ -114,14 +129,40 @@ class Submission:
         text = json.dumps([capability.name, told], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def prepare(self, capability: Capability, wish: BaseModel, owner: str) -> Prepared:
-        """Look up and resolve; raises what the caller is to be told."""
-        self._check_pictures(capability, wish, owner)
+    def read_chain(self, chain: Sequence[tuple[Capability, Mapping[str, Any]]]) -> list[tuple[Capability, BaseModel]]:
+        """The follow-ups of a job as they were asked, their fields valid; nothing is looked up."""
+        read = []
+        for index, (capability, payload) in enumerate(chain):
+            with link(index):
+                read.append((capability, self.read(capability, payload)))
+        return read
+
+    def chain_fingerprint(self, chain: Sequence[tuple[Capability, BaseModel]], owner: str) -> str:
+        """What an idempotency key knows follow-ups by; empty where there are none."""
+        return "".join(f":{self.fingerprint(capability, wish, owner)}" for capability, wish in chain)
+
+    def prepare_chain(
+        self, chain: Sequence[tuple[Capability, BaseModel]], owner: str, attempts: int
+    ) -> list[dict[str, Any]] | None:
+        """The follow-ups as a job's row keeps them: resolved, but for the picture that is still to come."""
+        kept = []
+        for index, (capability, wish) in enumerate(chain):
+            with link(index):
+                prepared = self.prepare(capability, wish, owner, to_come=True)
+            request = {name: value for name, value in prepared.request.items() if name != PICTURE}
+            named = {"capability": capability.name, "model": prepared.model, "max_attempts": attempts}
+            kept.append({**named, "request": request})
+        return kept or None
+
+    def prepare(self, capability: Capability, wish: BaseModel, owner: str, *, to_come: bool = False) -> Prepared:
+        """Look up and resolve; raises what the caller is to be told. The picture may be one that is still `to_come`."""
+        self._check_pictures(capability, wish, owner, to_come)
         values = wish.model_dump(mode="json")
         row = self._resolve(capability, values)
         resolved = _validate(capability.request, values)
         if capability.check is not None:
-            capability.check(resolved, DoorView(self._storage, row, owner, self._find_job))
+            with suppress(PictureToCome):
+                capability.check(resolved, DoorView(self._storage, row, owner, self._find_job))
         return Prepared(resolved.model_dump(mode="json"), row and row.spec.id)
 
     def owner_of(self, reference: str) -> str:
@@ -142,27 +183,17 @@ class Submission:
         with self._storage.path(reference).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def _check_pictures(self, capability: Capability, wish: BaseModel, owner: str) -> None:
+    def _check_pictures(self, capability: Capability, wish: BaseModel, owner: str, to_come: bool) -> None:
         kinds = image_fields(capability.request)
         for name in kinds:
             for reference in _references(getattr(wish, name)):
+                if to_come and name == PICTURE:
+                    continue
                 if self.owner_of(reference) != owner:
                     raise UnknownImage("There is no picture with this id.", field=name)
                 self._storage.path(reference)
-        image = getattr(wish, "image", None) if kinds.get("image") == "image" else None
-        for name in [name for name, kind in kinds.items() if kind == "mask"]:
-            mask = getattr(wish, name)
-            if not (mask and image):
-                continue
-            size, mask_size = self._storage.size(image), self._storage.size(mask)
-            if size != mask_size:
-                raise MaskMismatch(
-                    f"The mask is {mask_size[0]}x{mask_size[1]} pixels and the picture {size[0]}x{size[1]}; "
-                    "they must be equal.",
-                    field=name,
-                    image=list(size),
-                    mask=list(mask_size),
-                )
+        if not to_come:
+            require_fitting_masks(self._storage, capability, wish)
 
     def _resolve(self, capability: Capability, values: dict[str, Any]) -> ModelRow | None:
         """Fill what is null, in place; answers the model."""
@@ -271,6 +302,35 @@ class Submission:
             return self.digest_of(reference, owner)
         except UnknownImage:
             return reference
+
+
+def require_fitting_masks(storage: Storage, capability: Capability, wish: BaseModel) -> None:
+    """`MaskMismatch` where a mask is not of its picture's size."""
+    kinds = image_fields(capability.request)
+    image = getattr(wish, PICTURE, None) if kinds.get(PICTURE) == "image" else None
+    for name in [name for name, kind in kinds.items() if kind == "mask"]:
+        mask = getattr(wish, name)
+        if not (mask and image):
+            continue
+        size, mask_size = storage.size(image), storage.size(mask)
+        if size != mask_size:
+            raise MaskMismatch(
+                f"The mask is {mask_size[0]}x{mask_size[1]} pixels and the picture {size[0]}x{size[1]}; "
+                "they must be equal.",
+                field=name,
+                image=list(size),
+                mask=list(mask_size),
+            )
+
+
+def check_with_picture(
+    storage: Storage, models: ModelLibrary, capability: Capability, request: BaseModel, model: str | None
+) -> None:
+    """What the door could not ask of a follow-up, asked once its picture is there."""
+    require_fitting_masks(storage, capability, request)
+    if capability.check is not None:
+        row = None if model is None else models.get(model)
+        capability.check(request, DoorView(storage, row, "", no_job))
 
 
 def listed(capability: Capability, values: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:

@@ -96,4 +96,5 @@ TAG_IMAGE = Capability(
     request=TagImageRequest,
     run=run,
     additions={"tagger": TAG},
+    gives_pictures=False,
 )

@@ -29,13 +29,13 @@ class UpscaleRequest(Request):
 
 def check(request: UpscaleRequest, door: Door) -> None:
     """The result is within the limits, and there is a sibling to mix with where a strength is named."""
-    require_large_result(times(door.size(request.image), request.scale))
     if request.denoise_strength is not None and request.upscaler != GENERAL:
         raise InvalidRequest(
             f"denoise_strength mixes the weights of {GENERAL!r} with its sibling's; {request.upscaler!r} has none.",
             field="denoise_strength",
             model=request.upscaler,
         )
+    require_large_result(times(door.size(request.image), request.scale))
 
 
 def run(request: UpscaleRequest, context: Context) -> Result:

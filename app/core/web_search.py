@@ -65,5 +65,6 @@ WEB_SEARCH = Capability(
     summary="Search the web for pictures that serve as references, or for facts that ground a prompt.",
     request=WebSearchRequest,
     run=run,
+    gives_pictures=False,
     example={"query": "mid-century armchair"},
 )

@@ -36,6 +36,7 @@ from app.core.multi_gpu import MOST_SEATS, URGENT_SEATS
 from app.core.picture_store import open_picture_store
 from app.core.results import save_pictures
 from app.core.storage import Storage
+from app.core.submission import check_with_picture
 from app.errors import InvalidRequest, JobCancelled, OutOfMemory, ServiceError, UnknownCapability
 from app.guarded_http import GuardedClient
 from app.models.library import ModelLibrary
@@ -228,6 +229,8 @@ class Worker:
         try:
             capability, request = self._understand(run.message)
             context.check_cancelled()
+            if run.message["follows"]:
+                check_with_picture(self._storage, self._models, capability, request, run.message["model"])
             result: Result = capability.run(request, context)
             context.check_cancelled()
             data = json.loads(json.dumps(result.data, allow_nan=False))

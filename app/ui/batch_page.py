@@ -231,7 +231,7 @@ class BatchPage:
         batch, counts = view.batch, view.counts
         first = self.service.jobs_of_batch(batch.id, owner, limit=1)[0]
         title = escape(self.titles.get(first.capability, first.capability))
-        told = [f"{counts['succeeded']} of {batch.size} done"]
+        told = [f"{counts['succeeded']} of {view.total} done"]
         told += [f"{counts[status]} {status}" for status in ("running", "failed", "cancelled") if counts[status]]
         told += [f"{counts['queued']} waiting"] if counts["queued"] else []
         act = button("Hide" if opened else "Show", "close" if opened else "open", id=batch.id)

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import binascii
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -15,6 +15,7 @@ from app.errors import InvalidRequest, NotFound, ServiceError
 from app.ui import findings, people, stage
 from app.ui.before_after import Before
 from app.ui.face_finding import FaceFinder, after_choice
+from app.ui.following import follow_ups, link_title, then_control
 from app.ui.forms import Form, kinds
 from app.ui.model_choices import ModelChoices
 from app.ui.parts import part
@@ -60,6 +61,7 @@ class Panel:
             with gr.Column(elem_classes=["eis-words-column"]):
                 gr.HTML(f'<p class="eis-summary">{capability.summary}</p>', apply_default_css=False)
                 self.form.build("words")
+                self.then = then_control(capability, service.catalog)
                 style = {"variant": "primary", "size": "lg", "elem_classes": ["eis-generate"]}
                 self.generate = gr.Button(VERBS.get(self.name, "Generate"), elem_id=f"generate-{self.slug}", **style)
             with gr.Column(elem_classes=["eis-stage"], elem_id=f"stage-{self.slug}"):
@@ -83,7 +85,7 @@ class Panel:
         settings = {**QUIET, "trigger_mode": "multiple", "concurrency_limit": None}
         self.generate.click(
             self.enqueue,
-            [self.session, *self.form.widgets],
+            [self.session, *self.form.widgets, *self.then_widgets],
             [self.stage, self.kept],
             **settings,
         ).then(**following, **settings)
@@ -113,14 +115,20 @@ class Panel:
         widget = self.form.widget("seed")
         return [widget] if widget is not None else []
 
+    @property
+    def then_widgets(self) -> list[Any]:
+        """The ticks for what follows, where the form has them."""
+        return [self.then] if self.then is not None else []
+
     # ---- from a click to a job ---------------------------------------------------------------------------------
 
     async def enqueue(self, request: gr.Request, session: Session, *values: Any) -> tuple[Any, Any]:
         """Submit what the form says. A refusal is told and leaves the form as it is."""
         owner = owner_of(request)
+        *values, then = values if self.then is not None else (*values, None)
         try:
             payload = self.form.read(values)
-            job = await asyncio.to_thread(self.submit, payload, owner)
+            job = await asyncio.to_thread(self.submit, payload, owner, follow_ups(then))
         except ServiceError as error:
             if self.name not in session.followed:
                 return stage.refused(*self.in_words_of_the_form(error)), gr.skip()
@@ -140,7 +148,7 @@ class Panel:
             return (lines[0] if lines else error.message), []
         return f"{len(lines)} fields are not right:", lines
 
-    def submit(self, payload: dict[str, Any], owner: str) -> Job:
+    def submit(self, payload: dict[str, Any], owner: str, then: Sequence[dict[str, Any]] = ()) -> Job:
         """Blocking: painted masks become stored pictures, then the service takes the wish."""
         stored = []
         payload = dict(payload)
@@ -151,7 +159,7 @@ class Panel:
                     picture = self.service.upload(decode_data_uri(value), kind="mask", owner=owner)
                     stored.append(picture.id)
                     payload[name] = picture.id
-            return self.service.submit(self.name, payload, owner=owner)
+            return self.service.submit(self.name, payload, owner=owner, then=then)
         except ServiceError:
             for reference in stored:
                 self.service.delete_image(reference, owner)
@@ -173,6 +181,7 @@ class Panel:
                     async for view in self.progress_of(job_id, session, owner):
                         yield view, gr.skip()
                     job = await asyncio.to_thread(self.service.get, job_id, owner)
+                    session.expect_next(self.name, job.followed_by or ())
                     view = await asyncio.to_thread(self.ended, job)
                 except NotFound as error:
                     view = stage.refused(error.message)
@@ -183,7 +192,8 @@ class Panel:
 
     async def progress_of(self, job_id: str, session: Session, owner: str) -> AsyncIterator[str]:
         """The stage while a job waits and runs."""
-        progress = stage.Progress(job_id)
+        job = await asyncio.to_thread(self.service.get, job_id, owner)
+        progress = stage.Progress(job_id, link=link_title(job, self.service.catalog))
         shown = 0.0
         async for event in self.service.watch(job_id, owner, preview=True):
             progress.take(event)
@@ -209,7 +219,9 @@ class Panel:
             size = self.size_of(refused[1], job.owner) if refused else None
             return people.which_face(job, people.choice_of(job, size)) if size else stage.ended_badly(job)
         if findings.are_in(job):
-            return findings.view(job, self.targets, self.prompt_targets)
+            found = findings.view(job, self.targets, self.prompt_targets)
+            # What was found about the picture that this form has just made stands under it.
+            return self.ended(self.service.get(job.follows, job.owner)) + found if job.follows else found
         metadata = {}
         for image in (job.result or {}).get("images", []):
             try:

@@ -1,5 +1,6 @@
 """What one open page remembers on the server: whose it is, and which jobs of which form it follows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -25,6 +26,11 @@ class Session:
         waiting = self.unshown.setdefault(capability, [])
         if job_id not in waiting:
             waiting.append(job_id)
+
+    def expect_next(self, capability: str, job_ids: Sequence[str]) -> None:
+        """Know jobs that follow the one on the stage: they are shown right after it, before what waits behind it."""
+        waiting = self.unshown.setdefault(capability, [])
+        waiting[1:1] = [job_id for job_id in job_ids if job_id not in waiting]
 
     def next(self, capability: str) -> str | None:
         """The job that the stage shows now."""

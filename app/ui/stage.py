@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from app.core.chains import why_nothing_follows
 from app.core.jobs import Job, JobEvent, JobStatus
 from app.ui.before_after import Before
 from app.ui.people import People
@@ -24,6 +25,8 @@ class Progress:
     seconds_left: float | None = None
     preview: str | None = None
     stages: list[dict[str, Any]] = field(default_factory=list)
+    link: str = ""
+    """What this link of a chain is called; empty where there is no chain."""
     behind: list[str] = field(default_factory=list)
     """Ids of this form's jobs that wait behind this one."""
 
@@ -67,6 +70,7 @@ def working(progress: Progress, *, resume: bool = False) -> str:
             f'<div class="eis-progress" role="progressbar" aria-valuenow="{progress.step}" aria-valuemin="0" '
             f'aria-valuemax="{progress.steps}"><i style="width:{share:.1f}%"></i></div>'
         )
+    line = f"{progress.link} · {line}" if progress.link else line
     picture = ""
     if progress.preview:
         picture = f'<img class="eis-preview" src="{escape(progress.preview)}" alt="Preview of the picture being made">'
@@ -90,6 +94,8 @@ def ended_badly(job: Job) -> str:
     else:
         title, tone = "That did not work", "eis-bad"
         text = (job.error or {}).get("message", "The job failed.")
+    if reason := why_nothing_follows(job):
+        text = f"{text} {reason}"
     return (
         f'<div class="eis-frame" data-job="{job.id}"><div class="eis-empty {tone}" role="alert">'
         f"<strong>{title}</strong><span>{escape(text)}</span>{button('Try again', 'retry', job=job.id)}</div></div>"

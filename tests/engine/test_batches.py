@@ -397,8 +397,8 @@ def test_a_store_of_the_first_version_is_brought_to_this_one(tmp_path: Path) -> 
         # What the first version did not have.
         database.execute("DROP INDEX jobs_by_batch")
         database.execute("DROP TABLE batches")
-        for column in ("batch_id", "queued", "server", "lease_until"):
-            database.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
+        for column in ("batch_id", "queued", "server", "lease_until", "then", "follows", "followed_by", "share"):
+            database.execute(f'ALTER TABLE jobs DROP COLUMN "{column}"')
         database.execute("ALTER TABLE outbox DROP COLUMN sender")
         database.execute("DROP TABLE servers")
         database.execute("UPDATE meta SET value = '1' WHERE name = 'schema_version'")

@@ -137,3 +137,17 @@ def test_a_network_of_ones_own_is_added_on_the_page_and_makes_the_photo_sharper(
 def edges(image):
     """How steep the steepest hundredth of the steps between neighbours is."""
     return np.percentile(np.abs(np.diff(np.asarray(image.convert("L")).astype(int), axis=1)), 99)
+
+
+def test_what_is_ticked_follows_the_picture(fresh_server, open_page):
+    page = open_page(fresh_server)
+    tab(page, "Text to image")
+    page.locator(".eis-prompt textarea:visible").first.fill("a red car")
+    for label in ("Tags", "Upscale ×2"):
+        page.locator("#then-text-to-image").get_by_text(label).click()
+    page.locator("#generate-text-to-image").click()
+    drawn = page.locator("#stage-text-to-image")
+    drawn.get_by_text("Add a tag").wait_for()
+    picture = drawn.locator(".eis-picture:visible").first
+    assert fetch(page, fresh_server, picture).size == (256, 256), "the larger one stands above its tags"
+    assert asked(page, "text-to-image")["scale"] == 2
