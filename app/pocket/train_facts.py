@@ -28,11 +28,12 @@ from app.pocket.people import LOOKS, People
 from app.pocket.shards import mixed_precision
 from app.pocket.train_pulid import EMPTY_CAPTIONS, NOBODY, TOKENS, WIDTHS, Attachment, Frozen, RowsOfFaces
 
-BATCH = 32
+BATCH = 16
 RATE = 2e-3
 OTHER_FACES = 0.75  # of the rows show a front face and ask for another geometry; the others show what is told
 OTHER_WEIGHT = 0.3  # of the diffusion loss where the picture shows another geometry
-GEOMETRY_WEIGHT = 1.5
+GEOMETRY_WEIGHT = 2.0
+LOOKS_WEIGHT = 0.1
 EARLIEST = 500  # times below do not decide a geometry any more
 FASTER = 4.0  # the tokens' numbers are that many times larger inside than their parameters
 TELL_BATCH, TELL_RATE = 64, 1.5e-3
@@ -119,9 +120,13 @@ def teach(
         share = torch.where(torch.arange(BATCH) < others, OTHER_WEIGHT, 1.0)
         loss = (each * share).sum() / share.sum()
         with mixed_precision(torch.device("cpu")):
-            read = judge.geometry(judge.states((signal * noisy - sigma * velocity)[:others]))
-        wrong = (read.float() - geometry[:others]).square().mean(0)
+            states = judge.states((signal * noisy - sigma * velocity)[:others])
+            read, named = judge.geometry(states).float(), [head(states).float() for head in judge.looks]
+        wrong = (read - geometry[:others]).square().mean(0)
         loss = loss + GEOMETRY_WEIGHT * (wrong * weights).sum() / weights.sum().clamp(min=1e-3)
+        looks = some.looks[indices[:others]]
+        for number_of_look, scores in enumerate(named):
+            loss = loss + LOOKS_WEIGHT / len(named) * functional.cross_entropy(scores, looks[:, number_of_look])
         loss.backward()
         return loss.item()
 

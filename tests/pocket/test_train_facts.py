@@ -1,4 +1,4 @@
-"""What teaches a face by its facts: the judge is believed as far as it reads, and an encoder learns the taught tokens."""
+"""What teaches a face by its facts: the judge is believed as far as it reads, an encoder learns the taught tokens."""
 
 from types import SimpleNamespace
 
