@@ -12,7 +12,17 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from app.pocket import face_features, face_pack, latent_judge, likeness, people, spec, train_instantid, train_pulid
+from app.pocket import (
+    face_features,
+    face_pack,
+    latent_judge,
+    likeness,
+    people,
+    spec,
+    train_facts,
+    train_instantid,
+    train_pulid,
+)
 from app.pocket.check import load
 from app.pocket.checkpoints import Stage, rng_of
 from app.pocket.shards import mixed_precision
@@ -44,12 +54,13 @@ PRESETS = {
     "cpu": Lengths(
         16384, 1024,
         {"likeness": 900, "recognition": 5000, "image-encoder": 700, "detector": 600, "landmarks": 300,
-         "parsing": 200, "latent-judge": 3000, "pulid-v1.1": 800, "pulid-v1": 700, "instantid": 900},
+         "parsing": 200, "latent-judge": 3000, "facts-v1.1": 1500, "tell-v1.1": 1500, "pulid-v1.1": 800,
+         "facts-v1": 700, "tell-v1": 1500, "pulid-v1": 700, "instantid": 900},
     ),
     "tiny": Lengths(
         128, 64,
         dict.fromkeys(("likeness", "recognition", "image-encoder", "detector", "landmarks", "parsing", "latent-judge",
-                       "pulid-v1.1", "pulid-v1", "instantid"), 1),
+                       "facts-v1.1", "tell-v1.1", "pulid-v1.1", "facts-v1", "tell-v1", "pulid-v1", "instantid"), 1),
     ),
 }  # fmt: skip
 
@@ -113,7 +124,10 @@ class Run:
             return self._judge()[1]
         if name == train_instantid.NAME:
             return self._instantid()
-        return self._pulid(name.removeprefix("pulid-"))
+        kind, _, version = name.partition("-")
+        if kind == "facts":
+            return self._facts(version)[-1]
+        return self._tell(version)[-1] if kind == "tell" else self._pulid(version)
 
     def _task(self, name: str):
         steps = self.lengths.steps[name]
@@ -166,16 +180,34 @@ class Run:
         train_instantid.save(projection, attachment, network, self.out / INSTANTID)
         return complete
 
-    def _pulid(self, version: str) -> bool:
-        features, judge = self._features(), self._judge()[0]
-        name = f"pulid-{version}"
-        begin = self.work / "pulid-v1.1.pt" if version == "v1" else None
-        module, attachment, complete = train_pulid.train(
-            version, self.pipeline, self.people, features, judge, self.work, self.seed, self.lengths.steps[name], begin,
-            self.seconds, self.report,
+    def _facts(self, version: str) -> tuple[train_facts.FactTokens, train_pulid.Attachment, bool]:
+        name = f"facts-{version}"
+        begin = self.work / "facts-v1.1.pt" if version == "v1" else None
+        return train_facts.teach(
+            version, self.pipeline, self.people, self.held_out, self._judge()[0], self.work, self.seed,
+            self.lengths.steps[name], begin, self.seconds, self.report,
         )  # fmt: skip
-        train_pulid.save(module, attachment, self.out / PULID[version] / f"pulid_{version}.safetensors")
-        return complete
+
+    def _tell(self, version: str) -> tuple[torch.nn.Module, train_pulid.Attachment, bool]:
+        tokens, attachment, complete = self._facts(version)
+        steps = self.lengths.steps[f"tell-{version}"]
+        encoder, told = train_facts.tell(
+            version, tokens, self.people, self._features(), self.work, self.seed, steps, self.seconds, self.report
+        )
+        self._write_pulid(version, encoder, attachment)
+        return encoder, attachment, complete and told
+
+    def _pulid(self, version: str) -> bool:
+        encoder, attachment, begun = self._tell(version)
+        encoder, attachment, complete = train_pulid.train(
+            version, self.pipeline, self.people, self._features(), self._judge()[0], self.work, self.seed,
+            self.lengths.steps[f"pulid-{version}"], (encoder, attachment), self.seconds, self.report,
+        )  # fmt: skip
+        self._write_pulid(version, encoder, attachment)
+        return begun and complete
+
+    def _write_pulid(self, version: str, encoder: torch.nn.Module, attachment: train_pulid.Attachment) -> None:
+        train_pulid.save(encoder, attachment, self.out / PULID[version] / f"pulid_{version}.safetensors")
 
 
 if __name__ == "__main__":

@@ -205,16 +205,16 @@ def train(
     folder: Path,
     seed: int,
     steps: int,
-    begin: Path | None = None,
+    begin: tuple[nn.Module, Attachment] | None = None,
     seconds: float | None = None,
     report: Callable[[str], None] = print,
 ) -> tuple[nn.Module, Attachment, bool]:
-    """(encoder, attachment, whether it is complete); `begin`: a checkpoint whose attachment it takes."""
+    """(encoder, attachment, whether it is complete); `begin`: those with which it begins, as they were taught facts."""
     torch.manual_seed(rng_of(seed, "pulid", version).getrandbits(31))
     frozen = Frozen(pipeline)
-    encoder, attachment = build_encoder(version), Attachment(pipeline.unet)
-    if begin is not None and begin.exists():
-        attachment.load_state_dict(torch.load(begin, weights_only=True)["modules"][1])
+    encoder, attachment = begin or (build_encoder(version), Attachment(pipeline.unet))
+    for module in (encoder, attachment):
+        module.requires_grad_(True)
     judge.eval().requires_grad_(False)
     told = Heads(TOKENS[version] * WIDTHS["context"])
     stage = Stage(f"pulid-{version}", folder, [encoder, attachment, told], RATE, steps, horizon=200)
