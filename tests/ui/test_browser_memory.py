@@ -60,7 +60,7 @@ def test_what_is_not_known_is_said() -> None:
 def working(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server with a page and a real worker that has drawn once."""
     home = tmp_path_factory.mktemp("memory")
-    real = {"catalog": "tests.ui.capabilities:DRAWING", "engine": {"runtime": "app.models.runtime:open_runtime"}}
+    real = {"catalog": "app.core.catalog:CATALOG", "engine": {"runtime": "app.models.runtime:open_runtime"}}
     with serving(home, ui=True, devices=("cpu",), ready_seconds=300, **real) as running:
         wait_for_page(running.address)
         draw(running)
