@@ -1,5 +1,6 @@
 """Datasets over REST: archives and the operator's folders become pictures with captions, whole or not at all."""
 
+import gzip
 import io
 import tarfile
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from tests.api.conftest import picture
 from tests.api.serving import serving
-from tests.imaging.test_archives import tarred, zipped
+from tests.imaging.test_archives import tar_of_a_million, tarred, zip_of_a_million, zipped
 
 URL = "/api/v1/datasets"
 PICTURE = picture()
@@ -85,6 +86,15 @@ BAD = {
 def test_bad_archives_are_refused_and_leave_nothing(server, what):
     before = server.stored()
     answer = post(server, BAD[what])
+    assert answer.status_code == 422, answer.text
+    assert server.stored() == before
+
+
+@pytest.mark.parametrize("what", ["a zip", "a packed tar"])
+def test_a_million_entries_are_refused_and_leave_nothing(server, what):
+    data = zip_of_a_million() if what == "a zip" else gzip.compress(tar_of_a_million(), 1)
+    before = server.stored()
+    answer = post(server, data)
     assert answer.status_code == 422, answer.text
     assert server.stored() == before
 

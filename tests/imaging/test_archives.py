@@ -102,20 +102,35 @@ def test_more_entries_than_allowed_are_refused(kind):
         read(KINDS[kind]({f"{number}.txt": b"x" for number in range(101)}))
 
 
-def test_a_zip_of_a_million_entries_is_refused_before_its_list_is_parsed(monkeypatch):
-    count = 1_000_000
+def listing_of_a_million() -> bytes:
+    """A ZIP's list of 1,000,000 entries and nothing else."""
     entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 3, 20, 0, 0, 0, 0, 33, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
-    listed = entry * count
+    return entry * 1_000_000
+
+
+def zip_of_a_million() -> bytes:
+    """The list with its ends: 47 MB."""
+    count, listed = 1_000_000, listing_of_a_million()
     end64 = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(listed), 0)
     locator = struct.pack("<4sLQL", b"PK\6\7", 0, len(listed), 1)
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    return listed + end64 + locator + end
+
+
+def tar_of_a_million() -> bytes:
+    """Headers of empty files: 512 MB."""
+    return b"".join(tarfile.TarInfo(str(number)).tobuf() for number in range(20_000)) * 50
+
+
+def test_a_zip_of_a_million_entries_is_refused_before_its_list_is_parsed(monkeypatch):
     parsed = []
     original = zipfile.ZipInfo.__init__
     monkeypatch.setattr(
         zipfile.ZipInfo, "__init__", lambda self, *a, **k: (parsed.append(1), original(self, *a, **k))[1]
     )
     with pytest.raises(InvalidRequest, match="list of entries"):
-        read(listed + end64 + locator + end)
+        read(zip_of_a_million())
+    listed = listing_of_a_million()
     # The first record too must not lie: the reader goes by the list's bytes, and not by the count that is claimed.
     few = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(listed), 0, 0)
     with pytest.raises(InvalidRequest, match="list of entries"):
@@ -128,7 +143,7 @@ def test_a_tar_of_a_million_entries_is_left_early(monkeypatch):
     looked = []
     original = tarfile.TarFile.next
     monkeypatch.setattr(tarfile.TarFile, "next", lambda self: (looked.append(1), original(self))[1])
-    whole = b"".join(tarfile.TarInfo(str(number)).tobuf() for number in range(20_000)) * 50
+    whole = tar_of_a_million()
     for data in (whole, gzip.compress(whole, 1)):
         with pytest.raises(InvalidRequest):
             read(data)
