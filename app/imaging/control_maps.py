@@ -49,17 +49,23 @@ def scribble(image: Image.Image) -> Image.Image:
 
 def softedge(image: Image.Image) -> Image.Image:
     """Soft edges: the colour gradient at several scales, averaged. It follows contrast and knows no things."""
+    strength = contrast(np.asarray(image, np.float32)) ** SOFT_GAMMA
+    return _grey((strength * 255).astype(np.uint8))
+
+
+def contrast(layers: np.ndarray) -> np.ndarray:
+    """How strongly any layer (float32 [height, width, layers], 0 to 255) changes at each pixel: 0 to 1.
+
+    1 is what one pixel in a hundred reaches, and never less than a few grey levels: that is noise, whatever the
+    picture's strongest edge is.
+    """
     cv2 = load_opencv()
-    pixels = np.asarray(image, np.float32)
-    total = np.zeros(pixels.shape[:2], np.float32)
+    total = np.zeros(layers.shape[:2], np.float32)
     for sigma in SOFT_SIGMAS:
-        smooth = _blurred(pixels, sigma)
+        smooth = _blurred(layers, sigma)
         across, down = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
         total += np.hypot(across, down).max(axis=2) * sigma
-    brightest = float(np.percentile(total, 99))
-    # A contrast of a few grey levels is noise, whatever the picture's strongest edge is.
-    strength = (total / max(brightest, SOFT_FLOOR)).clip(0, 1) ** SOFT_GAMMA
-    return _grey((strength * 255).astype(np.uint8))
+    return (total / max(float(np.percentile(total, 99)), SOFT_FLOOR)).clip(0, 1)
 
 
 def tile(image: Image.Image) -> Image.Image:

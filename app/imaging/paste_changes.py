@@ -54,7 +54,7 @@ def paste_changes(original: Image.Image, edited: Image.Image, *, grow: int = 8, 
         return Pasted(edited, None, 0.0, "Nothing changed in one place more than in others, so nothing was pasted.")
     if share > MOST:
         return Pasted(edited, None, share, "Most of the picture changed, so it was not pasted into the original.")
-    alpha = _faded(changed, grow, feather)
+    alpha = faded(changed, grow, feather)
     mixed = before + ((after - offsets) / gains - before) * (alpha[..., None] / 255.0)
     pixels = np.where(alpha[..., None] > 0, np.clip(np.rint(mixed), 0, 255).astype(np.uint8), before)
     return Pasted(Image.fromarray(pixels), Image.fromarray(alpha), float((alpha > 0).mean()))
@@ -78,6 +78,16 @@ def difference_mask(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     # Around what surely changed, also what changed less.
     weak = rest > max(LEAST / 2, middle + 3 * noise)
     return _touching(weak, _large(seeds))
+
+
+def faded(mask: np.ndarray, grow: int, feather: int) -> np.ndarray:
+    """The mask (bool), its holes closed, full for `grow` pixels around it, then fading to 0 over `feather`: uint8."""
+    cv2 = load_opencv()
+    round_ = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * grow + 1, 2 * grow + 1))
+    closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, round_, borderValue=0)
+    away = cv2.distanceTransform(1 - closed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    fade = np.clip(1 - (away - grow) / (feather + 1), 0, 1) if feather else away <= grow
+    return np.rint(255 * fade).astype(np.uint8)
 
 
 def _mostly_differs(before: np.ndarray, after: np.ndarray) -> bool:
@@ -125,13 +135,3 @@ def _touching(mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     held[np.unique(labels[seeds])] = True
     held[0] = False
     return held[labels]
-
-
-def _faded(mask: np.ndarray, grow: int, feather: int) -> np.ndarray:
-    """The mask, its holes closed, full for `grow` pixels around it and then fading to black over `feather`: uint8."""
-    cv2 = load_opencv()
-    round_ = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * grow + 1, 2 * grow + 1))
-    closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, round_, borderValue=0)
-    away = cv2.distanceTransform(1 - closed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    fade = np.clip(1 - (away - grow) / (feather + 1), 0, 1) if feather else away <= grow
-    return np.rint(255 * fade).astype(np.uint8)
