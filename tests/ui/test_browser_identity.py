@@ -253,6 +253,7 @@ def test_the_embedded_face_models_find_two_people(fresh_server, open_page, tmp_p
     picker.get_by_text("2 faces were found").wait_for()
     picker.locator(".eis-face").nth(1).click()
     picker.get_by_text("Face 1 is meant.").wait_for()
+    tab(page, "Enhance")
     tab(page, "Detect faces")
     put(page, "Picture", tmp_path / "couple.png")
     page.locator("#generate-detect-faces").click()
