@@ -8,6 +8,7 @@ from app.core import training_fields as fields
 from app.core.capability import Capability, Context, Door, Request, Result
 from app.core.fields import GuidanceScale, Model, Scheduler, Seed, Steps
 from app.core.training_fields import TrainingPlan
+from app.core.training_needs import unserved
 from app.core.training_notebook import Notebook, newest_checkpoint, open_sample
 from app.core.training_run import draw_class, learn, told_in_file
 from app.errors import InvalidRequest
@@ -169,6 +170,7 @@ LORA_TRAINING = Capability(
     run=run,
     check=check,
     advise=advise,
+    unserved=unserved,
     needs=(TASK,),
     gives_way=True,
     gives_pictures=False,

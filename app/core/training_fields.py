@@ -81,7 +81,8 @@ Rank = Annotated[int, field("Rank of the LoRA's matrices: more can hold more.", 
 LoraAlpha = Annotated[float | None, field("The LoRA acts with alpha / rank; null: alpha is the rank.", gt=0, le=1024)]
 TrainTextEncoder = Annotated[bool, field("Let the text encoders learn too.")]
 OptimizerField = Annotated[
-    Optimizer, field("What turns gradients into steps; adamw-8bit needs a CUDA device and bitsandbytes.")
+    Optimizer,
+    field("What turns gradients into steps; adamw-8bit needs a CUDA device and bitsandbytes, prodigy prodigyopt."),
 ]
 LrSchedulerField = Annotated[LrScheduler, field("How the learning rate goes over the run.")]
 LrWarmup = Annotated[int, field("Steps over which the learning rate rises from zero.", ge=0, le=10_000)]

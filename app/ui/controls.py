@@ -67,6 +67,8 @@ class Question:
     """The request's field that chooses one of the picture's faces."""
     pointing: bool = False
     """Whether the request has fields for where a thing of the picture is."""
+    unserved: Mapping[str, str] = field(default_factory=dict)
+    """Words of a choice that cannot be served here, each with what is lacking."""
 
     @property
     def label(self) -> str:
@@ -169,7 +171,7 @@ def choice(question: Question) -> Control:
     name, choices = question.name, question.choices
 
     def entries(model: str) -> list[tuple[str, str]]:
-        words = [(str(value), value) for value in values]
+        words = [(f"{value} · not here" if value in question.unserved else str(value), value) for value in values]
         if not question.nullable:
             return words
         automatic = FROM_THE_MODEL in question.empty_means
@@ -179,7 +181,7 @@ def choice(question: Question) -> Control:
         entries("auto"),
         value="" if question.info.default is None else question.info.default,
         label=question.label,
-        info=question.description,
+        info=" ".join([question.description, *(f"{word} {lack}." for word, lack in question.unserved.items())]),
     )
     control = plain(question, widget, lambda value: value or None)
     control.show = lambda request: [gr.update(value=request.get(name) or "")]

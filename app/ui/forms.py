@@ -5,7 +5,7 @@ A form reads its widgets into the JSON that `Service.submit` takes, and shows su
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import gradio as gr
@@ -46,7 +46,6 @@ ADVANCED = {"second_pass_strength", "mask_blur", "seam"}
 PICTURES = {"image", "images", "mask"}
 WORDS_AND_PICTURES = {"prompt", *PICTURES}
 LAST_KNOBS = ("num_inference_steps", "guidance_scale", "true_cfg_scale", "num_images_per_prompt", "seed", "loras")
-
 
 
 def members(annotation: Any) -> set[Any]:
@@ -111,7 +110,9 @@ def bare(annotation: Any) -> Any:
     return annotation
 
 
-def question_of(wish: Any, name: str, choices: ModelChoices) -> Question:
+def question_of(
+    wish: Any, name: str, choices: ModelChoices, unserved: Mapping[str, str] = MappingProxyType({})
+) -> Question:
     """What the class says about one field."""
     info = wish.model_fields[name]
     limits = {}
@@ -125,7 +126,7 @@ def question_of(wish: Any, name: str, choices: ModelChoices) -> Question:
     face = next((other for other in wish.model_fields if extra_of(wish, other).get("of") == name), None)
     pointing = name == "image" and "points" in kinds(wish).values()
     nullable = NoneType in get_args(annotation)
-    return Question(name, info, annotation, nullable, limits, choices, mask, required, face, pointing)
+    return Question(name, info, annotation, nullable, limits, choices, mask, required, face, pointing, unserved)
 
 
 def builder_of(question: Question, kind: str | None) -> Callable[[Question], Control]:
@@ -154,13 +155,14 @@ def is_advanced(question: Question, kind: str | None) -> bool:
 class Form:
     """The form of one capability. Its three groups are laid out by whoever builds the page."""
 
-    def __init__(self, capability: Capability, choices: ModelChoices) -> None:
+    def __init__(self, capability: Capability, choices: ModelChoices, devices: Collection[str] | None = None) -> None:
         self.capability = capability
         self.choices = choices
         self.controls: list[Control] = []
         wish = capability.request
         by_kind = kinds(wish)
-        questions = {name: question_of(wish, name, choices) for name in wish.model_fields}
+        unserved = capability.unserved(devices)
+        questions = {name: question_of(wish, name, choices, unserved.get(name, {})) for name in wish.model_fields}
         self._pending = [
             (group_of(questions[name], by_kind[name]), questions[name], by_kind[name]) for name in wish.model_fields
         ]

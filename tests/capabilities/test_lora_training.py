@@ -6,17 +6,22 @@ import random
 import signal
 import time
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
 
 from app.core.jobs import JobStatus
+from app.core.lora_training import LORA_TRAINING
 from app.core.service import Service
 from app.core.training_notebook import Notebook, newest_checkpoint
 from app.errors import Conflict, InvalidRequest, UnknownJob
 from app.imaging.loss_curve import loss_curve, training_picture
 from app.imaging.near_duplicates import near_duplicates, picture_hash
+from app.models import machine
 from app.pocket import world
+from app.ui.forms import Form
+from app.ui.model_choices import ModelChoices
 from tests.engine.conftest import options, until
 
 SECONDS = 240.0
@@ -180,6 +185,7 @@ def bad(service, images, changes):
         ({"rank": 0}, "rank"),
         ({"name": "!?"}, "name"),
         ({"optimizer": "sgd"}, "optimizer"),
+        ({"optimizer": "adamw-8bit"}, "optimizer"),
         ({"max_train_steps": 0}, "max_train_steps"),
         ({"resolution": 8}, "resolution"),
         ({"learning_rate": 0}, "learning_rate"),
@@ -193,6 +199,30 @@ def test_bad_wishes_are_refused_at_the_door(service, images, changes, field):
         bad(service, images, changes)
     assert field in str(refusal.value.details) + refusal.value.message
     assert service.list_jobs()[1] == before
+
+
+def test_what_an_optimiser_lacks_is_said_in_the_form_and_at_the_door(service, images, monkeypatch):
+    with pytest.raises(InvalidRequest, match=r"adamw-8bit needs a CUDA device, .*edit-image-service\[train\]"):
+        bad(service, images, {"optimizer": "adamw-8bit"})
+    assert set(LORA_TRAINING.unserved(("cuda:0", "cpu"))["optimizer"]) == {"adamw-8bit"}
+    assert LORA_TRAINING.unserved(None) == {}
+    choices = ModelChoices(service.models, LORA_TRAINING.needs)
+    with gr.Blocks():
+        form = Form(LORA_TRAINING, choices, service.devices.known_names())
+        form.build("advanced")
+    widget = form.widget("optimizer")
+    assert [text for text, _ in widget.choices] == ["adamw", "adamw-8bit · not here", "prodigy"]
+    assert "adamw-8bit needs a CUDA device" in widget.info and "bitsandbytes" in widget.info
+    monkeypatch.setitem(machine.PACKAGES, "prodigy", ("no_such_module", "prodigyopt", "train"))
+    with pytest.raises(InvalidRequest, match="prodigy needs the package prodigyopt"):
+        bad(service, images, {"optimizer": "prodigy"})
+
+
+def test_prodigy_learns_as_a_job_by_its_own_rates(service, images):
+    wish = {**WISH, "images": images, "optimizer": "prodigy", "learning_rate": None, "max_train_steps": 3}
+    done = end_of(service, service.submit("lora-training", wish))
+    assert done.status is JobStatus.SUCCEEDED, done.error
+    assert done.request["learning_rate"] == 1.0 and len(done.result["data"]["losses"]) == 3
 
 
 def test_going_on_asks_for_the_same_training_of_the_same_owner(service, images, unbroken):
