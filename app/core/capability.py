@@ -246,8 +246,8 @@ class Capability:
 
     `name` is the last part of its route (`inpaint`, `pulid/generate`); those that share the part before `/`, or the
     same `tab`, are sub-tabs of one tab. `summary` is one sentence. `needs` names the tasks that the request's model
-    must serve (any of them; empty: no model). `example` validates as a Request once its picture fields are filled with
-    references.
+    must serve (any of them, an earlier rather than a later; empty: no model). `example` validates as a Request once its
+    picture fields are filled with references.
     `check` refuses, before there is a job, a resolved request that could only fail: it raises what the caller is told.
     `additions` names, for each field that holds the id of a model which goes on the request's model, the task that it
     must serve; in a request without a model they serve by themselves. `additions_for` does so for fields that count

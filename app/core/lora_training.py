@@ -8,13 +8,13 @@ from app.core import training_fields as fields
 from app.core.capability import Capability, Context, Door, Request, Result
 from app.core.fields import GuidanceScale, Model, Scheduler, Seed, Steps
 from app.core.training_fields import TrainingPlan
-from app.core.training_needs import unserved
+from app.core.training_needs import check_editing, unserved
 from app.core.training_notebook import Notebook, newest_checkpoint, open_sample
 from app.core.training_run import draw_class, learn, told_in_file
 from app.errors import InvalidRequest
 from app.imaging.loss_curve import loss_curve, smoothed
 
-TASK = "text-to-image"
+TASK, EDIT_TASK = "text-to-image", "qwen-edit"
 NAME = "lora-training"
 FREE_ON_RESUMING = {
     "name",
@@ -37,6 +37,7 @@ class LoraTrainingRequest(Request):
 
     name: fields.LoraName
     images: fields.TrainingImages
+    source_images: fields.SourceImages = ()
     captions: fields.Captions = ()
     instance_prompt: fields.InstancePrompt = ""
     trigger_word: fields.TriggerWord = None
@@ -106,6 +107,7 @@ def check(request: LoraTrainingRequest, door: Door) -> None:
         )
     if not all(request.texts):
         raise InvalidRequest("Say what the pictures show: captions, instance_prompt or trigger_word.", field="captions")
+    check_editing(request, door.serves(EDIT_TASK))
     if request.resume_from is not None:
         earlier = door.ended_request(request.resume_from)
         now = request.model_dump(mode="json")
@@ -131,7 +133,8 @@ def run(request: LoraTrainingRequest, context: Context) -> Result:
     plan = TrainingPlan(**{name: getattr(request, name) for name in names} | {"seed": notebook.seed})
     with context.trainer(request.model, plan) as trainer:
         images = [context.image(reference) for reference in request.images]
-        trainer.prepare(images, request.texts, classes, request.class_prompt or "")
+        sources = [context.image(reference) for reference in request.source_images]
+        trainer.prepare(images, request.texts, classes, request.class_prompt or "", sources)
         if start is not None:
             trainer.restore(start)
             context.tell_stage("resumed", f"Goes on after step {notebook.step}.", step=notebook.step)
@@ -171,7 +174,7 @@ LORA_TRAINING = Capability(
     check=check,
     advise=advise,
     unserved=unserved,
-    needs=(TASK,),
+    needs=(TASK, EDIT_TASK),
     gives_way=True,
     gives_pictures=False,
     example={"name": "My thing", "trigger_word": "sks", "max_train_steps": 2, "rank": 2, "seed": 7},

@@ -69,6 +69,8 @@ class Question:
     """Whether the request has fields for where a thing of the picture is."""
     unserved: Mapping[str, str] = field(default_factory=dict)
     """Words of a choice that cannot be served here, each with what is lacking."""
+    only_with: str | None = None
+    """The field of words without which this one says nothing, and is not shown."""
 
     @property
     def label(self) -> str:
@@ -115,7 +117,7 @@ def prompt(question: Question) -> Control:
         lines=3 if main else 1,
         max_lines=12 if main else 6,
         placeholder=question.description.partition(";")[0].rstrip("."),
-        elem_classes=["eis-prompt"] if main else [],
+        elem_classes=["eis-prompt"] if main else [f"eis-field-{question.name}"],
     )
     nothing = None if question.nullable else ""
     return plain(question, widget, lambda value: value or nothing, lambda value: value or "")
@@ -135,6 +137,7 @@ def number(question: Question) -> Control:
             step=step,
             label=question.label,
             info=question.description if name not in CLEAR_BY_ITSELF else None,
+            elem_classes=[f"eis-with-{question.only_with}"] if question.only_with else [],
         )
         return plain(question, slider)
 

@@ -23,6 +23,7 @@ from app.pocket import world
 from app.ui.forms import Form
 from app.ui.model_choices import ModelChoices
 from tests.engine.conftest import options, until
+from tests.models.tiny_qwen import make_folder
 
 SECONDS = 240.0
 WISH = {
@@ -50,6 +51,7 @@ def service(checkpoints, tmp_path_factory):
     )
     for name in ("tiny-sd15", "tiny-sdxl"):
         service.models.add(checkpoints[name], id=name)
+    service.models.add(make_folder(home / "published" / "tiny-qwen"), id="tiny-qwen")
     service.start()
     yield service
     service.stop(0.0)
@@ -223,6 +225,50 @@ def test_prodigy_learns_as_a_job_by_its_own_rates(service, images):
     done = end_of(service, service.submit("lora-training", wish))
     assert done.status is JobStatus.SUCCEEDED, done.error
     assert done.request["learning_rate"] == 1.0 and len(done.result["data"]["losses"]) == 3
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_an_editing_model_learns_and_its_lora_edits_at_once(service, images, paired):
+    wish = {**WISH, "images": images[:2], "model": "tiny-qwen", "max_train_steps": 2, "instance_prompt": "make it blue"}
+    # A source is shown at a million pixels, whatever the resolution: one step of a pair is enough here.
+    wish |= {"source_images": images[1:], "max_train_steps": 1} if paired else {"validation_prompts": ["make it blue"]}
+    done = end_of(service, service.submit("lora-training", wish))
+    assert done.status is JobStatus.SUCCEEDED, done.error
+    row = service.models.get(done.result["data"]["lora"])
+    assert (row.spec.kind, row.spec.family, row.spec.options["trigger"]) == ("lora", "qwen-image", "style")
+    assert len(done.result["images"]) == (1 if paired else 2)
+    if not paired:
+        edit = {"prompt": "make it blue", "image": images[0], "model": "tiny-qwen", "num_inference_steps": 1, "seed": 3}
+        edit |= {"true_cfg_scale": 1.0, "width": 64, "height": 64, "loras": [{"model": row.spec.id}]}
+        edited = end_of(service, service.submit("qwen-edit", edit))
+        assert edited.status is JobStatus.SUCCEEDED, edited.error
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"model": "tiny-sd15", "count": 3}, "source_images"),
+        ({"count": 2}, "source_images"),
+        ({"class_prompt": "a cat"}, "class_prompt"),
+        ({"train_text_encoder": True}, "train_text_encoder"),
+        ({"snr_gamma": 5.0}, "snr_gamma"),
+        ({"scheduler": "DDIM"}, "scheduler"),
+    ],
+)
+def test_what_an_editing_model_has_not_is_refused(service, images, changes, field):
+    wish = {"model": "tiny-qwen"} | changes
+    wish["source_images"] = images[: wish.pop("count", 0)]
+    with pytest.raises(InvalidRequest) as refusal:
+        bad(service, images, wish)
+    assert refusal.value.details["field"] == field
+
+
+def test_auto_trains_on_what_draws_from_words(service, images):
+    service.pause_queue(True)
+    job = service.submit("lora-training", {**WISH, "images": images, "model": "auto"})
+    service.cancel(job.id)
+    service.pause_queue(False)
+    assert "text-to-image" in service.models.get(job.model).spec.tasks
 
 
 def test_going_on_asks_for_the_same_training_of_the_same_owner(service, images, unbroken):
