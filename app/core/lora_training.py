@@ -1,18 +1,19 @@
 """LoRA training: a thing, a face or a style is learned from a few pictures, and can be asked for a moment later."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from app.core import training_fields as fields
 from app.core.capability import Capability, Context, Door, Request, Result
 from app.core.fields import GuidanceScale, Model, Scheduler, Seed, Steps
 from app.core.training_fields import TrainingPlan
-from app.core.training_needs import check_editing, unserved
+from app.core.training_needs import check_editing
 from app.core.training_notebook import Notebook, newest_checkpoint, open_sample
 from app.core.training_run import draw_class, learn, told_in_file
-from app.errors import InvalidRequest
+from app.errors import DependencyMissing, InvalidRequest
 from app.imaging.loss_curve import loss_curve, smoothed
+from app.models.machine import check_package
 
 TASK, EDIT_TASK = "text-to-image", "qwen-edit"
 NAME = "lora-training"
@@ -97,6 +98,20 @@ def advise(values: Mapping[str, Any], base: Any, additions: Mapping[str, Any]) -
         "learning_rate": 1.0 if is_own else 1e-4,
         "text_encoder_lr": 1.0 if is_own else 5e-6,
     }
+
+
+def unserved(devices: Collection[str] | None) -> dict[str, dict[str, str]]:
+    """The optimisers that cannot work on these devices, each with what they lack."""
+    lacking: dict[str, str] = {}
+    for name in ("adamw-8bit", "prodigy") if devices is not None else ():
+        if name == "adamw-8bit" and not any("cuda" in device for device in devices):
+            lacking[name] = "needs a CUDA device, which this service has not, and the package bitsandbytes"
+            continue
+        try:
+            check_package(name)
+        except DependencyMissing as error:
+            lacking[name] = error.message.removeprefix(f"{name} ").rstrip(".")
+    return {"optimizer": lacking}
 
 
 def check(request: LoraTrainingRequest, door: Door) -> None:

@@ -1,31 +1,11 @@
-"""What a training needs that may be lacking: what its optimiser works with, and a model that does what it says."""
+"""What a training asks of the model that it is for: an editing one has sources, and has not all that others have."""
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
-from app.errors import DependencyMissing, InvalidRequest
-from app.models.machine import check_package
+from app.errors import InvalidRequest
 
-CUDA = "adamw-8bit"
-PACKAGED = (CUDA, "prodigy")
 EDIT_SCHEDULER = "Euler"
 NOT_FOR_EDITING = ("class_prompt", "train_text_encoder", "snr_gamma")
-
-
-def unserved(devices: Collection[str] | None) -> Mapping[str, Mapping[str, str]]:
-    """See `Capability.unserved`: the optimisers that cannot work here, each with what they lack."""
-    if devices is None:
-        return {}
-    lacking: dict[str, str] = {}
-    for name in PACKAGED:
-        try:
-            check_package(name)
-        except DependencyMissing as error:
-            lacking[name] = error.message.removeprefix(f"{name} ").rstrip(".")
-    if not any("cuda" in device for device in devices):
-        also = f", and {lacking[CUDA].removeprefix('needs ')}" if CUDA in lacking else ""
-        lacking[CUDA] = f"needs a CUDA device, which this service has not{also}"
-    return {"optimizer": lacking}
 
 
 def check_editing(request: Any, edits: bool) -> None:

@@ -48,7 +48,9 @@ def captions(page):
 
 
 def fill(page, name, text):
-    box = page.get_by_label(name, exact=True).locator("visible=true").first
+    """A box by its label, under which a sentence may stand."""
+    labelled = page.locator("label").filter(has=page.get_by_text(name, exact=True)).locator("visible=true").first
+    box = labelled.locator("input, textarea").first
     box.fill(text)
     box.press("Tab")
 
