@@ -204,7 +204,7 @@ def test_bad_wishes_are_refused_at_the_door(service, images, changes, field):
 
 
 def test_what_an_optimiser_lacks_is_said_in_the_form_and_at_the_door(service, images, monkeypatch):
-    with pytest.raises(InvalidRequest, match="adamw-8bit needs a CUDA device, .* and the package bitsandbytes"):
+    with pytest.raises(InvalidRequest, match=r"adamw-8bit needs a CUDA device, .* and the package bitsandbytes"):
         bad(service, images, {"optimizer": "adamw-8bit"})
     assert LORA_TRAINING.unserved(None) == {"optimizer": {}}, "other servers may have what this one lacks"
     choices = ModelChoices(service.models, LORA_TRAINING.needs)
