@@ -93,7 +93,7 @@
         row.classList.toggle("twin", twin >= 0);
         count += twin >= 0;
       }
-      told.textContent = seen.length ? `${seen.length} pictures${count ? `, ${count} of them look like another` : ""}` : "";
+      told.textContent = seen.length ? `${seen.length} pictures${count ? `, ${count} of them ${count === 1 ? "looks" : "look"} like another` : ""}` : "";
     }
     function draw() {
       rows.replaceChildren(...list().map((picture, at) => {

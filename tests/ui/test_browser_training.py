@@ -68,7 +68,7 @@ def test_pictures_are_reviewed_learned_from_and_the_loss_is_seen(training_server
     rows.nth(3).wait_for()
 
     dataset.get_by_text("looks like 1", exact=True).wait_for()
-    assert dataset.locator(".twin").count() == 1 and "1 of them look like another" in dataset.inner_text()
+    assert dataset.locator(".twin").count() == 1 and "1 of them looks like another" in dataset.inner_text()
     page.screenshot(path=str(tmp_path / "review.png"))
     dataset.locator(".twin").get_by_role("button", name="Remove").click()
     dataset.get_by_text("3 pictures", exact=True).wait_for()
