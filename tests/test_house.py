@@ -87,6 +87,7 @@ SHARED = {
     "app.core.grounding",
     "app.core.staying_put",
     "app.core.step1x_reasoning",
+    "app.core.training_needs",
     "app.core.training_notebook",
     "app.core.training_run",
     "app.core.further_controls",

@@ -137,8 +137,12 @@ class Trainer(Protocol):
         captions: Sequence[str],
         class_images: Sequence[Image.Image] = (),
         class_prompt: str = "",
+        sources: Sequence[Image.Image] = (),
     ) -> None:
-        """Cut the pictures to their buckets and remember what the networks in front make of them and their texts."""
+        """Cut the pictures to their buckets and remember what the networks in front make of them and their texts.
+
+        `sources` are what the pictures were made from, one for each, or none.
+        """
 
     def step(self, number: int) -> float:
         """Learn from the batch of this number (from 1) while the device is held; answers its loss."""

@@ -4,7 +4,7 @@ A capability knows nothing of HTTP, the queue or torch. All that it may do to th
 may ask before the wish becomes a job stands in `Door`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,6 +226,10 @@ class Door(Protocol):
     def serves(self, task: str) -> bool:
         """Whether the request's model is for this task too."""
 
+    @property
+    def devices(self) -> Collection[str] | None:
+        """The names of the devices that the job may run on; None where others than this service's may take it."""
+
     def size(self, reference: str) -> tuple[int, int]:
         """(width, height) of the stored picture, from its header alone."""
 
@@ -242,8 +246,8 @@ class Capability:
 
     `name` is the last part of its route (`inpaint`, `pulid/generate`); those that share the part before `/`, or the
     same `tab`, are sub-tabs of one tab. `summary` is one sentence. `needs` names the tasks that the request's model
-    must serve (any of them; empty: no model). `example` validates as a Request once its picture fields are filled with
-    references.
+    must serve (any of them, an earlier rather than a later; empty: no model). `example` validates as a Request once its
+    picture fields are filled with references.
     `check` refuses, before there is a job, a resolved request that could only fail: it raises what the caller is told.
     `additions` names, for each field that holds the id of a model which goes on the request's model, the task that it
     must serve; in a request without a model they serve by themselves. `additions_for` does so for fields that count
@@ -253,7 +257,8 @@ class Capability:
     and with how such a task's name begins. `advise` says, from the request's values and the rows' specs, what null
     fields mean here, before the model's row is asked. One that `gives_way` works for long: its worker takes more urgent
     jobs meanwhile, and the run lets them go first (`Context.give_way`). One that does not give pictures has no result
-    that a follow-up could work on.
+    that a follow-up could work on. `unserved` says which words of which fields cannot be served on devices of these
+    names (None: they are not known), each with what is lacking: the form says it, and the door refuses them.
     """
 
     name: str
@@ -273,6 +278,7 @@ class Capability:
     additions_for: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     additions_if_installed: Mapping[str, str] = field(default_factory=dict)
     advise: Callable[[Mapping[str, Any], Any, Mapping[str, Any]], Mapping[str, Any]] | None = None
+    unserved: Callable[[Collection[str] | None], Mapping[str, Mapping[str, str]]] = lambda devices: {}
 
     def wanted_additions(self, values: Mapping[str, Any]) -> dict[str, str]:
         """Field -> task of every addition that a request with these values needs."""

@@ -18,12 +18,15 @@ ImageReference = Annotated[str, StringConstraints(pattern=r"^[0-9a-z]{26}$")]
 """The opaque id of a stored picture, as `POST /api/v1/images` answers it."""
 
 
-def field(description: str, *, kind: str | None = None, of: str | None = None, **limits: Any) -> Any:
+def field(
+    description: str, *, kind: str | None = None, of: str | None = None, only_with: str | None = None, **limits: Any
+) -> Any:
     """A pydantic field with a description, an optional face `kind`, and pydantic's own limits.
 
-    `of` names the field of the picture in which this one chooses something.
+    `of` names the field of the picture in which this one chooses something; `only_with` the one without which it says
+    nothing.
     """
-    extra = {name: value for name, value in (("kind", kind), ("of", of)) if value}
+    extra = {name: value for name, value in (("kind", kind), ("of", of), ("only_with", only_with)) if value}
     return Field(description=description, json_schema_extra=extra or None, **limits)
 
 

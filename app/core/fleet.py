@@ -65,6 +65,8 @@ class Fleet:
         self._leaving: list[WorkerHandle] = []
         self._needs: dict[str, tuple[float, dict[str, int]]] = {}
         self._turns: dict[str, int] = {}
+        self.others_serve = options.executor == "ray"
+        """Whether jobs may also run where this process does not know what there is."""
         self._operations: dict[str, deque[dict[str, Any]]] = {}
         self._on_message: Callable[[WorkerHandle, Message], None]
         self._on_lost: Callable[[WorkerHandle, str], None]
@@ -137,6 +139,10 @@ class Fleet:
     def _seats(self, name: str) -> int:
         wished = self._configuration.of(name).jobs_at_once
         return seats_on(name, self._options.jobs_at_once if wished is None else wished)
+
+    def known_names(self) -> Collection[str] | None:
+        """See `Door.devices`."""
+        return None if self.others_serve else self.names
 
     # What the dispatcher asks; under `changed`
 

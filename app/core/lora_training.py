@@ -1,19 +1,21 @@
 """LoRA training: a thing, a face or a style is learned from a few pictures, and can be asked for a moment later."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from app.core import training_fields as fields
 from app.core.capability import Capability, Context, Door, Request, Result
 from app.core.fields import GuidanceScale, Model, Scheduler, Seed, Steps
 from app.core.training_fields import TrainingPlan
+from app.core.training_needs import check_editing
 from app.core.training_notebook import Notebook, newest_checkpoint, open_sample
 from app.core.training_run import draw_class, learn, told_in_file
-from app.errors import InvalidRequest
+from app.errors import DependencyMissing, InvalidRequest
 from app.imaging.loss_curve import loss_curve, smoothed
+from app.models.machine import check_package
 
-TASK = "text-to-image"
+TASK, EDIT_TASK = "text-to-image", "qwen-edit"
 NAME = "lora-training"
 FREE_ON_RESUMING = {
     "name",
@@ -36,6 +38,7 @@ class LoraTrainingRequest(Request):
 
     name: fields.LoraName
     images: fields.TrainingImages
+    source_images: fields.SourceImages = ()
     captions: fields.Captions = ()
     instance_prompt: fields.InstancePrompt = ""
     trigger_word: fields.TriggerWord = None
@@ -97,6 +100,20 @@ def advise(values: Mapping[str, Any], base: Any, additions: Mapping[str, Any]) -
     }
 
 
+def unserved(devices: Collection[str] | None) -> dict[str, dict[str, str]]:
+    """The optimisers that cannot work on these devices, each with what they lack."""
+    lacking: dict[str, str] = {}
+    for name in ("adamw-8bit", "prodigy") if devices is not None else ():
+        if name == "adamw-8bit" and not any("cuda" in device for device in devices):
+            lacking[name] = "needs a CUDA device, which this service has not, and the package bitsandbytes"
+            continue
+        try:
+            check_package(name)
+        except DependencyMissing as error:
+            lacking[name] = error.message.removeprefix(f"{name} ").rstrip(".")
+    return {"optimizer": lacking}
+
+
 def check(request: LoraTrainingRequest, door: Door) -> None:
     """Every picture has a text, and what it goes on from was the same training."""
     if request.captions and len(request.captions) != len(request.images):
@@ -105,6 +122,7 @@ def check(request: LoraTrainingRequest, door: Door) -> None:
         )
     if not all(request.texts):
         raise InvalidRequest("Say what the pictures show: captions, instance_prompt or trigger_word.", field="captions")
+    check_editing(request, door.serves(EDIT_TASK))
     if request.resume_from is not None:
         earlier = door.ended_request(request.resume_from)
         now = request.model_dump(mode="json")
@@ -130,7 +148,8 @@ def run(request: LoraTrainingRequest, context: Context) -> Result:
     plan = TrainingPlan(**{name: getattr(request, name) for name in names} | {"seed": notebook.seed})
     with context.trainer(request.model, plan) as trainer:
         images = [context.image(reference) for reference in request.images]
-        trainer.prepare(images, request.texts, classes, request.class_prompt or "")
+        sources = [context.image(reference) for reference in request.source_images]
+        trainer.prepare(images, request.texts, classes, request.class_prompt or "", sources)
         if start is not None:
             trainer.restore(start)
             context.tell_stage("resumed", f"Goes on after step {notebook.step}.", step=notebook.step)
@@ -169,7 +188,8 @@ LORA_TRAINING = Capability(
     run=run,
     check=check,
     advise=advise,
-    needs=(TASK,),
+    unserved=unserved,
+    needs=(TASK, EDIT_TASK),
     gives_way=True,
     gives_pictures=False,
     example={"name": "My thing", "trigger_word": "sks", "max_train_steps": 2, "rank": 2, "seed": 7},

@@ -77,7 +77,9 @@ class Service(Watching, Batching):
         if self.storage.shared is not None:
             self.storage.shared.claim(self._store.id)
         self._batches = BatchStore(self._store)
-        self._submission = Submission(self.storage, self.models, self._store.images, self._store.get)
+        self.devices.others_serve |= self._store.database.is_shared
+        devices = self.devices.known_names
+        self._submission = Submission(self.storage, self.models, self._store.images, self._store.get, devices)
         self._watchers = Watchers(lambda job_id, on: self._dispatcher.set_preview(job_id, on))
         giving_way = [capability.name for capability in self.catalog if capability.gives_way]
         self._dispatcher = Dispatcher(

@@ -8,7 +8,7 @@ own `check` has passed. Nothing of what the caller wrote is echoed in a refusal.
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +75,7 @@ class DoorView:
     row: ModelRow | None
     owner: str
     find_job: FindJob
+    devices: Collection[str] | None = None
 
     def ended_request(self, job: str) -> Mapping[str, Any]:
         """See `Door`."""
@@ -108,8 +109,16 @@ class DoorView:
 class Submission:
     """The checks of the door."""
 
-    def __init__(self, storage: Storage, models: ModelLibrary, images: ImageIndex, find_job: FindJob = no_job) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        models: ModelLibrary,
+        images: ImageIndex,
+        find_job: FindJob = no_job,
+        devices: Callable[[], Collection[str] | None] = lambda: None,
+    ) -> None:
         self._find_job = find_job
+        self._devices = devices
         self._storage = storage
         self._models = models
         self._images = images
@@ -160,9 +169,11 @@ class Submission:
         values = wish.model_dump(mode="json")
         row = self._resolve(capability, values)
         resolved = _validate(capability.request, values)
+        door = DoorView(self._storage, row, owner, self._find_job, self._devices())
+        _refuse_unserved(capability, values, door.devices)
         if capability.check is not None:
             with suppress(PictureToCome):
-                capability.check(resolved, DoorView(self._storage, row, owner, self._find_job))
+                capability.check(resolved, door)
         return Prepared(resolved.model_dump(mode="json"), row and row.spec.id)
 
     def owner_of(self, reference: str) -> str:
@@ -331,6 +342,12 @@ def check_with_picture(
     if capability.check is not None:
         row = None if model is None else models.get(model)
         capability.check(request, DoorView(storage, row, "", no_job))
+
+
+def _refuse_unserved(capability: Capability, values: Mapping[str, Any], devices: Collection[str] | None) -> None:
+    for name, words in capability.unserved(devices).items():
+        if values.get(name) in words:
+            raise InvalidRequest(f"{values[name]} {words[values[name]]}.", field=name)
 
 
 def listed(capability: Capability, values: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:

@@ -35,6 +35,15 @@ TrainingImages = Annotated[
         max_length=MOST_PICTURES,
     ),
 ]
+SourceImages = Annotated[
+    tuple[ImageReference, ...],
+    field(
+        "For a model that edits: what each of `images` was made from, in their order, so that it learns the edits that "
+        "their captions ask for. Empty list: it learns from the pictures alone.",
+        kind="images",
+        max_length=MOST_PICTURES,
+    ),
+]
 Captions = Annotated[
     tuple[Caption, ...],
     field(
@@ -61,8 +70,10 @@ ClassPrompt = Annotated[
         kind="prompt",
     ),
 ]
-ClassImages = Annotated[int, field("How many pictures of the class to draw.", ge=1, le=1000)]
-PriorLossWeight = Annotated[float, field("How much keeping the class counts beside learning.", ge=0, le=10)]
+ClassImages = Annotated[int, field("How many pictures of the class to draw.", only_with="class_prompt", ge=1, le=1000)]
+PriorLossWeight = Annotated[
+    float, field("How much keeping the class counts beside learning.", only_with="class_prompt", ge=0, le=10)
+]
 Resolution = Annotated[
     int | None,
     field("Side of the square whose pixels each picture gets in its own shape; null: the model's own.", ge=64, le=2048),
@@ -81,7 +92,8 @@ Rank = Annotated[int, field("Rank of the LoRA's matrices: more can hold more.", 
 LoraAlpha = Annotated[float | None, field("The LoRA acts with alpha / rank; null: alpha is the rank.", gt=0, le=1024)]
 TrainTextEncoder = Annotated[bool, field("Let the text encoders learn too.")]
 OptimizerField = Annotated[
-    Optimizer, field("What turns gradients into steps; adamw-8bit needs a CUDA device and bitsandbytes.")
+    Optimizer,
+    field("What turns gradients into steps; adamw-8bit needs a CUDA device and bitsandbytes, prodigy prodigyopt."),
 ]
 LrSchedulerField = Annotated[LrScheduler, field("How the learning rate goes over the run.")]
 LrWarmup = Annotated[int, field("Steps over which the learning rate rises from zero.", ge=0, le=10_000)]

@@ -41,10 +41,16 @@ def learn(request: Any, context: Context, trainer: Trainer, notebook: Notebook) 
 
 
 def draw_samples(request: Any, context: Context, trainer: Trainer, notebook: Notebook) -> None:
-    """What the model makes of each validation prompt now; always from the same noise."""
+    """What the model makes of each validation prompt now; always from the same noise.
+
+    Where it learns to edit, of the source at the prompt's own place.
+    """
+    sources = request.source_images
     side = max(MULTIPLE, round(request.resolution / MULTIPLE) * MULTIPLE)
     for number, prompt in enumerate(request.validation_prompts):
         told = drawing(request, context, prompt, notebook.step)
+        if sources:
+            told["image"] = context.image(sources[number % len(sources)])
         image = trainer.draw(scheduler=request.scheduler, width=side, height=side, **told)
         notebook.keep_sample(image, number, request.seed)
 

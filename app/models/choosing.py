@@ -32,17 +32,23 @@ def choose(
 ) -> ModelRow:
     """The installed model of the highest rank that serves one of the tasks and for which every addition is installed.
 
-    Models that all of the `named` additions were made for go before others, whatever their rank.
-    Where no installed model has them all, `WeightsMissing` names what fetches the addition for the best of them.
+    Models that all of the `named` additions were made for go before others, whatever their rank, and then those that
+    serve an earlier one of the tasks. Where no installed model has them all, `WeightsMissing` names what fetches the
+    addition for the best of them.
     """
-    wanted = set(tasks)
+    order = list(tasks)
+    wanted = set(order)
     serving = sorted(
         (row for row in rows if row.installed and wanted & set(row.spec.tasks)),
-        key=lambda row: (all(spec.fits(row.spec) for spec in named), row.spec.rank),
+        key=lambda row: (
+            all(spec.fits(row.spec) for spec in named),
+            -min(order.index(task) for task in wanted & set(row.spec.tasks)),
+            row.spec.rank,
+        ),
         reverse=True,
     )
     if not serving:
-        names = " or ".join(tasks)
+        names = " or ".join(order)
         raise WeightsMissing(
             f"No installed model serves {names}{_line(rows, lambda spec: bool(wanted & set(spec.tasks)))}."
         )

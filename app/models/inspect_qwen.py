@@ -64,7 +64,10 @@ def recognise(header: Header, stem: str) -> Inspection | None:
         return None
     if any(name.endswith("dora_scale") for name in header.shapes):
         raise InvalidRequest("The file is a DoRA, whose magnitudes would be left out; plain LoRAs are served.")
-    options, steps = {"format": "diffusers"}, _STEPS.search(stem)
+    kohya = any(name.startswith("lora_") for name in header.shapes)
+    options, steps = {"format": "kohya" if kohya else "diffusers"}, _STEPS.search(stem)
+    if trigger := header.metadata.get("modelspec.trigger_phrase"):
+        options["trigger"] = trigger[:200]
     if steps is None:
         return Inspection("lora", "qwen-image", options=options)
     return Inspection(

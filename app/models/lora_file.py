@@ -1,7 +1,8 @@
 """The file that a training writes: a LoRA with kohya's names, as A1111, ComfyUI and diffusers read it, and what it says
 of itself.
 
-The names are those of diffusers' blocks (`lora_unet_down_blocks_...`), which all three know for SD 1.5 and SDXL alike.
+The names are those of diffusers' blocks (`lora_unet_down_blocks_...`, `lora_unet_transformer_blocks_...`), which all
+three know for SD 1.5 and SDXL alike, and the latter two for Qwen-Image.
 """
 
 import json
@@ -12,18 +13,27 @@ import torch
 from diffusers.utils import convert_state_dict_to_kohya
 from safetensors.torch import save_file
 
-BASES = {"sd15": ("sd_v1", "stable-diffusion-v1/lora"), "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora")}
+BASES = {
+    "sd15": ("sd_v1", "stable-diffusion-v1/lora"),
+    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+    "qwen-image": ("qwen_image_edit", "Qwen-Image-Edit/lora"),
+}
 """Family -> what kohya calls its base, and the modelspec's word for such a LoRA."""
 
 
 def kohya_names(
     family: str, networks: Mapping[str, Mapping[str, torch.Tensor]], alpha: float
 ) -> dict[str, torch.Tensor]:
-    """peft's matrices of each component (`unet`, `text_encoder`, `text_encoder_2`) under kohya's names, with alpha."""
+    """peft's matrices of each component (`unet`, `text_encoder`, `text_encoder_2`) under kohya's names, with alpha.
+
+    A `transformer` is called a UNet there too.
+    """
     state: dict[str, torch.Tensor] = {}
     for component, matrices in networks.items():
         prefix = component
-        if component != "unet":
+        if component == "transformer":
+            prefix = "unet"
+        elif component != "unet":
             # Files name CLIP's layers under a `text_model`, whether the installed transformers has one or not.
             prefix += "" if any(name.startswith("text_model.") for name in matrices) else ".text_model"
         state |= {f"{prefix}.{name}": tensor for name, tensor in matrices.items()}

@@ -40,18 +40,25 @@ def cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-PACKAGES = {"int8": ("torchao", "torchao"), "int4": ("optimum.quanto", "optimum-quanto"), "gguf": ("gguf", "gguf")}
-"""For each number or file format that needs a package of its own: the module, and the name it is installed under."""
+PACKAGES = {
+    "int8": ("torchao", "torchao", "quant"),
+    "int4": ("optimum.quanto", "optimum-quanto", "quant"),
+    "gguf": ("gguf", "gguf", "quant"),
+    "adamw-8bit": ("bitsandbytes", "bitsandbytes", "train"),
+    "prodigy": ("prodigyopt", "prodigyopt", "train"),
+}
+"""For each number format, file format or optimiser that needs a package of its own: the module, the name under which it
+is installed, and the extra that brings it."""
 
 
-def check_package(precision: str) -> None:
-    """`DependencyMissing` where the package for this number format is not installed."""
-    module, package = PACKAGES.get(precision, ("", ""))
+def check_package(name: str) -> None:
+    """`DependencyMissing` where the package that this format or optimiser needs is not installed."""
+    module, package, extra = PACKAGES.get(name, ("", "", ""))
     if module and not _is_installed(module):
         raise DependencyMissing(
-            f"The format {precision} needs the package {package}: pip install 'edit-image-service[quant]'.",
+            f"{name} needs the package {package}: pip install 'edit-image-service[{extra}]'.",
             package=package,
-            extra="quant",
+            extra=extra,
         )
 
 

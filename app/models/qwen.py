@@ -13,6 +13,7 @@ import diffusers
 import torch
 from safetensors import SafetensorError
 
+from app.core.training_fields import TrainingPlan
 from app.errors import InvalidRequest
 from app.models import quantisation
 from app.models.adapters import Wardrobe
@@ -23,6 +24,7 @@ from app.models.offloading import Placement, weight_bytes
 from app.models.qwen_editing import QwenEditor
 from app.models.qwen_loras import lora_layers
 from app.models.qwen_network import is_few_bits, load_single_file
+from app.models.qwen_training import QwenLessons
 from app.models.spec import ModelSpec
 from app.models.step_batching import StepBatcher
 
@@ -30,6 +32,7 @@ PIPELINES: Mapping[str, Any] = {
     "edit": diffusers.QwenImageEditPipeline,
     "plus": diffusers.QwenImageEditPlusPipeline,
     "inpaint": diffusers.QwenImageEditInpaintPipeline,
+    "draw": diffusers.QwenImagePipeline,
 }
 LIBRARIES = {"diffusers", "transformers"}
 
@@ -81,7 +84,9 @@ class QwenImageEdit:
         goes before the checkpoint's configuration.
         """
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config({**self.scheduler_config, **schedule})
-        pipeline = PIPELINES[kind](**self.components, scheduler=scheduler)
+        # What draws from words alone has nothing that reads pictures.
+        parts = {name: part for name, part in self.components.items() if kind != "draw" or name != "processor"}
+        pipeline = PIPELINES[kind](**parts, scheduler=scheduler)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -90,6 +95,12 @@ class QwenImageEdit:
     ) -> QwenEditor:
         """What a run borrows."""
         return QwenEditor(self, batcher, priority=priority, check=check)
+
+    def lessons(self, plan: TrainingPlan, batcher: StepBatcher) -> QwenLessons:
+        """What a trainer must know of it; `InvalidRequest` where its weights are not whole."""
+        if is_few_bits(self.transformer):
+            raise InvalidRequest("A GGUF file's weights stand in few bits, and cannot be trained on.", field="model")
+        return QwenLessons(self, plan, batcher)
 
 
 def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow] = ()) -> QwenImageEdit:

@@ -61,6 +61,10 @@ class QwenEditor:
                 if wardrobe.worn is self._outfit:
                     wardrobe.wear(None)
 
+    def put_on(self, outfit: Outfit) -> None:
+        """Wear this in every call from now on; whoever made it takes it off."""
+        self._outfit = outfit
+
     @torch.no_grad()
     def __call__(
         self,
@@ -73,16 +77,20 @@ class QwenEditor:
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Any] | None = None,
         **arguments: Any,
     ) -> Any:
-        """The stock pipeline's answer, its `.images` PIL RGB; `image` are the pictures, the one to change first."""
+        """The stock pipeline's answer, its `.images` PIL RGB; `image` are the pictures, the one to change first.
+
+        With no picture at all the network draws from the words, as Qwen-Image does.
+        """
         opened = self._opened
-        stock = opened.view("inpaint" if mask_image else "plus" if opened.takes_several else "edit", self._schedule)
+        kind = "inpaint" if mask_image else "plus" if opened.takes_several else "edit"
+        stock = opened.view(kind if image else "draw", self._schedule)
         several = opened.takes_several and mask_image is None
         if len(image) > 1 and not (arguments.get("width") or arguments.get("height")):
             # The stock pipeline would take the shape of the last one.
             arguments["width"], arguments["height"] = working_size(image[0].size)
         told = arguments | {
             "prompt": prompt,
-            "image": list(image) if several else image[0],
+            **({"image": list(image) if several else image[0]} if image else {}),
             "true_cfg_scale": true_cfg_scale,
             "negative_prompt": (negative_prompt or NOTHING) if true_cfg_scale > 1 else None,
             **({"mask_image": mask_image} if mask_image else {}),

@@ -33,6 +33,7 @@ from app.models.prompts import Encoder, PromptEncoder
 from app.models.schedulers import start_at_sigma
 from app.models.step_batching import Session, StepBatcher
 from app.models.trainers import LoraTrainer, open_trainer
+from app.models.training_lessons import UNetLessons
 
 ATTACHED = adapters.Outfit(("attached",))
 """Nothing on, but blocks must not run compiled: a compiler would write them anew for every face."""
@@ -183,7 +184,17 @@ class Runtime:
         self, model: str, plan: TrainingPlan, *, priority: int = 5, check: Callable[[], None] = lambda: None
     ) -> Iterator[LoraTrainer]:
         """A LoRA that learns on this model, whose weights stay pinned for the block and serve other borrowers too."""
-        row = self._library.require(model, task="text-to-image")
+        row = self._library.require(model)
+        family, turns = row.spec.family, {"batcher": self.batcher, "session": Session(priority, check=check)}
+        if family == "qwen-image":
+            beside = self._attacher.all_parts(row)
+            device = self.device.for_model(self._stored(row, beside))
+            with (
+                self._attacher.opened(row, beside, device) as opened,
+                open_trainer(opened, family, opened.lessons(plan, self.batcher), plan, **turns) as trainer,
+            ):
+                yield trainer
+            return
         parts = [self._library.require(part) for part in row.spec.parts]
         key = key_of(row, parts, self.device)
         drop_replaced(self._cache, row.spec.id, key)
@@ -196,10 +207,8 @@ class Runtime:
                 more = {"device": checkpoint.device, "batcher": self.batcher, "session": session}
                 return BorrowedPipeline(stock, prompts, "text-to-image", **more)
 
-            session = Session(priority, check=check)
-            with open_trainer(
-                checkpoint, row.spec.family, plan, batcher=self.batcher, session=session, pipeline_for=pipeline_for
-            ) as trainer:
+            lessons = UNetLessons(checkpoint, family, plan, pipeline_for)
+            with open_trainer(checkpoint, family, lessons, plan, **turns) as trainer:
                 yield trainer
 
     def _load(self, row: ModelRow, parts: Sequence[ModelRow], at: TorchDevice) -> Checkpoint:

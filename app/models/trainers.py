@@ -6,13 +6,12 @@ alone until it is done. The price is a few hundred assignments when others worke
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -22,21 +21,14 @@ from safetensors.torch import load_file, save_file
 from app.core.training_fields import TrainingPlan
 from app.errors import InvalidRequest, OutOfMemory
 from app.models.adapters import Outfit, Place
-from app.models.lora_file import kohya_names, metadata_of, write_lora
+from app.models.lora_file import metadata_of, write_lora
 from app.models.optimisers import make_optimiser, optimiser_state, restore_optimiser
 from app.models.step_batching import Session, StepBatcher
-from app.models.training_dataset import Batches, Sample, Text, buckets, cut_to_bucket, moments_of
-from app.models.training_step import denoising_losses, draw_noise
+from app.models.training_dataset import Batches, Sample, Source, Text, buckets
+from app.models.training_lessons import ATTENTION, TEXT_LAYERS, Lessons
 
 ADAPTER = "learned"
-UNET_LAYERS = ("to_k", "to_q", "to_v", "to_out.0")
-TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
-BUCKET_MULTIPLE = 8
-"""Latents are as many pixels apart; the UNet halves them a few times more, so buckets step by its own multiple."""
 STATE_FILE = "optimiser.json"
-
-PipelineFor = Callable[[Session, str | None], Any]
-"""A borrowed pipeline that draws in this session with this scheduler."""
 
 
 class LoraTrainer:
@@ -46,28 +38,24 @@ class LoraTrainer:
         self,
         checkpoint: Any,
         family: str,
+        lessons: Lessons,
         plan: TrainingPlan,
         *,
         batcher: StepBatcher,
         session: Session,
-        pipeline_for: PipelineFor,
     ) -> None:
         self.plan = plan
         self.family = family
+        self.lessons = lessons
+        self.networks = lessons.networks
+        self._denoiser = self.networks[lessons.denoiser]
         self._checkpoint = checkpoint
         self._batcher = batcher
         self._device = checkpoint.device.torch_device
-        self._pipeline_for = pipeline_for
-        self._pipeline = checkpoint.view("text-to-image", None)
-        self._noise_scheduler = DDPMScheduler.from_config(checkpoint.scheduler_config)
-        names = ("text_encoder", "text_encoder_2") if plan.train_text_encoder else ()
-        parts = checkpoint.components
-        self.networks = {"unet": parts["unet"]} | {name: parts[name] for name in names if name in parts}
         self._layers: dict[str, Any] = {}
         self._samples: Batches | None = None
         self._class_samples: Batches | None = None
-        self._texts: dict[str, Text] = {}
-        self._captions: list[str] = []
+        self._texts: dict[tuple[str, Source | None], Text] = {}
         with batcher.turn(session):
             places = checkpoint.wardrobe.building(self._add_layers)
         self.outfit = Outfit((ADAPTER, id(self)), tuple(places))
@@ -84,43 +72,33 @@ class LoraTrainer:
         captions: Sequence[str],
         class_images: Sequence[Image.Image] = (),
         class_prompt: str = "",
+        sources: Sequence[Image.Image] = (),
     ) -> None:
         """See `Trainer`; takes a turn for each picture and each text."""
-        sizes = buckets(self.plan.resolution, self._bucket_multiple)
-        samples = [self._sample(image, text, sizes) for image, text in zip(images, captions, strict=True)]
+        sizes = buckets(self.plan.resolution, self.lessons.bucket_multiple)
+        pairs = zip(images, captions, sources or [None] * len(images), strict=True)
+        samples = [self._sample(image, text, sizes, source) for image, text, source in pairs]
         self._samples = Batches(samples, self.plan.train_batch_size, self.plan.seed)
-        if class_images:
-            kept = [self._sample(image, class_prompt, sizes) for image in class_images]
+        kept = [self._sample(image, class_prompt, sizes, None) for image in class_images]
+        if kept:
             self._class_samples = Batches(kept, self.plan.train_batch_size, self.plan.seed + 1)
-        self._captions = list(captions)
         if not self.plan.train_text_encoder:
-            for caption in dict.fromkeys([*captions, *([class_prompt] if class_images else [])]):
+            for sample in {sample.read: sample for sample in [*samples, *kept]}.values():
                 with self._working(), torch.no_grad():
-                    self._texts[caption] = self._encode(caption)
+                    self._texts[sample.read] = self.lessons.encode(sample)
 
-    @property
-    def _bucket_multiple(self) -> int:
-        """Pixels by which every bucket's sides step, so that the UNet's halvings come out even."""
-        depth = len(self.networks["unet"].config.block_out_channels) - 1
-        return self._pipeline.vae_scale_factor * 2**depth
-
-    def _sample(self, image: Image.Image, caption: str, sizes: Sequence[tuple[int, int]]) -> Sample:
-        cut, numbers = cut_to_bucket(image, sizes)
-        vae = self._pipeline.vae
+    def _sample(
+        self, image: Image.Image, caption: str, sizes: Sequence[tuple[int, int]], source: Image.Image | None
+    ) -> Sample:
+        vae = self._checkpoint.components["vae"]
         with self._working():
             dtype = vae.dtype
             try:
                 # SDXL's own autoencoder gives no numbers in float16.
                 vae.to(dtype=torch.float32)
-                moments = moments_of(vae, cut)
+                return self.lessons.sample(image, caption, sizes, source)
             finally:
                 vae.to(dtype=dtype)
-        return Sample(moments, caption, numbers)
-
-    def _encode(self, caption: str) -> Text:
-        told = {"device": self._device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-        answer = self._pipeline.encode_prompt(caption, **told)
-        return Text(answer[0], answer[2] if len(answer) > 2 else None)
 
     # Learning
 
@@ -142,44 +120,19 @@ class LoraTrainer:
         """The loss of the batch of this number (from 0), with its graph; the device is held."""
         if self._samples is None:
             raise RuntimeError("nothing to learn from: call prepare first")
-        loss = self._loss_on(self._samples, number, self.plan.snr_gamma)
+        loss = self._loss_on(self._samples, number)
         if self._class_samples is not None:
-            loss = loss + self.plan.prior_loss_weight * self._loss_on(self._class_samples, number, self.plan.snr_gamma)
+            loss = loss + self.plan.prior_loss_weight * self._loss_on(self._class_samples, number)
         return loss
 
-    def _loss_on(self, batches: Batches, number: int, snr_gamma: float | None) -> torch.Tensor:
+    def _loss_on(self, batches: Batches, number: int) -> torch.Tensor:
         batch = batches.batch(number)
         is_class = batches is self._class_samples
         generator = torch.Generator("cpu").manual_seed((self.plan.seed * 2 + is_class + number * 7919) % 2**63)
-        config = self._pipeline.vae.config
-        latents, noise, timesteps = draw_noise(
-            generator,
-            torch.stack([sample.moments for sample in batch]),
-            config.scaling_factor,
-            getattr(config, "shift_factor", None) or 0.0,
-            self._noise_scheduler.config.num_train_timesteps,
-        )
-        unet = self.networks["unet"]
-        at = {"device": self._device, "dtype": torch.float32 if self._is_mixed else unet.dtype}
+        dtype = torch.float32 if self._is_mixed else self._denoiser.dtype
         with self._autocast():
-            return denoising_losses(
-                unet,
-                self._noise_scheduler,
-                latents.to(**at),
-                noise.to(**at),
-                timesteps.to(self._device),
-                conditions=self._conditions(batch),
-                snr_gamma=snr_gamma,
-            ).mean()
-
-    def _conditions(self, batch: Sequence[Sample]) -> dict[str, Any]:
-        texts = [self._texts.get(sample.caption) or self._encode(sample.caption) for sample in batch]
-        found: dict[str, Any] = {"encoder_hidden_states": torch.cat([text.embeds for text in texts])}
-        if texts[0].pooled is not None:
-            numbers = torch.tensor([sample.time_ids for sample in batch], device=self._device)
-            pooled = torch.cat([text.pooled for text in texts])
-            found["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": numbers.to(pooled.dtype)}
-        return found
+            texts = [self._texts.get(sample.read) or self.lessons.encode(sample) for sample in batch]
+            return self.lessons.losses(batch, texts, generator, dtype).mean()
 
     @property
     def _is_mixed(self) -> bool:
@@ -192,24 +145,24 @@ class LoraTrainer:
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Hold the device with the learning layers on."""
-        unet, deep = self.networks["unet"], self.plan.gradient_checkpointing
+        deep = self.plan.gradient_checkpointing
         with self._batcher.turn(self._session):
             if self._checkpoint.placement.strategy.keeps_weights_in_ram:
                 raise OutOfMemory(
                     "Training needs the whole model on the device: use a smaller one, or set EIS_OFFLOAD to none."
                 )
             if deep:
-                unet.enable_gradient_checkpointing()
+                self._denoiser.enable_gradient_checkpointing()
             try:
                 with torch.enable_grad():
                     yield
             finally:
                 if deep:
-                    unet.disable_gradient_checkpointing()
+                    self._denoiser.disable_gradient_checkpointing()
 
-    def draw(self, *, scheduler: str | None = None, **arguments: Any) -> Image.Image:
+    def draw(self, **arguments: Any) -> Image.Image:
         """See `Trainer`; other jobs get their turns between its steps."""
-        return self._pipeline_for(self._session, scheduler)(**arguments).images[0]
+        return self.lessons.draw(self._session, self.outfit, **arguments)
 
     # What it keeps
 
@@ -241,10 +194,8 @@ class LoraTrainer:
         for key, value in self.matrices().items():
             name, _, rest = key.partition(".")
             networks.setdefault(name, {})[rest] = value
-        tensors = kohya_names(self.family, networks, self.plan.lora_alpha)
-        write_lora(
-            path, tensors, metadata_of(self.family, rank=self.plan.rank, alpha=self.plan.lora_alpha, told=metadata)
-        )
+        told = metadata_of(self.family, rank=self.plan.rank, alpha=self.plan.lora_alpha, told=metadata)
+        write_lora(path, self.lessons.file_names(networks), told)
 
     # Its layers
 
@@ -267,7 +218,7 @@ class LoraTrainer:
     def _groups(self) -> list[dict[str, Any]]:
         found = []
         for name in self.networks:
-            lr = self.plan.learning_rate if name == "unet" else self.plan.text_encoder_lr
+            lr = self.plan.learning_rate if name == self.lessons.denoiser else self.plan.text_encoder_lr
             learning = [matrix for key, matrix in self._named_matrices() if key.startswith(name + ".")]
             found.append({"params": learning, "lr": lr})
         return found
@@ -307,7 +258,7 @@ class LoraTrainer:
             r=self.plan.rank,
             lora_alpha=self.plan.lora_alpha,
             init_lora_weights="gaussian",
-            target_modules=list(UNET_LAYERS if name == "unet" else TEXT_LAYERS),
+            target_modules=list(ATTENTION if name == self.lessons.denoiser else TEXT_LAYERS),
         )
 
 
@@ -324,21 +275,21 @@ def _undress(network: torch.nn.Module) -> None:
 def open_trainer(
     checkpoint: Any,
     family: str,
+    lessons: Lessons,
     plan: TrainingPlan,
     *,
     batcher: StepBatcher,
     session: Session,
-    pipeline_for: PipelineFor,
 ) -> Iterator[LoraTrainer]:
     """A trainer on this checkpoint; on leaving, its layers are off."""
     if checkpoint.device.precision in {"float8", "int8", "int4"}:
         raise InvalidRequest("A model whose weights are stored in fewer bits cannot be trained on; see EIS_PRECISION.")
-    if plan.mixed_precision == "no" and checkpoint.components["unet"].dtype is torch.float16:
+    if plan.mixed_precision == "no" and lessons.networks[lessons.denoiser].dtype is torch.float16:
         raise InvalidRequest(
             "This model stands in float16, in which gradients vanish: train with bf16, or set EIS_PRECISION=float32.",
             field="mixed_precision",
         )
-    trainer = LoraTrainer(checkpoint, family, plan, batcher=batcher, session=session, pipeline_for=pipeline_for)
+    trainer = LoraTrainer(checkpoint, family, lessons, plan, batcher=batcher, session=session)
     try:
         yield trainer
     finally:

@@ -17,13 +17,37 @@ from PIL import Image, ImageOps
 Size = tuple[int, int]
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a picture was made from: its latents, packed [1, places, channels], the places down and across, and the
+    picture as the language model reads it.
+    """
+
+    latents: torch.Tensor
+    cells: tuple[int, int]
+    read: Image.Image
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One picture: its latents' distribution [2 * channels, h, w] before scaling, its caption, SDXL's six numbers."""
+    """One picture: its latents' distribution [2 * channels, h, w] before scaling, its caption, SDXL's six numbers, and
+    its source where an editing model learns from pairs.
+    """
 
     moments: torch.Tensor
     caption: str
     time_ids: tuple[int, ...]
+    source: Source | None = None
+
+    @property
+    def read(self) -> tuple[str, Source | None]:
+        """What its embedding is made of."""
+        return self.caption, self.source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What must agree in a batch."""
+        return (*self.moments.shape, *(self.source.cells if self.source else ()))
 
 
 @dataclass(frozen=True)
@@ -87,7 +111,7 @@ class Batches:
         chance = random.Random(f"{self._seed} {epoch}")
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, sample in enumerate(self.samples):
-            by_shape.setdefault(tuple(sample.moments.shape), []).append(index)
+            by_shape.setdefault(sample.shape, []).append(index)
         found = []
         for indices in by_shape.values():
             chance.shuffle(indices)

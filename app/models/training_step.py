@@ -1,6 +1,6 @@
 """The loss of a diffusion model that learns what was put under the noise, as diffusers' training scripts define it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -41,17 +41,37 @@ def denoising_losses(
     return losses * weights
 
 
-def draw_noise(
-    generator: torch.Generator, moments: torch.Tensor, scaling_factor: float, shift: float, train_timesteps: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents out of their distribution [rows, 2 * channels, h, w], noise like them, and a timestep for each row.
+def velocity_losses(
+    foretell: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    sigmas: torch.Tensor,
+    timesteps: torch.Tensor,
+    *,
+    pack: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """The loss of each row [rows] of a network that flows from noise to latents [rows, channels, h, w].
 
-    All on the generator's device, in this order.
+    `sigmas` and `timesteps` are [rows]; `foretell` answers, packed, the velocity at the noisy latents.
+    """
+    share = sigmas[:, None, None, None]
+    predicted = foretell((1 - share) * latents + share * noise, timesteps)
+    losses = F.mse_loss(predicted.float(), pack(noise - latents).float(), reduction="none")
+    return losses.mean(dim=(1, 2))
+
+
+def draw_latents(
+    generator: torch.Generator,
+    moments: torch.Tensor,
+    scaling_factor: float | torch.Tensor,
+    shift: float | torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents out of their distribution [rows, 2 * channels, h, w], and noise like them.
+
+    Both on the generator's device, in this order; a factor and a shift may be one for each channel [channels, 1, 1].
     """
     mean, log_variance = moments.chunk(2, dim=1)
     deviation = torch.exp(0.5 * torch.clamp(log_variance, -30.0, 20.0))
     latents = mean + deviation * torch.randn(mean.shape, generator=generator)
     latents = (latents - shift) * scaling_factor
-    noise = torch.randn(latents.shape, generator=generator)
-    timesteps = torch.randint(0, train_timesteps, (len(latents),), generator=generator)
-    return latents, noise, timesteps
+    return latents, torch.randn(latents.shape, generator=generator)

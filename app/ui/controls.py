@@ -67,6 +67,10 @@ class Question:
     """The request's field that chooses one of the picture's faces."""
     pointing: bool = False
     """Whether the request has fields for where a thing of the picture is."""
+    unserved: Mapping[str, str] = field(default_factory=dict)
+    """Words of a choice that cannot be served here, each with what is lacking."""
+    only_with: str | None = None
+    """The field of words without which this one says nothing, and is not shown."""
 
     @property
     def label(self) -> str:
@@ -113,7 +117,7 @@ def prompt(question: Question) -> Control:
         lines=3 if main else 1,
         max_lines=12 if main else 6,
         placeholder=question.description.partition(";")[0].rstrip("."),
-        elem_classes=["eis-prompt"] if main else [],
+        elem_classes=["eis-prompt"] if main else [f"eis-field-{question.name}"],
     )
     nothing = None if question.nullable else ""
     return plain(question, widget, lambda value: value or nothing, lambda value: value or "")
@@ -133,6 +137,7 @@ def number(question: Question) -> Control:
             step=step,
             label=question.label,
             info=question.description if name not in CLEAR_BY_ITSELF else None,
+            elem_classes=[f"eis-with-{question.only_with}"] if question.only_with else [],
         )
         return plain(question, slider)
 
@@ -169,7 +174,7 @@ def choice(question: Question) -> Control:
     name, choices = question.name, question.choices
 
     def entries(model: str) -> list[tuple[str, str]]:
-        words = [(str(value), value) for value in values]
+        words = [(f"{value} · not here" if value in question.unserved else str(value), value) for value in values]
         if not question.nullable:
             return words
         automatic = FROM_THE_MODEL in question.empty_means
@@ -179,7 +184,7 @@ def choice(question: Question) -> Control:
         entries("auto"),
         value="" if question.info.default is None else question.info.default,
         label=question.label,
-        info=question.description,
+        info=" ".join([question.description, *(f"{word} {lack}." for word, lack in question.unserved.items())]),
     )
     control = plain(question, widget, lambda value: value or None)
     control.show = lambda request: [gr.update(value=request.get(name) or "")]

@@ -34,12 +34,12 @@
   const alike = (one, other) => one.bits.filter((bit, at) => bit !== other.bits[at]).length <= NEAR
     && one.colour.every((level, channel) => Math.abs(level - other.colour[channel]) <= NEAR_COLOUR);
 
-  eis.dataset = (element, props, watch, { title, limit }) => {
+  eis.dataset = (element, props, watch, { title, limit, captioned }) => {
     const root = element.querySelector(".eis-dataset");
     const hashes = new Map();
     const file = make("input", { type: "file", accept: ACCEPT, multiple: true, hidden: true });
     const drop = make("button", { type: "button", className: "eis-drop" });
-    drop.append(make("strong", { textContent: "Choose pictures" }), make("span", { textContent: "or an archive; .txt files beside them are captions" }));
+    drop.append(make("strong", { textContent: "Choose pictures" }), make("span", { textContent: captioned ? "or an archive; .txt files beside them are captions" : "or an archive, in the order of the pictures" }));
     const told = make("p", { className: "eis-hint" });
     const message = make("p", { className: "eis-error-line", hidden: true });
     message.setAttribute("role", "alert");
@@ -93,14 +93,14 @@
         row.classList.toggle("twin", twin >= 0);
         count += twin >= 0;
       }
-      told.textContent = seen.length ? `${seen.length} pictures${count ? `, ${count} of them look like another` : ""}` : "";
+      told.textContent = seen.length ? `${seen.length} pictures${count ? `, ${count} of them ${count === 1 ? "looks" : "look"} like another` : ""}` : "";
     }
     function draw() {
       rows.replaceChildren(...list().map((picture, at) => {
         const row = make("div", { className: "eis-dataset-row" });
         const image = make("img", { src: `api/v1/images/${picture.image}/thumbnail`, alt: picture.name || `Picture ${at + 1}`, loading: "eager" });
         image.onload = () => { hashes.set(picture.image, hashOf(image)); mark(); };
-        const caption = make("textarea", { rows: 2, maxLength: 2000, value: picture.caption, placeholder: "what it shows", ariaLabel: `Caption of picture ${at + 1}` });
+        const caption = make("textarea", { rows: 2, maxLength: 2000, value: picture.caption, placeholder: "what it shows", ariaLabel: `Caption of picture ${at + 1}`, hidden: !captioned });
         caption.onchange = () => put(list().map((one, number) => (number === at ? { ...one, caption: caption.value.trim() } : one)));
         const remove = make("button", { type: "button", className: "eis-button", textContent: "Remove" });
         remove.onclick = () => { put(list().filter((_, number) => number !== at)); draw(); };

@@ -15,9 +15,7 @@ CAPTIONS = "captions"
 def dataset(question: Question) -> Control:
     """Pictures and captions: `{"pictures": [{"image", "name", "caption"}]}`. What a job had is shown again."""
     name = question.name
-    widget = own_input(
-        "eis-dataset", "dataset", {"pictures": []}, title="Pictures", limit=question.limits["max_length"]
-    )
+    widget = _pictures(question, "Pictures", captioned=True)
 
     def read(value: Mapping[str, Any] | None) -> dict[str, Any]:
         found = [picture for picture in (value or {}).get("pictures") or () if picture.get("image")]
@@ -38,3 +36,24 @@ def dataset(question: Question) -> Control:
         return [gr.update(value={"pictures": rows})]
 
     return Control((name, CAPTIONS), [widget], read, show)
+
+
+def sources(question: Question) -> Control:
+    """What each of the pictures was made from, in their order."""
+    name = question.name
+    widget = _pictures(question, question.label, captioned=False)
+
+    def read(value: Mapping[str, Any] | None) -> dict[str, Any]:
+        found = [picture["image"] for picture in (value or {}).get("pictures") or () if picture.get("image")]
+        return {name: found} if found else {}
+
+    def show(request: Mapping[str, Any]) -> list[Any]:
+        rows = [{"image": image, "name": "", "caption": ""} for image in request.get(name) or ()]
+        return [gr.update(value={"pictures": rows})]
+
+    return Control((name,), [widget], read, show)
+
+
+def _pictures(question: Question, title: str, *, captioned: bool) -> Any:
+    told = {"title": title, "limit": question.limits["max_length"], "captioned": captioned}
+    return own_input("eis-dataset", "dataset", {"pictures": []}, **told)

@@ -5,7 +5,7 @@ A form reads its widgets into the JSON that `Service.submit` takes, and shows su
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import gradio as gr
@@ -34,7 +34,7 @@ from app.ui.controls import (
     text,
     tick,
 )
-from app.ui.dataset_controls import dataset
+from app.ui.dataset_controls import dataset, sources
 from app.ui.list_controls import lines, numbers, several
 from app.ui.model_choices import ModelChoices
 from app.ui.picture_controls import picture, pictures
@@ -43,10 +43,11 @@ IN_SIGHT = {"kind", "strength", "tagger", "control_type", "keep_lines", "trigger
 """Knobs that stand beside the others although the usual rule would put them under Advanced: they say what is made."""
 
 ADVANCED = {"second_pass_strength", "mask_blur", "seam"}
+ADVANCED_PICTURES = {"source_images"}
+"""Pictures for some models alone, which would stand in the way of everybody else."""
 PICTURES = {"image", "images", "mask"}
 WORDS_AND_PICTURES = {"prompt", *PICTURES}
 LAST_KNOBS = ("num_inference_steps", "guidance_scale", "true_cfg_scale", "num_images_per_prompt", "seed", "loras")
-
 
 
 def members(annotation: Any) -> set[Any]:
@@ -68,7 +69,11 @@ KINDS: dict[str, Callable[[Question], Control]] = {
     "faces": numbers,
     "mask": picture,
 }
-NAMES: dict[str, Callable[[Question], Control]] = {"control_image": control_rows, "images": dataset}
+NAMES: dict[str, Callable[[Question], Control]] = {
+    "control_image": control_rows,
+    "images": dataset,
+    "source_images": sources,
+}
 """Fields with a widget of their own, which covers those that hold a list beside them."""
 
 
@@ -111,7 +116,9 @@ def bare(annotation: Any) -> Any:
     return annotation
 
 
-def question_of(wish: Any, name: str, choices: ModelChoices) -> Question:
+def question_of(
+    wish: Any, name: str, choices: ModelChoices, unserved: Mapping[str, str] = MappingProxyType({})
+) -> Question:
     """What the class says about one field."""
     info = wish.model_fields[name]
     limits = {}
@@ -125,7 +132,10 @@ def question_of(wish: Any, name: str, choices: ModelChoices) -> Question:
     face = next((other for other in wish.model_fields if extra_of(wish, other).get("of") == name), None)
     pointing = name == "image" and "points" in kinds(wish).values()
     nullable = NoneType in get_args(annotation)
-    return Question(name, info, annotation, nullable, limits, choices, mask, required, face, pointing)
+    extra = info.json_schema_extra
+    other = extra.get("only_with") if isinstance(extra, dict) else None
+    told = (mask, required, face, pointing, unserved, other)
+    return Question(name, info, annotation, nullable, limits, choices, *told)
 
 
 def builder_of(question: Question, kind: str | None) -> Callable[[Question], Control]:
@@ -154,13 +164,14 @@ def is_advanced(question: Question, kind: str | None) -> bool:
 class Form:
     """The form of one capability. Its three groups are laid out by whoever builds the page."""
 
-    def __init__(self, capability: Capability, choices: ModelChoices) -> None:
+    def __init__(self, capability: Capability, choices: ModelChoices, devices: Collection[str] | None = None) -> None:
         self.capability = capability
         self.choices = choices
         self.controls: list[Control] = []
         wish = capability.request
         by_kind = kinds(wish)
-        questions = {name: question_of(wish, name, choices) for name in wish.model_fields}
+        unserved = capability.unserved(devices)
+        questions = {name: question_of(wish, name, choices, unserved.get(name, {})) for name in wish.model_fields}
         self._pending = [
             (group_of(questions[name], by_kind[name]), questions[name], by_kind[name]) for name in wish.model_fields
         ]
@@ -305,6 +316,8 @@ def is_box(question: Question, kind: str | None) -> bool:
 
 def group_of(question: Question, kind: str | None) -> Literal["words", "knobs", "advanced"]:
     """Where a field stands on the page."""
+    if question.name in ADVANCED_PICTURES:
+        return "advanced"
     if kind in WORDS_AND_PICTURES:
         return "words"
     return "advanced" if is_advanced(question, kind) else "knobs"

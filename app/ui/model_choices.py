@@ -30,14 +30,14 @@ class ModelChoices:
         A wish may do without those of `optional`.
         """
         self._library = library
-        self._tasks = set(tasks)
+        self._tasks = tuple(tasks)
         self._needed = tuple((additions or {}).values())
         self._additions = {**(additions or {}), **(optional or {})}
 
     def entries(self) -> list[tuple[str, str]]:
         """(text, id) for the dropdown: auto, the installed, then those that a pull line would fetch."""
         checkpoints = [row for row in self._library.rows() if row.spec.kind == "checkpoint"]
-        rows = [row for row in checkpoints if self._tasks & set(row.spec.tasks)]
+        rows = [row for row in checkpoints if {*self._tasks} & {*row.spec.tasks}]
         automatic = self._automatic()
         first = f"auto · {automatic.title}" if automatic else "auto · no model is installed"
         ready = [(row.spec.title, row.spec.id) for row in rows if row.installed]
@@ -115,7 +115,7 @@ class ModelChoices:
             return "auto"
 
     def _choose(self) -> Any:
-        return self._library.choose(sorted(self._tasks), self._needed)
+        return self._library.choose(self._tasks, self._needed)
 
     def _spec(self, model: str) -> ModelSpec | None:
         """The row of this model, or of the one that auto means; None where there is none."""

@@ -56,7 +56,7 @@ class Panel:
         self.prompt_targets: list[tuple[str, str]] = []
         additions = (capability.additions, capability.optional_additions)
         self.choices = ModelChoices(service.models, capability.needs, *additions)
-        self.form = Form(capability, self.choices)
+        self.form = Form(capability, self.choices, service.devices.known_names())
         with gr.Row(elem_classes=["eis-panel"]):
             with gr.Column(elem_classes=["eis-words-column"]):
                 gr.HTML(f'<p class="eis-summary">{capability.summary}</p>', apply_default_css=False)

@@ -6,18 +6,24 @@ import random
 import signal
 import time
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
 
 from app.core.jobs import JobStatus
+from app.core.lora_training import LORA_TRAINING
 from app.core.service import Service
 from app.core.training_notebook import Notebook, newest_checkpoint
 from app.errors import Conflict, InvalidRequest, UnknownJob
 from app.imaging.loss_curve import loss_curve, training_picture
 from app.imaging.near_duplicates import near_duplicates, picture_hash
+from app.models import machine
 from app.pocket import world
+from app.ui.forms import Form
+from app.ui.model_choices import ModelChoices
 from tests.engine.conftest import options, until
+from tests.models.tiny_qwen import make_folder
 
 SECONDS = 240.0
 WISH = {
@@ -45,6 +51,7 @@ def service(checkpoints, tmp_path_factory):
     )
     for name in ("tiny-sd15", "tiny-sdxl"):
         service.models.add(checkpoints[name], id=name)
+    service.models.add(make_folder(home / "published" / "tiny-qwen"), id="tiny-qwen")
     service.start()
     yield service
     service.stop(0.0)
@@ -180,6 +187,7 @@ def bad(service, images, changes):
         ({"rank": 0}, "rank"),
         ({"name": "!?"}, "name"),
         ({"optimizer": "sgd"}, "optimizer"),
+        ({"optimizer": "adamw-8bit"}, "optimizer"),
         ({"max_train_steps": 0}, "max_train_steps"),
         ({"resolution": 8}, "resolution"),
         ({"learning_rate": 0}, "learning_rate"),
@@ -193,6 +201,76 @@ def test_bad_wishes_are_refused_at_the_door(service, images, changes, field):
         bad(service, images, changes)
     assert field in str(refusal.value.details) + refusal.value.message
     assert service.list_jobs()[1] == before
+
+
+def test_what_an_optimiser_lacks_is_said_in_the_form_and_at_the_door(service, images, monkeypatch):
+    with pytest.raises(InvalidRequest, match=r"adamw-8bit needs a CUDA device, .* and the package bitsandbytes"):
+        bad(service, images, {"optimizer": "adamw-8bit"})
+    assert LORA_TRAINING.unserved(None) == {"optimizer": {}}, "other servers may have what this one lacks"
+    choices = ModelChoices(service.models, LORA_TRAINING.needs)
+    with gr.Blocks():
+        form = Form(LORA_TRAINING, choices, service.devices.known_names())
+        form.build("advanced")
+    widget = form.widget("optimizer")
+    assert [text for text, _ in widget.choices] == ["adamw", "adamw-8bit · not here", "prodigy"]
+    assert "adamw-8bit needs a CUDA device" in widget.info and "bitsandbytes" in widget.info
+    for name, package in (("prodigy", "prodigyopt"), ("adamw-8bit", "bitsandbytes")):
+        monkeypatch.setitem(machine.PACKAGES, name, ("no_such_module", package, "train"))
+    on_cuda = LORA_TRAINING.unserved(("cuda:0", "cpu"))["optimizer"]
+    assert set(on_cuda) == {"adamw-8bit", "prodigy"} and "edit-image-service[train]" in on_cuda["adamw-8bit"]
+    with pytest.raises(InvalidRequest, match="prodigy needs the package prodigyopt"):
+        bad(service, images, {"optimizer": "prodigy"})
+
+
+def test_prodigy_learns_as_a_job_by_its_own_rates(service, images):
+    wish = {**WISH, "images": images, "optimizer": "prodigy", "learning_rate": None, "max_train_steps": 3}
+    done = end_of(service, service.submit("lora-training", wish))
+    assert done.status is JobStatus.SUCCEEDED, done.error
+    assert done.request["learning_rate"] == 1.0 and len(done.result["data"]["losses"]) == 3
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_an_editing_model_learns_and_its_lora_edits_at_once(service, images, paired):
+    wish = {**WISH, "images": images[:2], "model": "tiny-qwen", "max_train_steps": 2, "instance_prompt": "make it blue"}
+    # A source is shown at a million pixels, whatever the resolution: one step of a pair is enough here.
+    wish |= {"source_images": images[1:], "max_train_steps": 1} if paired else {"validation_prompts": ["make it blue"]}
+    done = end_of(service, service.submit("lora-training", wish))
+    assert done.status is JobStatus.SUCCEEDED, done.error
+    row = service.models.get(done.result["data"]["lora"])
+    assert (row.spec.kind, row.spec.family, row.spec.options["trigger"]) == ("lora", "qwen-image", "style")
+    assert len(done.result["images"]) == (1 if paired else 2)
+    if not paired:
+        edit = {"prompt": "make it blue", "image": images[0], "model": "tiny-qwen", "num_inference_steps": 1, "seed": 3}
+        edit |= {"true_cfg_scale": 1.0, "width": 64, "height": 64, "loras": [{"model": row.spec.id}]}
+        edited = end_of(service, service.submit("qwen-edit", edit))
+        assert edited.status is JobStatus.SUCCEEDED, edited.error
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"model": "tiny-sd15", "count": 3}, "source_images"),
+        ({"count": 2}, "source_images"),
+        ({"class_prompt": "a cat"}, "class_prompt"),
+        ({"train_text_encoder": True}, "train_text_encoder"),
+        ({"snr_gamma": 5.0}, "snr_gamma"),
+        ({"scheduler": "DDIM"}, "scheduler"),
+    ],
+)
+def test_what_an_editing_model_has_not_is_refused(service, images, changes, field):
+    wish = {"model": "tiny-qwen"} | changes
+    wish["source_images"] = images[: wish.pop("count", 0)]
+    with pytest.raises(InvalidRequest) as refusal:
+        bad(service, images, wish)
+    assert refusal.value.details["field"] == field
+
+
+def test_auto_trains_on_what_draws_from_words(service, images):
+    service.pause_queue(True)
+    job = service.submit("lora-training", {**WISH, "images": images, "model": "auto"})
+    service.cancel(job.id)
+    service.pause_queue(False)
+    assert "text-to-image" in service.models.get(job.model).spec.tasks
 
 
 def test_going_on_asks_for_the_same_training_of_the_same_owner(service, images, unbroken):

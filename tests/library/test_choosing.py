@@ -31,6 +31,14 @@ def test_auto_is_the_best_checkpoint_that_has_every_addition():
     assert choosing.choose(rows("pocket", "sd15", "ip-adapter-sd15", "sdxl"), TASK, ["ip-adapter"]).spec.id == "sd15"
 
 
+def test_auto_serves_the_first_of_several_tasks_whatever_the_rank():
+    both = rows("pocket", "qwen-image-edit-2511")
+    assert ROWS["qwen-image-edit-2511"].spec.rank > ROWS["pocket"].spec.rank
+    assert choosing.choose(both, ("text-to-image", "qwen-edit")).spec.id == "pocket"
+    assert choosing.choose(both, ("qwen-edit", "text-to-image")).spec.id == "qwen-image-edit-2511"
+    assert choosing.choose(rows("qwen-image-edit-2511"), ("text-to-image", "qwen-edit")).spec.family == "qwen-image"
+
+
 def test_auto_without_an_addition_names_what_the_best_checkpoint_lacks():
     with pytest.raises(WeightsMissing) as found:
         choosing.choose(rows("pocket", "sdxl", "sd15"), TASK, ["ip-adapter"])

@@ -14,7 +14,9 @@ from safetensors import safe_open
 
 from app.core.training_fields import TrainingPlan
 from app.errors import DependencyMissing, InvalidRequest
+from app.models import machine
 from app.models.library import ModelLibrary
+from app.models.optimisers import make_optimiser, optimiser_state, restore_optimiser
 from app.models.runtime import open_runtime
 from app.models.training_dataset import Batches, Sample, buckets, cut_to_bucket
 from tests.models.tiny_checkpoints import make_sd15, make_sdxl
@@ -128,7 +130,7 @@ def test_min_snr_weighs_the_loss(runtime):
         torch.randn(sample.moments.chunk(2)[0].shape, generator=chance)
         torch.randn(sample.moments.chunk(2)[0].shape, generator=chance)
         time = torch.randint(0, 1000, (1,), generator=chance)
-        cumulative = trainer._noise_scheduler.alphas_cumprod[time].item()
+        cumulative = trainer.lessons.noise_scheduler.alphas_cumprod[time].item()
     snr = cumulative / (1 - cumulative)
     assert weighed == pytest.approx(plain * min(snr, 5.0) / snr, rel=1e-4)
 
@@ -189,12 +191,29 @@ def test_a_restored_training_goes_on_as_if_it_had_never_stopped(runtime, optimiz
     assert len(set(whole)) == 6
 
 
-def test_eight_bits_need_cuda(runtime):
+def test_eight_bits_need_cuda_and_then_the_package(runtime, monkeypatch):
     with (
-        pytest.raises((InvalidRequest, DependencyMissing)),
+        pytest.raises(InvalidRequest, match="CUDA devices alone"),
         runtime.trainer("tiny", dataclasses.replace(PLAN, optimizer="adamw-8bit")),
     ):
         pass
+    monkeypatch.setitem(machine.PACKAGES, "adamw-8bit", ("no_such_module", "bitsandbytes", "train"))
+    with pytest.raises(DependencyMissing, match=r"needs the package bitsandbytes: .*\[train\]"):
+        make_optimiser("adamw-8bit", [], torch.device("cuda"))
+
+
+def test_a_state_inside_a_state_is_kept_as_bitsandbytes_has_it():
+    learning = torch.nn.Parameter(torch.ones(4))
+    optimiser = torch.optim.AdamW([learning], lr=0.1)
+    few_bits = {"absmax1": torch.rand(2), "state1": torch.arange(4, dtype=torch.uint8), "block": 256}
+    optimiser.state[learning] = {"step": 3, "quantised": few_bits}
+    tensors, rest = optimiser_state(optimiser)
+    assert set(tensors) == {"0.quantised.absmax1", "0.quantised.state1"} and json.loads(json.dumps(rest)) == rest
+    other = torch.optim.AdamW([torch.nn.Parameter(torch.ones(4))], lr=0.2)
+    restore_optimiser(other, tensors, json.loads(json.dumps(rest)))
+    (found,) = other.state.values()
+    assert found["quantised"]["block"] == 256 and torch.equal(found["quantised"]["absmax1"], few_bits["absmax1"])
+    assert torch.equal(found["quantised"]["state1"].to(torch.uint8), few_bits["state1"])
 
 
 def drawn(pipeline, **more):
