@@ -208,7 +208,7 @@ def test_a_state_inside_a_state_is_kept_as_bitsandbytes_has_it():
     few_bits = {"absmax1": torch.rand(2), "state1": torch.arange(4, dtype=torch.uint8), "block": 256}
     optimiser.state[learning] = {"step": 3, "quantised": few_bits}
     tensors, rest = optimiser_state(optimiser)
-    assert set(tensors) == {"0.quantised.absmax1", "0.quantised.state1"} and json.loads(json.dumps(rest)) == rest
+    assert set(tensors) == {"0.quantised.absmax1", "0.quantised.state1"} and rest["state"]["0"]["step"] == 3
     other = torch.optim.AdamW([torch.nn.Parameter(torch.ones(4))], lr=0.2)
     restore_optimiser(other, tensors, json.loads(json.dumps(rest)))
     (found,) = other.state.values()
