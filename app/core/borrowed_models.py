@@ -138,7 +138,10 @@ class Trainer(Protocol):
         class_images: Sequence[Image.Image] = (),
         class_prompt: str = "",
     ) -> None:
-        """Cut the pictures to their buckets and remember what the networks in front make of them and their texts."""
+        """Cut the pictures to their buckets and remember what the networks in front make of them and their texts.
+
+        The kinds of `class_prompt` (`kinds_of`) are those of the class pictures, in turn.
+        """
 
     def step(self, number: int) -> float:
         """Learn from the batch of this number (from 1) while the device is held; answers its loss."""

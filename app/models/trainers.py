@@ -5,6 +5,7 @@ because the learning layers are an outfit like any other: each step takes its tu
 alone until it is done. The price is a few hundred assignments when others worked between two steps.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from app.core.training_fields import TrainingPlan
+from app.core.training_fields import TrainingPlan, kinds_of
 from app.errors import InvalidRequest, OutOfMemory
 from app.models.adapters import Outfit, Place
 from app.models.lora_file import kohya_names, metadata_of, write_lora
@@ -89,12 +90,14 @@ class LoraTrainer:
         sizes = buckets(self.plan.resolution, self._bucket_multiple)
         samples = [self._sample(image, text, sizes) for image, text in zip(images, captions, strict=True)]
         self._samples = Batches(samples, self.plan.train_batch_size, self.plan.seed)
+        kinds = kinds_of(class_prompt)
         if class_images:
-            kept = [self._sample(image, class_prompt, sizes) for image in class_images]
+            texts = itertools.cycle(kinds)
+            kept = [self._sample(image, text, sizes) for image, text in zip(class_images, texts, strict=False)]
             self._class_samples = Batches(kept, self.plan.train_batch_size, self.plan.seed + 1)
         self._captions = list(captions)
         if not self.plan.train_text_encoder:
-            for caption in dict.fromkeys([*captions, *([class_prompt] if class_images else [])]):
+            for caption in dict.fromkeys([*captions, *(kinds if class_images else [])]):
                 with self._working(), torch.no_grad():
                     self._texts[caption] = self._encode(caption)
 
