@@ -142,6 +142,7 @@ class Trainer(Protocol):
         """Cut the pictures to their buckets and remember what the networks in front make of them and their texts.
 
         `sources` are what the pictures were made from, one for each, or none.
+        The kinds of `class_prompt` (`kinds_of`) are those of the class pictures, in turn.
         """
 
     def step(self, number: int) -> float:

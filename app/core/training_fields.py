@@ -20,6 +20,11 @@ def refuse_blank(text: str) -> str:
     return text
 
 
+def kinds_of(class_prompt: str) -> list[str]:
+    """The kinds that a class prompt names, one to a line; one that names none is itself the only kind."""
+    return [line.strip() for line in class_prompt.splitlines() if line.strip()] or [class_prompt]
+
+
 LoraName = Annotated[
     str,
     field("What the new LoRA is called.", min_length=1, max_length=80),
@@ -66,7 +71,7 @@ ClassPrompt = Annotated[
     Caption | None,
     field(
         "What things of its kind are called: the model draws pictures of it first and keeps them as they are while it "
-        "learns (prior preservation); null: none.",
+        "learns (prior preservation); several kinds stand one to a line and take turns; null: none.",
         kind="prompt",
     ),
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.core.capability import Context, Trainer
+from app.core.training_fields import kinds_of
 from app.core.training_notebook import Notebook, save_whole
 from app.errors import JobCancelled
 from app.imaging.loss_curve import loss_curve, training_picture
@@ -78,11 +79,13 @@ def draw_class(request: Any, context: Context, notebook: Notebook) -> Iterator[P
     wanted = [path for _, path in zip(range(request.num_class_images), notebook.class_pictures(), strict=False)]
     missing = [(number, path) for number, path in enumerate(wanted) if not path.exists()]
     if missing:
+        kinds = kinds_of(request.class_prompt)
         context.tell_stage("class", f"Draws {len(missing)} pictures of the class first.")
         with context.borrow(request.model, task="text-to-image", scheduler=request.scheduler) as pipeline:
             for number, path in missing:
                 context.give_way()
-                image = pipeline(**drawing(request, context, request.class_prompt, 0, number)).images[0]
+                kind = kinds[number % len(kinds)]
+                image = pipeline(**drawing(request, context, kind, 0, number)).images[0]
                 save_whole(image, path)
     yield from wanted
 

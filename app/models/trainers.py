@@ -5,6 +5,7 @@ because the learning layers are an outfit like any other: each step takes its tu
 alone until it is done. The price is a few hundred assignments when others worked between two steps.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from app.core.training_fields import TrainingPlan
+from app.core.training_fields import TrainingPlan, kinds_of
 from app.errors import InvalidRequest, OutOfMemory
 from app.models.adapters import Outfit, Place
 from app.models.lora_file import metadata_of, write_lora
@@ -79,7 +80,8 @@ class LoraTrainer:
         pairs = zip(images, captions, sources or [None] * len(images), strict=True)
         samples = [self._sample(image, text, sizes, source) for image, text, source in pairs]
         self._samples = Batches(samples, self.plan.train_batch_size, self.plan.seed)
-        kept = [self._sample(image, class_prompt, sizes, None) for image in class_images]
+        texts = itertools.cycle(kinds_of(class_prompt))
+        kept = [self._sample(image, text, sizes, None) for image, text in zip(class_images, texts, strict=False)]
         if kept:
             self._class_samples = Batches(kept, self.plan.train_batch_size, self.plan.seed + 1)
         if not self.plan.train_text_encoder:

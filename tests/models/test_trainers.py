@@ -174,6 +174,19 @@ def test_text_encoders_learn_on_wish_and_prior_pictures_count(runtime):
     assert losses_of(runtime, PLAN, 1, class_images=pictures()[:1], class_prompt="a car")[0] > alone[0]
 
 
+@pytest.mark.parametrize("train_text_encoder", [False, True])
+def test_kinds_of_a_class_take_turns_and_each_has_its_own_text(runtime, train_text_encoder):
+    plan = dataclasses.replace(PLAN, train_text_encoder=train_text_encoder)
+    told = {"class_images": pictures(), "class_prompt": "a red car\n\n a cat "}
+    with runtime.trainer("tiny", plan) as trainer:
+        trainer.prepare(pictures(), CAPTIONS, **told)
+        kept = [sample.caption for sample in trainer._class_samples.samples]
+        assert trainer.step(1) > 0
+    assert kept == ["a red car", "a cat", "a red car"]
+    both = losses_of(runtime, plan, 3, **told)
+    assert both != losses_of(runtime, plan, 3, **told | {"class_prompt": "a red car"})
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "prodigy"])
 def test_a_restored_training_goes_on_as_if_it_had_never_stopped(runtime, optimizer, tmp_path):
     rate = 1.0 if optimizer == "prodigy" else 1e-2

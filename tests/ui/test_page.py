@@ -3,6 +3,7 @@
 import re
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -22,6 +23,7 @@ class Catalogued:
     def __init__(self, catalog, models):
         self.catalog = catalog
         self.models = models
+        self.devices = SimpleNamespace(known_names=lambda: ("cpu",))
 
 
 @pytest.fixture(scope="module")
