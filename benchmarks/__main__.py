@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import os
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -49,8 +50,8 @@ def page(tables: list[str]) -> str:
     return "\n".join([head, *tables])
 
 
-def main() -> None:
-    """Measure and print; `--write` keeps the page."""
+def main() -> int:
+    """Measure and print; `--write` keeps the page. 1 where a measurement failed: the others are made all the same."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which parts; none: all")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of each measurement")
@@ -58,19 +59,27 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.write and arguments.parts:
         parser.error("--write is for a run of all parts: a page holds figures of one run")
-    tables = []
+    tables, failed = [], []
     for name in arguments.parts or PARTS:
         title, measures = PARTS[name]
         rows = []
         for measure in measures:
-            for row in measure(arguments.rounds):
-                print(" | ".join(row), flush=True)
-                rows.append(row)
+            try:
+                for row in measure(arguments.rounds):
+                    print(" | ".join(row), flush=True)
+                    rows.append(row)
+            except Exception:
+                traceback.print_exc()
+                failed.append(title)
         tables.append(table(title, rows))
+    if failed:
+        print(f"failed, and no page was written: {', '.join(failed)}")
+        return 1
     if arguments.write:
         PAGE.write_text(page(tables))
         print(PAGE)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -25,7 +25,7 @@ def identify(rounds: int) -> list[Row]:
     from facexlib.parsing.bisenet import BiSeNet
     from PIL import Image
 
-    from app.models import faces, faces_facexlib, faces_insightface
+    from app.models import faces, faces_facexlib, faces_insightface, onnx_sessions
     from app.models.device import TorchDevice
     from benchmarks.onnx_networks import write_iresnet100, write_scrfd_10g
 
@@ -35,7 +35,7 @@ def identify(rounds: int) -> list[Row]:
         folder = Path(name)
         write_scrfd_10g(folder / "scrfd_10g_bnkps.onnx")
         write_iresnet100(folder / "glintr100.onnx")
-        pack = faces_insightface.open_pack([folder], faces_insightface.providers_for("cpu", None))
+        pack = faces_insightface.open_pack([folder], onnx_sessions.providers_for("cpu", None))
         retinaface = faces_facexlib.AlignmentNetwork("resnet50").eval()
         parser = faces_facexlib.Parser(BiSeNet(num_class=19).eval(), faces_facexlib.CROP)
         clip = _random_clip()

@@ -1,7 +1,11 @@
 """The benchmarks of full-size models, run on the CPU with tiny ones: every line but the GPU's own counters."""
 
+import ast
 import functools
+import importlib
 import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ import torch
 from app.core.model_offload import STRATEGIES
 from app.models.borrowed import BorrowedPipeline
 from app.models.device import TorchDevice
+from benchmarks import __main__ as bench
 from benchmarks import full_size, memory, sharing, strategies, zoo
 from benchmarks.meter import Meter
 from benchmarks.strategies import Way
@@ -40,6 +45,55 @@ def small(make):
 def figures(row) -> list[float]:
     """The numbers of a row, in order."""
     return [float(number) for number in re.findall(r"\d+\.\d+", " ".join(row))]
+
+
+FILES = sorted(Path(bench.__file__).parent.glob("*.py"))
+
+
+def missing_names(tree: ast.AST) -> list[str]:
+    """Names that a file takes from the project, or looks up in one of its modules, and that are not there."""
+    modules, missing = {}, []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or node.module.partition(".")[0] not in ("app", "benchmarks", "tests"):
+            continue
+        for alias in node.names:
+            try:
+                found = importlib.import_module(f"{node.module}.{alias.name}")
+            except ModuleNotFoundError:
+                if not hasattr(importlib.import_module(node.module), alias.name):
+                    missing.append(f"{node.module}.{alias.name}")
+            else:
+                modules[alias.asname or alias.name] = found
+    looked_up = [(node.value.id, node.attr) for node in ast.walk(tree)
+                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]  # fmt: skip
+    missing += [f"{name}.{attr}" for name, attr in looked_up if name in modules and not hasattr(modules[name], attr)]
+    return missing
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_benchmark_asks_for_nothing_that_is_gone(file):
+    assert missing_names(ast.parse(file.read_text())) == []
+
+
+def test_what_is_gone_is_noticed():
+    code = "from app.models import faces, nobody\nfrom app.imaging.sizes import nothing\nfaces.FaceAnalyser; faces.gone()"
+    assert missing_names(ast.parse(code)) == ["app.models.nobody", "app.imaging.sizes.nothing", "faces.gone"]
+
+
+def test_a_measurement_that_fails_takes_no_other_with_it(monkeypatch, capsys, tmp_path):
+    def fails(rounds):
+        yield "begun", "1.0 x", "of two"
+        raise RuntimeError("no such network")
+
+    parts = {"one": ("One", (fails,)), "two": ("Two", (lambda rounds: [("kept", "2.0 x", "")],))}
+    monkeypatch.setattr(bench, "PARTS", parts)
+    monkeypatch.setattr(bench, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(sys, "argv", ["bench", "--write"])
+    assert bench.main() == 1
+    told = capsys.readouterr()
+    assert "kept | 2.0 x" in told.out and "failed, and no page was written: One" in told.out
+    assert "no such network" in told.err
+    assert not bench.PAGE.exists()
 
 
 def test_the_meter_sees_what_stood_only_for_a_moment():
