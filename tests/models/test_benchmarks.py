@@ -76,8 +76,8 @@ def test_a_benchmark_asks_for_nothing_that_is_gone(file):
 
 
 def test_what_is_gone_is_noticed():
-    code = "from app.models import faces, nobody\nfrom app.imaging.sizes import nothing\nfaces.FaceAnalyser; faces.gone()"
-    assert missing_names(ast.parse(code)) == ["app.models.nobody", "app.imaging.sizes.nothing", "faces.gone"]
+    code = "from app.models import faces, nobody\nfrom app.ui import nothing\nfaces.FaceAnalyser; faces.gone()"
+    assert missing_names(ast.parse(code)) == ["app.models.nobody", "app.ui.nothing", "faces.gone"]
 
 
 def test_a_measurement_that_fails_takes_no_other_with_it(monkeypatch, capsys, tmp_path):

@@ -109,7 +109,7 @@ def test_a_file_of_another_network_is_refused(tmp_path):
 
 
 LARGE = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
@@ -117,6 +117,7 @@ from app.imaging import holes
 from app.models.device import TorchDevice
 from app.models.library import ModelLibrary
 from app.models.runtime import Runtime
+from tests.own_memory import peak
 home, longest = Path(sys.argv[1]), int(sys.argv[2])
 size = (6000, 4000)
 tile = np.random.default_rng(0).integers(0, 256, (500, 750, 3), dtype=np.uint8)
@@ -128,11 +129,11 @@ runtime = Runtime(TorchDevice("cpu", "float32"), ModelLibrary(home), model_memor
 parts = holes.parts_of(mask, longest=longest)
 with runtime.alone("my-lama", task="erase") as erase:
     filled = holes.fill(picture, mask, parts, erase, lambda number: None)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+largest = peak()
 before, after, hole = np.asarray(picture), np.asarray(filled), np.asarray(mask) > 0
 same = all(np.array_equal(before[row][~hole[row]], after[row][~hole[row]]) for row in range(size[1]))
 changed = float((before[hole] != after[hole]).any(-1).mean())
-print(json.dumps({"parts": len(parts), "largest": max(p.box[2] - p.box[0] for p in parts), "peak": peak,
+print(json.dumps({"parts": len(parts), "largest": max(p.box[2] - p.box[0] for p in parts), "peak": largest,
                   "same": same, "changed": changed}))
 """
 

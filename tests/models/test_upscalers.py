@@ -243,7 +243,7 @@ def test_what_is_no_picture_network_is_neither_recognised_nor_opened(tmp_path):
 
 
 LARGE = """
-import json, resource, sys
+import json, sys
 from contextlib import nullcontext
 from pathlib import Path
 import numpy as np
@@ -252,6 +252,7 @@ from app.imaging.metadata import encode
 from app.models import upscalers
 from app.models.catalog import CATALOG
 from app.models.device import TorchDevice
+from tests.own_memory import peak
 size, factor, parts = tuple(map(int, sys.argv[2:4])), int(sys.argv[4]), int(sys.argv[5])
 target = (size[0] * factor, size[1] * factor)
 tile = np.random.default_rng(0).integers(0, 256, (125, 250, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1)
@@ -259,7 +260,7 @@ picture = Image.fromarray(np.tile(tile, (-(-size[1] // 250), -(-size[0] // 500),
 upscaler = upscalers.load(CATALOG[0], Path(sys.argv[1]), TorchDevice("cpu", "float32"))
 upscaler.place()
 upscaler.run(picture.crop((0, 0, 64, 64)))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
 seen = []
 def on_tile(done, count):
     seen.append((done, count))
@@ -269,11 +270,11 @@ try:
     image = upscaler.at_work(nullcontext, lambda: None)(picture, target, on_tile=on_tile).image
 except StopIteration:
     image = picture.resize(target, Image.Resampling.NEAREST)
-at_work = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+at_work = peak()
 stored = len(encode(image, "image/png"))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+largest = peak()
 print(json.dumps({"tiles": seen[-1][1], "done": seen[-1][0], "before": before, "at_work": at_work - before,
-                  "peak": peak - before}))
+                  "peak": largest - before}))
 """
 
 
