@@ -54,7 +54,7 @@ PRESETS = {
     "cpu": Lengths(
         16384, 1024,
         {"likeness": 900, "recognition": 5000, "image-encoder": 700, "detector": 600, "landmarks": 300,
-         "parsing": 200, "latent-judge": 3000, "facts-v1.1": 1500, "tell-v1.1": 1500, "pulid-v1.1": 800,
+         "parsing": 200, "latent-judge": 3000, "facts-v1.1": 3000, "tell-v1.1": 1500, "pulid-v1.1": 800,
          "facts-v1": 700, "tell-v1": 1500, "pulid-v1": 700, "instantid": 900},
     ),
     "tiny": Lengths(
