@@ -14,7 +14,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 WIDTH = HEIGHT = 128
 NUM_INFERENCE_STEPS = 16
 GUIDANCE_SCALE = 2.0
-EDIT_GUIDANCE_SCALE = 3.0
+EDIT_GUIDANCE_SCALE = 2.0
 """Of the miniature of InstructPix2Pix: how much the wish counts."""
 
 SCHEDULER = "DDIM"

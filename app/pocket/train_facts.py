@@ -2,41 +2,45 @@
 
 Geometry is half a hundredth of what latents vary by, beside clothes, colours, poses: the loss of diffusion alone hardly
 sees it, and the encoder's own mistakes hide what is left. So it is learned in two parts. First tokens are a linear map
-of the true facts of a face, and every picture is asked for somebody else's geometry than it shows: what the judge
-reads off the prediction must be the geometry that the tokens tell. Then the encoder learns to say the same tokens from
-the face models' answers, which needs no UNet. What the judge itself cannot read is not asked for.
+of the true facts of a face. The renderer draws each portrait with another geometry as well, all else the same; the same
+noisy latents are denoised once with each geometry told, and the difference of the two answers must be the difference
+of the two pictures: clothes, colours and noise cancel, and what is left to explain is geometry alone. Then the encoder
+learns to say the same tokens from the face models' answers, which needs no UNet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from torch import nn
 from torch.nn import functional
 
 from app.models.row_attention import Halves
-from app.pocket import captions, train_pulid, world
+from app.pocket import archive, captions, spec, train_pulid, world
 from app.pocket.checkpoints import Stage, generator_of, rng_of
 from app.pocket.face_features import FaceFeatures
 from app.pocket.faces import GEOMETRY
-from app.pocket.latent_judge import LatentJudge
 from app.pocket.people import LOOKS, People
 from app.pocket.shards import mixed_precision
+from app.pocket.train_autoencoder import to_tensor
 from app.pocket.train_pulid import EMPTY_CAPTIONS, NOBODY, TOKENS, WIDTHS, Attachment, Frozen, RowsOfFaces
 
-BATCH = 16
-RATE = 2e-3
-OTHER_FACES = 0.75  # of the rows show a front face and ask for another geometry; the others show what is told
-OTHER_WEIGHT = 0.3  # of the diffusion loss where the picture shows another geometry
-GEOMETRY_WEIGHT = 2.0
-LOOKS_WEIGHT = 0.1
-EARLIEST = 500  # times below do not decide a geometry any more
+NAME = "other-parts"
+WHOLLY_OTHER = 0.25  # of the other pictures differ in every number
+FURTHER = 0.6  # a number that differs does so by at least this much
+PAIRS, ALONE = 12, 4  # of a batch: portraits that are told with both geometries, and others for the diffusion loss
+RATE = 1e-3
+DIFFERENCE_WEIGHT = 2.0
+SMALLEST = 0.1  # a difference below this share of the batch's mean counts by less
+EARLIEST = 400  # times below do not decide a geometry any more
 FASTER = 4.0  # the tokens' numbers are that many times larger inside than their parameters
 TELL_BATCH, TELL_RATE = 64, 1.5e-3
+LATENTS: archive.Shapes = {"latents": (np.float16, (4, spec.HEIGHT // 8, spec.WIDTH // 8))}
 
 
 class FactTokens(nn.Module):
@@ -56,13 +60,32 @@ class FactTokens(nn.Module):
         return FASTER * (self.nobody + told * known[:, None, None])
 
 
-@torch.no_grad()
-def trust(judge: LatentJudge, held_out: People) -> torch.Tensor:
-    """[14] how far the judge is to be believed: its R2 on front faces of the held-out people, at least 0."""
-    front = [i for i, scene in enumerate(held_out.scenes) if scene.person.pose == "front"]
-    read = judge.geometry(judge.states(torch.from_numpy(held_out.latents[front].astype("float32"))))
-    truth = held_out.geometry[front]
-    return (1 - (read - truth).square().mean(0) / truth.var(0)).clamp(min=0)
+def other_geometry(seed: object, index: int, own: Sequence[float]) -> tuple[float, ...]:
+    """What the portrait of this entry has for a geometry in its other picture: mostly one to three numbers differ."""
+    rng = rng_of(seed, NAME, index)
+    count = len(GEOMETRY) if rng.random() < WHOLLY_OTHER else rng.randint(1, 3)
+    numbers = list(own)
+    for number in rng.sample(range(len(GEOMETRY)), count):
+        while abs(numbers[number] - own[number]) < FURTHER:
+            numbers[number] = rng.uniform(-1, 1)
+    return tuple(numbers)
+
+
+def build_others(
+    folder: Path, some: People, autoencoder: AutoencoderKL, report: Callable[[str], None] = print
+) -> np.ndarray:
+    """[n, 4, h, w] the latents of every portrait with its other geometry and all else the same, made once."""
+
+    def make(indices: range) -> dict[str, np.ndarray]:
+        scenes = [
+            replace(some.scenes[index], geometry=other_geometry(some.seed, index, some.scenes[index].geometry))
+            for index in indices
+        ]
+        with torch.no_grad(), mixed_precision(torch.device("cpu")):
+            latents = autoencoder.encode(to_tensor([world.draw(scene, spec.WIDTH) for scene in scenes])).latent_dist
+        return {"latents": latents.mean.float().numpy()}
+
+    return archive.build(folder, f"{NAME}-{some.seed}", LATENTS, len(some), make, report)["latents"]
 
 
 def caption_of(scene: world.Scene, rng) -> str:
@@ -77,8 +100,7 @@ def teach(
     version: str,
     pipeline: StableDiffusionXLPipeline,
     some: People,
-    held_out: People,
-    judge: LatentJudge,
+    others: np.ndarray,
     folder: Path,
     seed: object,
     steps: int,
@@ -86,48 +108,48 @@ def teach(
     seconds: float | None = None,
     report: Callable[[str], None] = print,
 ) -> tuple[FactTokens, Attachment, bool]:
-    """(tokens, attachment, whether it is complete); `begin`: a checkpoint whose attachment it takes."""
+    """(tokens, attachment, whether it is complete); `others`: of build_others; `begin`: a checkpoint to begin with."""
     name = f"facts-{version}"
     torch.manual_seed(rng_of(seed, name).getrandbits(31))
     frozen, tokens, attachment = Frozen(pipeline), FactTokens(TOKENS[version]), Attachment(pipeline.unet)
     if begin is not None and begin.exists():
         attachment.load_state_dict(torch.load(begin, weights_only=True)["modules"][1])
-    judge.eval().requires_grad_(False)
-    weights = trust(judge, held_out)
-    report(f"{name}: the judge is believed " + " ".join(f"{w:.2f}" for w in weights))
-    front = [index for index, scene in enumerate(some.scenes) if scene.person.pose == "front"]
     stage = Stage(name, folder, [tokens, attachment], RATE, steps, horizon=50, cool_down=0.4)
-    others = round(OTHER_FACES * BATCH)
+    unexplained = 1.0
 
     def step(number: int) -> float:
+        nonlocal unexplained
         rng, generator = rng_of(seed, name, number), generator_of(seed, name, number)
-        indices = [rng.choice(front) if row < others else rng.randrange(len(some)) for row in range(BATCH)]
-        known = torch.ones(BATCH)
-        known[BATCH - max(1, round(NOBODY * BATCH)) :] = 0
+        indices = [rng.randrange(len(some)) for _ in range(PAIRS + ALONE)]
+        known = torch.ones(PAIRS + ALONE)
+        known[len(known) - max(1, round(NOBODY * len(known))) :] = 0
         text = frozen.text([caption_of(some.scenes[index], rng) for index in indices])
         clean = torch.from_numpy(some.latents[indices].astype("float32"))
         noise = torch.randn(clean.shape, generator=generator)
-        early = torch.randint(EARLIEST, 1000, (others,), generator=generator)
-        time = torch.cat([early, train_pulid.noisy_times(BATCH - others, generator)])
-        geometry = some.geometry[indices].clone()
-        geometry[:others] = torch.rand(others, geometry.shape[1], generator=generator) * 2 - 1
-        told = tokens(geometry, some.looks[indices], known)
-        branch = RowsOfFaces(Halves(told, told), attachment.layers, 1.0)
+        early = torch.randint(EARLIEST, 1000, (PAIRS,), generator=generator)
+        time = torch.cat([early, train_pulid.noisy_times(ALONE, generator)])
         signal, sigma = frozen.levels(time)
         noisy = signal * clean + sigma * noise
-        velocity = frozen.velocity(noisy, time, text, [branch])
-        each = (velocity - (signal * noise - sigma * clean)).square().mean((1, 2, 3))
-        share = torch.where(torch.arange(BATCH) < others, OTHER_WEIGHT, 1.0)
-        loss = (each * share).sum() / share.sum()
-        with mixed_precision(torch.device("cpu")):
-            states = judge.states((signal * noisy - sigma * velocity)[:others])
-            read, named = judge.geometry(states).float(), [head(states).float() for head in judge.looks]
-        wrong = (read - geometry[:others]).square().mean(0)
-        loss = loss + GEOMETRY_WEIGHT * (wrong * weights).sum() / weights.sum().clamp(min=1e-3)
-        looks = some.looks[indices[:others]]
-        for number_of_look, scores in enumerate(named):
-            loss = loss + LOOKS_WEIGHT / len(named) * functional.cross_entropy(scores, looks[:, number_of_look])
-        loss.backward()
+        pairs = indices[:PAIRS]
+        another = torch.tensor([other_geometry(some.seed, index, some.scenes[index].geometry) for index in pairs])
+        told = tokens(
+            torch.cat([some.geometry[indices], another]),
+            some.looks[indices + pairs],
+            torch.cat([known, known[:PAIRS]]),
+        )
+        rows = torch.cat([torch.arange(len(indices)), torch.arange(PAIRS)])
+        branch = RowsOfFaces(Halves(told, told), attachment.layers, 1.0)
+        velocity = frozen.velocity(noisy[rows], time[rows], tuple(part[rows] for part in text), [branch])
+        own, other = velocity[: len(indices)], velocity[len(indices) :]
+        loss = functional.mse_loss(own, signal * noise - sigma * clean)
+        wished = sigma[:PAIRS] * (torch.from_numpy(others[pairs].astype("float32")) - clean[:PAIRS])
+        size = wished.square().mean((1, 2, 3))
+        missed = (own[:PAIRS] - other - wished).square().mean((1, 2, 3))
+        share = (missed / (size + SMALLEST * size.mean())).mean()  # an eye is as much as a whole face
+        (loss + DIFFERENCE_WEIGHT * share).backward()
+        unexplained += 0.02 * (share.item() - unexplained)
+        if number % 100 == 99:
+            report(f"{name}: {1 - unexplained:.0%} of what geometry changes is drawn")
         return loss.item()
 
     complete = stage.run(step, seconds=seconds, report=report)

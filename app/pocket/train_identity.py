@@ -54,7 +54,7 @@ PRESETS = {
     "cpu": Lengths(
         16384, 1024,
         {"likeness": 900, "recognition": 5000, "image-encoder": 700, "detector": 600, "landmarks": 300,
-         "parsing": 200, "latent-judge": 3000, "facts-v1.1": 1500, "tell-v1.1": 1500, "pulid-v1.1": 800,
+         "parsing": 200, "latent-judge": 3000, "facts-v1.1": 3000, "tell-v1.1": 1500, "pulid-v1.1": 800,
          "facts-v1": 700, "tell-v1": 1500, "pulid-v1": 700, "instantid": 900},
     ),
     "tiny": Lengths(
@@ -183,9 +183,10 @@ class Run:
     def _facts(self, version: str) -> tuple[train_facts.FactTokens, train_pulid.Attachment, bool]:
         name = f"facts-{version}"
         begin = self.work / "facts-v1.1.pt" if version == "v1" else None
+        others = train_facts.build_others(self.work / "people", self.people, self.pipeline.vae, self.report)
         return train_facts.teach(
-            version, self.pipeline, self.people, self.held_out, self._judge()[0], self.work, self.seed,
-            self.lengths.steps[name], begin, self.seconds, self.report,
+            version, self.pipeline, self.people, others, self.work, self.seed, self.lengths.steps[name], begin,
+            self.seconds, self.report,
         )  # fmt: skip
 
     def _tell(self, version: str) -> tuple[torch.nn.Module, train_pulid.Attachment, bool]:

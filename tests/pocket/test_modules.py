@@ -1,12 +1,17 @@
 """Pocket's ControlNet and InstructPix2Pix: measures that can tell, and training from nothing."""
 
+import io
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from PIL import ImageChops  # noqa: E402
+from diffusers import ControlNetModel  # noqa: E402
+from PIL import Image, ImageChops  # noqa: E402
 
+from app.core.jobs import JobStatus  # noqa: E402
+from app.core.service import Service  # noqa: E402
 from app.pocket import (  # noqa: E402
     archive,
     captions,
@@ -22,6 +27,7 @@ from app.pocket import (  # noqa: E402
 )
 from app.pocket.check import load  # noqa: E402
 from app.pocket.checkpoints import rng_of  # noqa: E402
+from tests.engine.conftest import options, until  # noqa: E402
 
 
 def test_an_archive_is_made_once_and_goes_on_where_it_was_cut_off(tmp_path):
@@ -101,3 +107,46 @@ def test_prompts_of_the_check_leave_the_layout_to_the_map():
         said = captions.parse(prompt)
         assert (said.place, said.relation, [thing.size for thing in said.things if thing.size]) == (None, None, [])
         assert scene.person is None or said.person.pose is None
+
+
+@pytest.mark.parametrize("kind", train_control.KINDS)
+def test_the_shipped_controlnet_follows_its_maps(kind):
+    pipeline, network = load(spec.WEIGHTS), ControlNetModel.from_pretrained(train_control.FOLDER, dtype=torch.float32)
+    scenes = check_control.scenes_of("shipped", 10)
+    prompts, pictures = check_control.prompts_of(scenes, "shipped"), [world.draw(scene) for scene in scenes]
+    maps = [Image.fromarray(train_control.map_of(kind, picture)).convert("RGB") for picture in pictures]
+
+    def score(network) -> float:
+        drawn = check_control.draw(pipeline, network, prompts, maps, "shipped")
+        pairs = zip(map(check_control.edges_of, drawn), map(check_control.edges_of, pictures), strict=True)
+        return float(np.mean([check_control.edge_f1(one, other) for one, other in pairs]))
+
+    followed, without = score(network), score(None)
+    assert followed >= 0.7 and followed > without + 0.2
+
+
+def test_modules_are_small():
+    for folder, most in ((train_control.FOLDER, 15_000_000),):
+        assert 0 < sum(path.stat().st_size for path in folder.iterdir()) <= most
+
+
+def test_a_fresh_machine_draws_after_edges(tmp_path):
+    """The capability itself, with nothing installed: pocket and its own network are chosen, and followed."""
+    scene = check_control.scenes_of("fresh", 1)[0]
+    given = world.draw(scene)
+    service = Service(options(tmp_path, catalog="app.core.catalog:CATALOG", devices=("cpu",), worker_lost_seconds=60.0))
+    service.start()
+    try:
+        until(lambda: service.readiness()["ready"], 120.0)
+        buffer = io.BytesIO()
+        given.save(buffer, "PNG")
+        wish = {"prompt": check_control.prompts_of([scene], "fresh")[0], "seed": 0, "control_type": ["canny"]}
+        wish["control_image"] = [service.upload(buffer.getvalue()).id]
+        job = service.submit("controlnet/generate", wish)
+        until(lambda: service.get(job.id).status.is_terminal, 120.0)
+        done = service.get(job.id)
+        assert done.status is JobStatus.SUCCEEDED, done.error
+        image = service.storage.open(done.result["images"][0]["id"])
+    finally:
+        service.stop(0.0)
+    assert check_control.edge_f1(check_control.edges_of(image), check_control.edges_of(given)) >= 0.6

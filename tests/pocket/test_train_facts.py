@@ -1,26 +1,21 @@
-"""What teaches a face by its facts: the judge is believed as far as it reads, an encoder learns the taught tokens."""
+"""What teaches a face by its facts: pairs of pictures that differ in a few numbers, and an encoder that tells them."""
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from app.pocket import captions, people, train_facts  # noqa: E402
+from app.pocket import captions, people, spec, train_facts, train_pulid, world  # noqa: E402
+from app.pocket.check import load  # noqa: E402
 from app.pocket.checkpoints import rng_of  # noqa: E402
+from app.pocket.train_autoencoder import to_tensor  # noqa: E402
 
 
-class ReadsTwo:
-    """A judge whose latents hold the geometry: it gives back two numbers of it, the opposite of a third, no other."""
-
-    def states(self, latents):
-        return latents.flatten(1)[:, :14]
-
-    def geometry(self, states):
-        read = torch.zeros_like(states)
-        read[:, :2] = states[:, :2]
-        read[:, 2] = -states[:, 2]
-        return read
+class Sized(SimpleNamespace):
+    def __len__(self):
+        return len(self.scenes)
 
 
 def some_people(count=64):
@@ -29,14 +24,41 @@ def some_people(count=64):
     latents = torch.zeros(count, 4, 16, 16)
     latents.view(count, -1)[:, :14] = geometry
     looks = torch.tensor([people.looks_of(scene) for scene in scenes])
-    return SimpleNamespace(scenes=scenes, geometry=geometry, latents=latents.numpy(), looks=looks)
+    return Sized(seed="facts test", scenes=scenes, geometry=geometry, latents=latents.numpy(), looks=looks)
 
 
-def test_the_judge_is_believed_in_what_it_reads_and_in_nothing_else():
-    trust = train_facts.trust(ReadsTwo(), some_people())
-    assert trust[:2].tolist() == pytest.approx([1, 1])
-    assert trust[2] == 0
-    assert trust[3:].max() < 0.1  # what is always read as the middle is as good as no reading
+def test_the_other_picture_differs_in_few_numbers_and_enough_to_be_seen():
+    own = [people.scene_of("facts test", index).geometry for index in range(200)]
+    other = [train_facts.other_geometry("facts test", index, numbers) for index, numbers in enumerate(own)]
+    away = (torch.tensor(other) - torch.tensor(own)).abs()
+    changed = (away > 0).sum(1)
+    assert set(changed.tolist()) == {1, 2, 3, 14}
+    assert away[away > 0].min() >= train_facts.FURTHER and torch.tensor(other).abs().max() <= 1
+    assert (away > 0).sum(0).min() > 20  # every number is changed often
+    assert other == [train_facts.other_geometry("facts test", index, numbers) for index, numbers in enumerate(own)]
+
+
+def test_the_other_pictures_latents_differ_where_the_geometry_does(tmp_path):
+    pipeline, some = load(spec.WEIGHTS), some_people(32)
+    others = train_facts.build_others(tmp_path, some, pipeline.vae, report=str)
+    assert others.shape == (32, 4, 16, 16)
+    with torch.no_grad():
+        own = pipeline.vae.encode(to_tensor([world.draw(scene) for scene in some.scenes])).latent_dist.mean.numpy()
+    away = np.abs(others - own).max(1)
+    assert (away.max((1, 2)) > 0.1).all()
+    assert away[:, :1].mean() < 0.3 * away.mean()  # the background above the head is the same
+
+
+def test_teaching_goes_on_where_it_stopped(tmp_path):
+    pipeline, some = load(spec.WEIGHTS), some_people(32)
+    others = train_facts.build_others(tmp_path / "others", some, pipeline.vae, report=str)
+    arguments = ("v1.1", pipeline, some, others, tmp_path / "work", "s")
+    assert train_facts.teach(*arguments, 2, report=str)[-1]
+    assert torch.load(tmp_path / "work/facts-v1.1.pt", weights_only=True)["number"] == 2
+    attachment, complete = train_facts.teach(*arguments, 3, report=str)[1:]
+    assert complete and torch.load(tmp_path / "work/facts-v1.1.pt", weights_only=True)["number"] == 3
+    fresh = train_pulid.Attachment(pipeline.unet)
+    assert any(not torch.equal(one, other) for one, other in zip(fresh.keys, attachment.keys, strict=True))
 
 
 def test_tokens_tell_faces_apart_and_nobody_is_always_the_same():
@@ -69,14 +91,9 @@ def test_an_encoder_learns_to_say_the_taught_tokens(tmp_path):
         def of(self, kinds, indices):
             return vectors[indices], torch.zeros(len(indices), 5, 5, 64)
 
-    class Sized(SimpleNamespace):
-        def __len__(self):
-            return len(self.scenes)
-
     losses = []
-    sized = Sized(**vars(some))
     for steps in (1, 60):
-        encoder, complete = train_facts.tell("v1.1", tokens, sized, Features(), tmp_path / str(steps), "s", steps)
+        encoder, complete = train_facts.tell("v1.1", tokens, some, Features(), tmp_path / str(steps), "s", steps)
         assert complete
         said = encoder(vectors, list(torch.zeros(64, 5, 5, 64).unbind(1)))
         losses.append((said - tokens(some.geometry, some.looks, torch.ones(64))).square().mean().item())
