@@ -81,6 +81,8 @@ class BatchPage:
                 self.priority = gr.Slider(0, 10, value=5, step=1, label="Priority", info="10 goes first.")
                 self.count = part('<p class="eis-hint">Makes 1 job.</p>', elem_id="batch-count")
                 self.submit = gr.Button("Add to the queue", variant="primary", size="lg", elem_id="batch-submit")
+                # Not the count's own line: a count that was asked for before the press may be answered after it.
+                self.said = part("", elem_id="batch-said")
             with gr.Column(elem_classes=["eis-batch-queue"]):
                 self.head = part("", elem_id="batch-head")
                 self.running = part("", elem_id="batch-running")
@@ -112,7 +114,7 @@ class BatchPage:
             box.change(self.counted, self.boxes, self.count, trigger_mode="always_last", **QUIET)
         pickers = [picker for _, picker in self.pickers.values()]
         asked = [self.opened, self.priority, *self.boxes, *pickers]
-        self.submit.click(self.enqueue, asked, [self.opened, self.count, *self.parts], **QUIET)
+        self.submit.click(self.enqueue, asked, [self.opened, self.said, *self.parts], **QUIET)
         for source in self.parts:
             source.act(self.act, self.opened, [self.opened, *self.parts], **QUIET)
 

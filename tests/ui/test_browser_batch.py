@@ -51,7 +51,7 @@ def add(page, count: int) -> str:
     """Press the button; answers the new batch's id."""
     known = page.locator("#batch-list [data-batch]").count()
     page.locator("#batch-submit").click()
-    page.wait_for_selector(f"#batch-count >> text=/Added {count} jobs? to the queue/")
+    page.wait_for_selector(f"#batch-said >> text=/Added {count} jobs? to the queue/")
     page.wait_for_function(f"() => document.querySelectorAll('#batch-list [data-batch]').length === {known + 1}")
     return page.locator("#batch-list [data-batch]").first.get_attribute("data-batch")
 
@@ -95,7 +95,7 @@ def test_line_by_line_and_lists_that_do_not_fit(page):
 def test_a_refusal_names_the_job_and_keeps_the_form(page):
     fill(page, prompts="good", lists="num_inference_steps = 1, 0")
     page.locator("#batch-submit").click()
-    page.wait_for_selector("#batch-count >> text=/Job 1: num_inference_steps/")
+    page.wait_for_selector("#batch-said >> text=/Job 1: num_inference_steps/")
     assert page.locator("#batch-waiting .eis-job").count() == 0
     assert page.locator("#batch-prompts textarea").input_value() == "good"
     fill(page, lists="seed = 1..51")
@@ -169,7 +169,7 @@ def test_a_capability_that_takes_a_picture_gets_one(page):
     page.locator(".eis-batch .eis-drop:visible").wait_for()
     fill(page, same="")
     page.locator("#batch-submit").click()
-    page.wait_for_selector("#batch-count >> text=/Job 0: image/")
+    page.wait_for_selector("#batch-said >> text=/Job 0: image/")
     options = page.locator("#batch-capability input")
     options.click()
     assert page.get_by_role("option", name="Fill", exact=True).count() == 0, "masks are painted, one picture at a time"

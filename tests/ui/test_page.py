@@ -103,6 +103,14 @@ def test_no_listener_waits_for_another(built):
     assert blocks._queue.default_concurrency_limit is None
 
 
+def test_what_became_of_a_batch_is_written_over_by_no_late_answer(built):
+    """The form's count is asked for at every change, also just before the press, and may be answered after it."""
+    _, blocks = built(CATALOG)
+    (said,) = [id for id, block in blocks.blocks.items() if block.elem_id == "batch-said"]
+    writers = [f.fn.__name__ for f in blocks.fns.values() if said in [block._id for block in f.outputs]]
+    assert writers == ["enqueue"]
+
+
 def test_only_what_draws_forms_from_the_models_takes_turns(built):
     """None of these waits for a job. Side by side, an older answer could come after a newer one and stay."""
     page, blocks = built(CATALOG)
