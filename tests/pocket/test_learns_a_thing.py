@@ -31,7 +31,7 @@ from tests.engine.conftest import options, until  # noqa: E402
 from tests.engine.ledger import tell  # noqa: E402
 
 WHOLE = "EIS_PROVE_CYCLES" in os.environ
-STEPS = int(os.environ.get("EIS_PROVE_STEPS", "400" if WHOLE else "2"))
+STEPS = int(os.environ.get("EIS_PROVE_STEPS", "650" if WHOLE else "2"))
 SEEDS = 50 if WHOLE else 1
 LONGEST_SECONDS = 600.0
 WORD = "zorp"
