@@ -1,6 +1,5 @@
 """The most memory that stands at once while something runs: on a GPU what tensors hold there, on a CPU the process."""
 
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-PROCESS = Path("/proc/self")
+from tests import own_memory
 
 
 class Meter:
@@ -38,11 +37,9 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             # Five resets the peak of the resident set (proc(5)).
-            (PROCESS / "clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5")
 
     def _peak(self) -> int:
         if self.is_gpu:
             return torch.cuda.max_memory_allocated(self.device)
-        found = re.search(r"VmHWM:\s+(\d+) kB", (PROCESS / "status").read_text())
-        assert found, "this system does not tell a process's peak"
-        return int(found[1]) * 1024
+        return own_memory.peak()

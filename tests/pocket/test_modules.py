@@ -109,25 +109,22 @@ def test_prompts_of_the_check_leave_the_layout_to_the_map():
         assert scene.person is None or said.person.pose is None
 
 
-@pytest.mark.parametrize("kind", train_control.KINDS)
-def test_the_shipped_controlnet_follows_its_maps(kind):
+def test_the_shipped_controlnet_is_small_and_follows_its_maps():
     pipeline, network = load(spec.WEIGHTS), ControlNetModel.from_pretrained(train_control.FOLDER, dtype=torch.float32)
     scenes = check_control.scenes_of("shipped", 10)
     prompts, pictures = check_control.prompts_of(scenes, "shipped"), [world.draw(scene) for scene in scenes]
-    maps = [Image.fromarray(train_control.map_of(kind, picture)).convert("RGB") for picture in pictures]
+    wished = [check_control.edges_of(picture) for picture in pictures]
 
-    def score(network) -> float:
-        drawn = check_control.draw(pipeline, network, prompts, maps, "shipped")
-        pairs = zip(map(check_control.edges_of, drawn), map(check_control.edges_of, pictures), strict=True)
-        return float(np.mean([check_control.edge_f1(one, other) for one, other in pairs]))
+    def score(network, maps) -> float:
+        drawn = map(check_control.edges_of, check_control.draw(pipeline, network, prompts, maps, "shipped"))
+        return float(np.mean([check_control.edge_f1(one, other) for one, other in zip(drawn, wished, strict=True)]))
 
-    followed, without = score(network), score(None)
-    assert followed >= 0.7 and followed > without + 0.2
-
-
-def test_modules_are_small():
-    for folder, most in ((train_control.FOLDER, 15_000_000),):
-        assert 0 < sum(path.stat().st_size for path in folder.iterdir()) <= most
+    without = score(None, [])
+    for kind in train_control.KINDS:
+        maps = [Image.fromarray(train_control.map_of(kind, picture)).convert("RGB") for picture in pictures]
+        followed = score(network, maps)
+        assert followed >= 0.7 and followed > without + 0.2, kind
+    assert sum(path.stat().st_size for path in train_control.FOLDER.iterdir()) <= 15_000_000
 
 
 def test_a_fresh_machine_draws_after_edges(tmp_path):
