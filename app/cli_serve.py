@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from app.collector import collector_at_rest
+
 
 def declare(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
     """The flags; everything else is a setting."""
@@ -13,9 +15,10 @@ def declare(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
 
 
 def act(options: argparse.Namespace) -> int:
-    from app.cli_settings import read_settings
+    with collector_at_rest():
+        from app.cli_settings import read_settings
 
-    settings = read_settings(host=options.host, port=options.port, ui=options.ui)
-    from app.main import serve
+        settings = read_settings(host=options.host, port=options.port, ui=options.ui)
+        from app.main import serve
 
     return serve(settings)

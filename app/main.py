@@ -28,6 +28,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError
 from app.api.application import ApiOptions, create_api
 from app.api.posture import is_loopback
 from app.api.protocol import deadline_protocol
+from app.collector import collector_at_rest
 from app.core.engine_options import EngineOptions
 from app.core.service import Service
 from app.errors import DependencyMissing, InvalidRequest, ServiceError
@@ -283,7 +284,8 @@ def serve(settings: Settings) -> int:
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
     check_posture(settings)
     listener = listen(settings.host, settings.port)
-    application = build(settings)
+    with collector_at_rest():
+        application = build(settings)
     tell = partial(announce, settings, application.service, listener.getsockname())
     make_server(application, tell).run(sockets=[listener])
     return 0

@@ -54,6 +54,7 @@ TORCHLESS_MODELS = {
 }
 TORCHLESS_POCKET = {"app.pocket", "app.pocket.spec"}
 GROUND_FILES = {
+    "app.collector",
     "app.main",
     "app.settings",
     "app.guarded_http",
@@ -171,6 +172,7 @@ GROUND = {"ground", "errors", "guarded_http", "strict_json"}
 MAY_IMPORT = {
     "ground": set(),
     "errors": set(),
+    "collector": set(),
     "strict_json": set(),
     "guarded_http": GROUND | {"public_addresses", "public_urls"},
     "public_urls": {"errors", "public_addresses"},
@@ -186,8 +188,8 @@ MAY_IMPORT = {
     "engine": GROUND | {"engine", "search_providers", "catalog", "contract", "imaging", "plain"},
     "api": GROUND | {"api", "engine", "catalog", "contract", "imaging", "plain"},
     "ui": GROUND | {"ui", "engine", "catalog", "contract", "imaging", "plain"},
-    "main": GROUND | {"settings", "api", "ui", "engine", "catalog", "contract", "imaging", "plain"},
-    "cli": GROUND | {"cli", "main", "settings", "engine", "catalog", "contract", "imaging", "plain", "torch"},
+    "main": GROUND | {"collector", "settings", "api", "ui", "engine", "catalog", "contract", "imaging", "plain"},
+    "cli": GROUND | {"cli", "collector", "main", "settings", "engine", "catalog", "contract", "imaging", "plain", "torch"},
     "torch": GROUND | {"torch", "plain", "imaging", "contract", "engine"},
 }
 ENGINE_FOR_TORCH = {"app.core.model_offload"}

@@ -207,3 +207,22 @@ def test_health_comes_in_a_fifth_of_the_pipelines_import(tmp_path: Path) -> None
 def test_versions_are_compared_as_numbers() -> None:
     assert numbers("2.15.0+cpu") == (2, 15, 0) and numbers("0.0.31") > numbers("0.0.9")
     assert numbers("5.3.0.dev1") == (5, 3, 0) and numbers("2.10") < numbers("2.10.1")
+
+
+def test_no_collection_while_modules_load_and_what_they_made_is_passed_over() -> None:
+    code = (
+        "import gc\n"
+        "from app.collector import collector_at_rest\n"
+        "before = gc.get_stats()[0]['collections'], gc.get_freeze_count()\n"
+        "with collector_at_rest():\n"
+        "    kept = [[] for _ in range(200_000)]\n"
+        "    inside = gc.get_stats()[0]['collections'] - before[0]\n"
+        "print(inside, gc.get_freeze_count() - before[1] >= 200_000, gc.isenabled())\n"
+        "try:\n"
+        "    with collector_at_rest():\n"
+        "        raise OSError\n"
+        "except OSError:\n"
+        "    print(gc.isenabled())\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert answer.stdout.split() == ["0", "True", "True", "True"]
