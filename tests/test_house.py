@@ -189,7 +189,8 @@ MAY_IMPORT = {
     "api": GROUND | {"api", "engine", "catalog", "contract", "imaging", "plain"},
     "ui": GROUND | {"ui", "engine", "catalog", "contract", "imaging", "plain"},
     "main": GROUND | {"collector", "settings", "api", "ui", "engine", "catalog", "contract", "imaging", "plain"},
-    "cli": GROUND | {"cli", "collector", "main", "settings", "engine", "catalog", "contract", "imaging", "plain", "torch"},
+    "cli": GROUND
+    | {"cli", "collector", "main", "settings", "engine", "catalog", "contract", "imaging", "plain", "torch"},
     "torch": GROUND | {"torch", "plain", "imaging", "contract", "engine"},
 }
 ENGINE_FOR_TORCH = {"app.core.model_offload"}
