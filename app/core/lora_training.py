@@ -8,14 +8,14 @@ from app.core import training_fields as fields
 from app.core.capability import Capability, Context, Door, Request, Result
 from app.core.fields import GuidanceScale, Model, Scheduler, Seed, Steps
 from app.core.training_fields import TrainingPlan
-from app.core.training_needs import check_editing
+from app.core.training_needs import EDIT_TASKS, check_editing
 from app.core.training_notebook import Notebook, newest_checkpoint, open_sample
 from app.core.training_run import draw_class, learn, told_in_file
 from app.errors import DependencyMissing, InvalidRequest
 from app.imaging.loss_curve import loss_curve, smoothed
 from app.models.machine import check_package
 
-TASK, EDIT_TASK = "text-to-image", "qwen-edit"
+TASK = "text-to-image"
 NAME = "lora-training"
 FREE_ON_RESUMING = {
     "name",
@@ -122,7 +122,7 @@ def check(request: LoraTrainingRequest, door: Door) -> None:
         )
     if not all(request.texts):
         raise InvalidRequest("Say what the pictures show: captions, instance_prompt or trigger_word.", field="captions")
-    check_editing(request, door.serves(EDIT_TASK))
+    check_editing(request, door)
     if request.resume_from is not None:
         earlier = door.ended_request(request.resume_from)
         now = request.model_dump(mode="json")
@@ -189,7 +189,7 @@ LORA_TRAINING = Capability(
     check=check,
     advise=advise,
     unserved=unserved,
-    needs=(TASK, EDIT_TASK),
+    needs=(TASK, *EDIT_TASKS),
     gives_way=True,
     gives_pictures=False,
     example={"name": "My thing", "trigger_word": "sks", "max_train_steps": 2, "rank": 2, "seed": 7},

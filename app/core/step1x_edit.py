@@ -18,7 +18,7 @@ from app.core.edit_fields import (
     Thinking,
     Unwanted,
 )
-from app.core.fields import GuidanceScale, Model, Seed, Steps
+from app.core.fields import GuidanceScale, Loras, Model, Seed, Steps
 from app.core.staying_put import stay_put
 from app.core.step1x_reasoning import Reasoner, Tried, best_of
 
@@ -32,6 +32,7 @@ class Step1XEditRequest(Request):
     image: EditedImage
     negative_prompt: Unwanted = None
     model: Model = "auto"
+    loras: Loras = ()
     num_inference_steps: Steps = None
     guidance_scale: GuidanceScale = None
     size_level: SizeLevel = 1024
@@ -51,7 +52,7 @@ def run(request: Step1XEditRequest, context: Context) -> Result:
     generator = context.generators(request.seed)[0]
     tries = request.max_tries if request.reflection else 1
     context.expect_steps(request.num_inference_steps * tries)
-    with context.editor(request.model, task=TASK) as editor:
+    with context.editor(request.model, task=TASK, loras=request.loras) as editor:
         reasoner = Reasoner(editor, context, generator)
         instruction = request.prompt
         if request.thinking:

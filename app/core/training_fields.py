@@ -44,7 +44,7 @@ SourceImages = Annotated[
     tuple[ImageReference, ...],
     field(
         "For a model that edits: what each of `images` was made from, in their order, so that it learns the edits that "
-        "their captions ask for. Empty list: it learns from the pictures alone.",
+        "their captions ask for. Empty list: it learns from the pictures alone, which Step1X-Edit cannot.",
         kind="images",
         max_length=MOST_PICTURES,
     ),

@@ -1,14 +1,43 @@
-"""What an instruction editor's folder is, from its names and shapes alone: Step1X-Edit in either published layout."""
+"""What of Step1X-Edit a file or folder is, from its names and shapes alone: either published layout, and LoRAs.
 
+Its network is FLUX's, and so are its LoRAs: nothing in one's tensors tells which of FLUX's models it was made with.
+"""
+
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest
 from app.models.catalog_editing import AUTOENCODER, LANGUAGE_MODEL, RECOMMENDED, STEP1X_LOADER, STEP1X_TASK
-from app.models.inspection import WEIGHTS, Inspection, read_header
+from app.models.inspection import WEIGHTS, Header, Inspection, lora_options, read_header
 
 PARTS = ("processor", "scheduler", "text_encoder", "transformer", "vae")
+_MATRIX = re.compile(r"\.lora_(A|B|down|up)\b|_lora[12]?\.(down|up)\.")
+_BLOCKS = re.compile(
+    r"single_transformer_blocks[._]\d+[._]"
+    r"|^lora_unet_(double|single)_blocks_\d+_"
+    r"|^((base_model\.model|diffusion_model)\.)?(double|single)_blocks\.\d+\."
+)
+"""FLUX's blocks as diffusers, kohya, XLabs and Black Forest Labs name them."""
+BASE_KEYS = ("ss_base_model_version", "modelspec.architecture")
+_BASE = re.compile(r"flux|step1x", re.IGNORECASE)
+_TEXT_ENCODER = re.compile(r"^(lora_te\d?_|text_encoders?\b)")
+
+
+def recognise(header: Header, stem: str) -> Inspection | None:
+    """A LoRA of FLUX's layout in one safetensors file; None where it is none."""
+    names = [name for name in header.shapes if _MATRIX.search(name)]
+    # On double blocks alone it has the names and the widths of a LoRA for Qwen-Image: such a file must say what it is.
+    said = any(_BASE.search(header.metadata.get(key, "")) for key in BASE_KEYS)
+    if not names or not (said or any(_BLOCKS.search(name) for name in names)):
+        return None
+    if any(_TEXT_ENCODER.search(name) for name in names):
+        raise InvalidRequest(
+            "The FLUX LoRA changes a text encoder (CLIP) too, which Step1X-Edit has not; one of the network alone is "
+            "served."
+        )
+    return Inspection("lora", "flux", options=lora_options(header))
 
 
 def recognise_index(folder: Path, index: Mapping[str, Any]) -> Inspection | None:
@@ -39,5 +68,5 @@ def recognise_folder(folder: Path) -> Inspection | None:
 
 def _inspection(options: dict[str, str], parts: tuple[str, ...] = ()) -> Inspection:
     return Inspection(
-        "checkpoint", "other", (STEP1X_TASK,), RECOMMENDED, options=options, parts=parts, loader=STEP1X_LOADER
+        "checkpoint", "flux", (STEP1X_TASK,), RECOMMENDED, options=options, parts=parts, loader=STEP1X_LOADER
     )

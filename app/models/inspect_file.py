@@ -21,7 +21,7 @@ from app.models import (
 )
 from app.models.catalog_controls import LOADER as CONTROL_LOADER
 from app.models.catalog_controls import task_of, union_types
-from app.models.inspection import WEIGHTS, Header, Inspection, read_header
+from app.models.inspection import WEIGHTS, Header, Inspection, lora_options, read_header
 from app.models.spec import Family, Kind, Recommended
 
 MAX_CONFIG = 4 * 2**20
@@ -96,7 +96,7 @@ def inspect(path: Path) -> Inspection:
 
 def _inspect_header(header: Header, stem: str, config: Path | None) -> Inspection:
     shapes = header.shapes
-    modules = (inspect_segmenters, inspect_identity, inspect_qwen, inspect_networks)
+    modules = (inspect_segmenters, inspect_identity, inspect_editing, inspect_qwen, inspect_networks)
     beside = tuple(module.recognise for module in modules)
     for recognise in (*beside, _checkpoint, _controlnet, _lora, _embedding, _autoencoder):
         found = recognise(header, stem)
@@ -109,7 +109,7 @@ def _inspect_header(header: Header, stem: str, config: Path | None) -> Inspectio
         raise InvalidRequest("The file holds a UNet alone; a checkpoint needs its text encoders and autoencoder too.")
     raise InvalidRequest(
         "The file is no Stable Diffusion 1.5 or SDXL checkpoint, LoRA, textual inversion, VAE, ControlNet, IP-Adapter, "
-        "identity model, LaMa, Qwen-Image network, upscaler or face restorer."
+        "identity model, LaMa, Qwen-Image network, FLUX LoRA, upscaler or face restorer."
     )
 
 
@@ -194,20 +194,14 @@ def _lora(header: Header, stem: str) -> Inspection | None:
         raise InvalidRequest(
             "The file is a LoHa, LoKr or OFT addition; LoRAs in diffusers' or kohya's form are served."
         )
-    if _any(header, lambda name: name.endswith("dora_scale")):
-        raise InvalidRequest("The file is a DoRA, whose magnitudes would be left out; plain LoRAs are served.")
+    options = lora_options(header)
     names = [name for name in header.shapes if _LORA.search(name)]
     if not names:
         if _any(header, lambda name: re.search(r"\.processor\.to_\w+_lora\.", name) is not None):
             raise InvalidRequest("The LoRA is a bare set of attention processors, which diffusers loads no more.")
         return None
     if any(re.search(r"double_blocks|single_blocks|joint_transformer|transformer\.", name) for name in names):
-        raise InvalidRequest("The LoRA is for another family than Stable Diffusion 1.5, SDXL and Qwen-Image.")
-    kohya = any(name.startswith("lora_") for name in names)
-    options = {"format": "kohya" if kohya else "diffusers"}
-    trigger = header.metadata.get("modelspec.trigger_phrase")
-    if trigger:
-        options["trigger"] = trigger[:200]
+        raise InvalidRequest("The LoRA is for another family than Stable Diffusion 1.5, SDXL, Qwen-Image and FLUX.")
     return Inspection("lora", _lora_family(header), options=options)
 
 

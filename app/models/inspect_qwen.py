@@ -20,7 +20,7 @@ from app.models.catalog_qwen import (
     QWEN_LOADER,
     recommended,
 )
-from app.models.inspection import WEIGHTS, Header, Inspection, read_header
+from app.models.inspection import WEIGHTS, Header, Inspection, lora_options, read_header
 from app.models.machine import check_package
 from app.models.spec import ModelSpec
 
@@ -62,12 +62,7 @@ def recognise(header: Header, stem: str) -> Inspection | None:
         return _checkpoint(_row_named(stem), {"layout": "single-file"})
     if not any(_LORA.search(name) and "lora" in name for name in header.shapes):
         return None
-    if any(name.endswith("dora_scale") for name in header.shapes):
-        raise InvalidRequest("The file is a DoRA, whose magnitudes would be left out; plain LoRAs are served.")
-    kohya = any(name.startswith("lora_") for name in header.shapes)
-    options, steps = {"format": "kohya" if kohya else "diffusers"}, _STEPS.search(stem)
-    if trigger := header.metadata.get("modelspec.trigger_phrase"):
-        options["trigger"] = trigger[:200]
+    options, steps = lora_options(header), _STEPS.search(stem)
     if steps is None:
         return Inspection("lora", "qwen-image", options=options)
     return Inspection(

@@ -90,3 +90,12 @@ def _tensor(path: Path, entry: Any) -> tuple[tuple[int, ...], int]:
 
 def _malformed(path: Path) -> InvalidRequest:
     return InvalidRequest(f"{path.name!r} is not a sound .safetensors file.")
+
+
+def lora_options(header: Header) -> dict[str, str]:
+    """What a LoRA's row says of it; `InvalidRequest` for a DoRA."""
+    if any(name.endswith("dora_scale") for name in header.shapes):
+        raise InvalidRequest("The file is a DoRA, whose magnitudes would be left out; plain LoRAs are served.")
+    options = {"format": "kohya" if any(name.startswith("lora_") for name in header.shapes) else "diffusers"}
+    trigger = header.metadata.get("modelspec.trigger_phrase")
+    return options | ({"trigger": trigger[:200]} if trigger else {})

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.models.catalog_editing import STEP1X_LOADER
 from app.models.spec import Licence, ModelSpec, Recommended, Source
 
 RECORD = "model.json"
@@ -66,6 +67,9 @@ def load(text: str) -> Installed:
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT or not isinstance(data.get("spec"), dict):
         raise ValueError("a model record of another format")
     spec = data.pop("spec")
+    if spec.get("loader") == STEP1X_LOADER:
+        # Records from before Step1X-Edit's family had a name call it "other".
+        spec["family"] = "flux"
     recommended = spec.pop("recommended")
     return Installed(
         spec=ModelSpec(

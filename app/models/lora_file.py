@@ -1,8 +1,9 @@
-"""The file that a training writes: a LoRA with kohya's names, as A1111, ComfyUI and diffusers read it, and what it says
-of itself.
+"""The file that a training writes: a LoRA under names that A1111, ComfyUI and diffusers read, and what it says of it.
 
-The names are those of diffusers' blocks (`lora_unet_down_blocks_...`, `lora_unet_transformer_blocks_...`), which all
-three know for SD 1.5 and SDXL alike, and the latter two for Qwen-Image.
+SD 1.5, SDXL and Qwen-Image have kohya's names for diffusers' blocks (`lora_unet_down_blocks_...`,
+`lora_unet_transformer_blocks_...`), which all three know for SD 1.5 and SDXL, and the latter two for Qwen-Image. FLUX
+has diffusers' own (`transformer.transformer_blocks...lora_A.weight`), which the latter two know: kohya's names for it
+are those of the original layers, where query, key and value are one matrix, and diffusers has no way to write them.
 """
 
 import json
@@ -17,8 +18,9 @@ BASES = {
     "sd15": ("sd_v1", "stable-diffusion-v1/lora"),
     "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
     "qwen-image": ("qwen_image_edit", "Qwen-Image-Edit/lora"),
+    "flux": ("step1x_edit", "Step1X-Edit/lora"),
 }
-"""Family -> what kohya calls its base, and the modelspec's word for such a LoRA."""
+"""Family -> what kohya calls its base, or would, and the modelspec's word for such a LoRA."""
 
 
 def kohya_names(
@@ -46,20 +48,43 @@ def kohya_names(
     return found
 
 
+def diffusers_names(networks: Mapping[str, Mapping[str, torch.Tensor]], scale: float) -> dict[str, torch.Tensor]:
+    """peft's matrices of each component under diffusers' names, the LoRA's strength `scale` multiplied into `lora_B`.
+
+    So it acts alike wherever it is read: there is no place for an alpha that every reader of these names knows.
+    """
+    return {
+        f"{component}.{name}": (tensor * scale if ".lora_B." in name else tensor).contiguous()
+        for component, matrices in networks.items()
+        for name, tensor in matrices.items()
+    }
+
+
 def metadata_of(family: str, *, rank: int, alpha: float, told: Mapping[str, str]) -> dict[str, str]:
     """What the file says of itself: kohya's `ss_*` keys and the modelspec's; `told` wins."""
     base, architecture = BASES[family]
     return {
         "format": "pt",
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": f"{alpha:g}",
+        **network_facts(family, rank, alpha),
         "ss_base_model_version": base,
         "ss_v2": "False",
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": architecture,
         "modelspec.implementation": "diffusers",
         **told,
+    }
+
+
+def network_facts(family: str, rank: int, alpha: float) -> dict[str, str]:
+    """kohya's keys on the matrices; where alpha is multiplied into them, they act as if it were the rank."""
+    if family != "flux":
+        return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": f"{alpha:g}"}
+    trained = json.dumps({"lora_alpha": alpha})
+    return {
+        "ss_network_module": "peft",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(rank),
+        "ss_network_args": trained,
     }
 
 

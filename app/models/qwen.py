@@ -15,14 +15,11 @@ from safetensors import SafetensorError
 
 from app.core.training_fields import TrainingPlan
 from app.errors import InvalidRequest
-from app.models import quantisation
-from app.models.adapters import Wardrobe
 from app.models.catalog_qwen import PARTS_TASK, PLUS_TASK
 from app.models.device import TorchDevice, in_bfloat16
 from app.models.library import ModelRow
-from app.models.offloading import Placement, weight_bytes
+from app.models.opened_editor import OpenedEditor
 from app.models.qwen_editing import QwenEditor
-from app.models.qwen_loras import lora_layers
 from app.models.qwen_network import is_few_bits, load_single_file
 from app.models.qwen_training import QwenLessons
 from app.models.spec import ModelSpec
@@ -37,47 +34,16 @@ PIPELINES: Mapping[str, Any] = {
 LIBRARIES = {"diffusers", "transformers"}
 
 
-class QwenImageEdit:
-    """Everything of one Qwen-Image-Edit, in RAM until `place`; see `app.core.model_offload.Model`.
-
-    `takes_several` says whether it was trained on several pictures.
-    """
+class QwenImageEdit(OpenedEditor):
+    """See `OpenedEditor`; `takes_several` says whether it was trained on several pictures."""
 
     def __init__(self, components: Mapping[str, Any], *, takes_several: bool, device: TorchDevice) -> None:
-        self.components = dict(components)
-        self.scheduler_config = dict(self.components.pop("scheduler").config)
         self.takes_several = takes_several
-        self.device = device
-        self.transformer, self.text_encoder = self.components["transformer"], self.components["text_encoder"]
-        self.vae = self.components["vae"]
-        modules = {"text_encoder": self.text_encoder, "transformer": self.transformer, "vae": self.vae}
-        self.modules = list(modules.values())
-        for module in self.modules:
-            module.eval().requires_grad_(False)
-        reads = {"language_model": self.text_encoder.model.language_model}
-        quantisation.quantise(reads if is_few_bits(self.transformer) else reads | {"unet": self.transformer}, device)
-        self.placement = Placement(modules, device.torch_device, device.offload, denoiser="transformer")
-        self.wardrobe = Wardrobe(building=self.placement.building, layers=lora_layers)
-
-    @property
-    def bytes(self) -> int:
-        """The size of all weights."""
-        return weight_bytes(*self.modules)
-
-    def plan(self, available: int) -> int:
-        """Settle how the weights will stand on a device with so much room; answers the bytes they take there."""
-        return self.placement.plan(available)
-
-    def place(self) -> None:
-        """Move the weights to the device, or let them visit it."""
-        self.placement.put()
-        self.vae.use_tiling = self.placement.strategy.decodes_in_tiles
-
-    def park(self) -> None:
-        """Move the weights to RAM."""
-        self.wardrobe.wear(None)
-        self.wardrobe.clear()
-        self.placement.take()
+        parts = dict(components)
+        schedule, network = parts.pop("scheduler").config, parts["transformer"]
+        reads = {"language_model": parts["text_encoder"].model.language_model}
+        reached = reads if is_few_bits(network) else reads | {"unet": network}
+        super().__init__(parts, scheduler_config=schedule, in_fewer_bits=reached, device=device)
 
     def view(self, kind: str, schedule: Mapping[str, Any]) -> Any:
         """A stock pipeline of this kind over the shared components, with a scheduler of its own in which `schedule`
@@ -89,6 +55,10 @@ class QwenImageEdit:
         pipeline = PIPELINES[kind](**parts, scheduler=scheduler)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def dressing_room(self) -> Any:
+        """See `OpenedEditor`."""
+        return self.view("edit", {})
 
     def editor(
         self, batcher: StepBatcher, *, priority: int = 5, check: Callable[[], None] = lambda: None

@@ -7,19 +7,16 @@ may end. Which pipeline serves is plain: with a mask the inpainting one, else th
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 
 from app.models import previews
-from app.models.adapters import PLAIN, Addition, Outfit
+from app.models.adapters import Addition
+from app.models.dressed_editing import MULTIPLE, DressedEditor
 from app.models.offloading import working_device
-from app.models.step_batching import Session, StepBatcher
 
-MULTIPLE = 16
-"""Sides of what is drawn, in pixels, are multiples of this."""
 AREA = 1024 * 1024
 NOTHING = " "
 """What guidance leads away from where nothing is named: without any text there would be no guidance."""
@@ -27,21 +24,11 @@ FLAT_SIDE = 32
 """Pixels of the flat pictures from which the preview's colours are fitted."""
 
 
-class QwenEditor:
+class QwenEditor(DressedEditor):
     """One run's hold on an opened Qwen-Image-Edit."""
 
-    size_multiple = MULTIPLE
-    default_size = (1024, 1024)
-
-    def __init__(
-        self, opened: Any, batcher: StepBatcher, *, priority: int = 5, check: Callable[[], None] = lambda: None
-    ) -> None:
-        self.num_timesteps = 0
-        self._opened = opened
-        self._batcher = batcher
-        self._priority = priority
-        self._check = check
-        self._outfit: Outfit = PLAIN
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
         self._schedule: Mapping[str, Any] = {}
         self._stock: Any = None
         self._cells = (0, 0)
@@ -49,21 +36,10 @@ class QwenEditor:
     @contextmanager
     def wearing(self, additions: Sequence[Addition]) -> Iterator[None]:
         """LoRAs for the calls of the block; one that was distilled brings the schedule that it knows."""
-        wardrobe = self._opened.wardrobe
-        with self._batcher.turn(Session(self._priority, check=self._check)):
-            self._outfit = wardrobe.make(self._opened.view("edit", {}), additions)
         shifts = [addition.shift for addition in additions if addition.shift is not None]
         self._schedule = schedule_of(shifts[-1]) if shifts else {}
-        try:
+        with super().wearing(additions):
             yield
-        finally:
-            with self._batcher.turn(Session(self._priority)):
-                if wardrobe.worn is self._outfit:
-                    wardrobe.wear(None)
-
-    def put_on(self, outfit: Outfit) -> None:
-        """Wear this in every call from now on; whoever made it takes it off."""
-        self._outfit = outfit
 
     @torch.no_grad()
     def __call__(
@@ -102,8 +78,7 @@ class QwenEditor:
                 callback_on_step_end(self, index, timestep, tensors)
             return tensors
 
-        wear = partial(opened.wardrobe.wear, self._outfit)
-        session = Session(self._priority, self._outfit.key, self._check, wear)
+        session = self.session
         with self._batcher.turn(session), previews.watching(stock.scheduler):
             # Now, while the autoencoder is needed anyway: between two steps the network would have to make room.
             previews.remember_colours(opened.vae, colours_of)

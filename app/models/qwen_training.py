@@ -1,64 +1,49 @@
-"""What a trainer must know of Qwen-Image-Edit: flow matching on packed latents, with or without a source picture.
+"""What a trainer must know of Qwen-Image-Edit, with or without a source picture.
 
 With one, the language model reads picture and instruction and the network sees both pictures, exactly as the stock
-pipeline of the version has it; without, the same network learns from words as Qwen-Image does. The noise levels are
-logit-normal (Esser et al., 2024) and the network foretells the velocity, noise - latents, as diffusers' own training
-script for Qwen-Image defines it.
+pipeline of the version has it; without, the same network learns from words as Qwen-Image does.
 """
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import diffusers
 import torch
-from diffusers.training_utils import compute_density_for_timestep_sampling
 from PIL import Image
 
 from app.core.training_fields import TrainingPlan
 from app.models.adapters import Outfit
+from app.models.flow_lessons import FlowLessons, Foretell
 from app.models.lora_file import kohya_names
 from app.models.step_batching import Session, StepBatcher
-from app.models.training_dataset import Sample, Source, Text, as_pixels, cut_to_bucket
-from app.models.training_step import draw_latents, velocity_losses
+from app.models.training_dataset import Sample, Source, Text, as_pixels
 
 VAE_AREA, READ_AREA = 1024 * 1024, 384 * 384
 """Pixels of a source as the stock pipelines show it to the autoencoder, and the later ones to the language model."""
 
 
-class QwenLessons:
-    """See `app.models.training_lessons.Lessons`; `opened` is a `QwenImageEdit`."""
-
-    denoiser = "transformer"
+class QwenLessons(FlowLessons):
+    """See `FlowLessons`; `opened` is a `QwenImageEdit`."""
 
     def __init__(self, opened: Any, plan: TrainingPlan, batcher: StepBatcher) -> None:
-        self.plan = plan
-        self.networks = {"transformer": opened.transformer}
-        self._opened = opened
-        self._batcher = batcher
-        self._device = opened.device.torch_device
+        super().__init__(opened, opened.transformer, plan, batcher)
         self._drawing = opened.view("draw", {})
         self._editing = opened.view("plus" if opened.takes_several else "edit", {})
-        self.noise_scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(opened.scheduler_config)
 
     @property
     def bucket_multiple(self) -> int:
-        """See `Lessons`: a place of the network is two latents wide."""
+        """See `FlowLessons`."""
         return self._drawing.vae_scale_factor * 2
 
-    def sample(
-        self, image: Image.Image, caption: str, sizes: Sequence[tuple[int, int]], source: Image.Image | None
-    ) -> Sample:
-        """See `Lessons`; the source keeps its own shape, as it does when the model is used."""
-        cut, _ = cut_to_bucket(image, sizes)
+    def moments(self, image: Image.Image) -> torch.Tensor:
+        """See `FlowLessons`."""
         vae = self._opened.vae
         with torch.no_grad():
-            pixels = as_pixels(cut)[:, :, None].to(self._device, vae.dtype)
-            moments = vae.encode(pixels).latent_dist.parameters[0, :, 0].float().cpu()
-        return Sample(moments, caption, (), None if source is None else self._source(source))
+            pixels = as_pixels(image)[:, :, None].to(self._device, vae.dtype)
+            return vae.encode(pixels).latent_dist.parameters[0, :, 0].float().cpu()
 
-    def _source(self, image: Image.Image) -> Source:
-        """What the stock pipeline makes of a picture that is to be changed."""
+    def source(self, image: Image.Image, size: tuple[int, int]) -> Source:
+        """What the stock pipeline makes of a picture that is to be changed: it keeps its own shape."""
         pipeline = self._editing
         sized: Callable[..., Any] = inspect.getmodule(type(pipeline)).calculate_dimensions
         width, height = sized(VAE_AREA, image.width / image.height)[:2]
@@ -78,6 +63,13 @@ class QwenLessons:
         cells = self.bucket_multiple
         return Source(packed.float().cpu(), (height // cells, width // cells), read)
 
+    @property
+    def scaling(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `FlowLessons`."""
+        config = self._opened.vae.config
+        mean, deviation = (torch.tensor(config[name])[:, None, None] for name in ("latents_mean", "latents_std"))
+        return 1 / deviation, mean
+
     def encode(self, sample: Sample) -> Text:
         """See `Lessons`."""
         if sample.source is None:
@@ -87,22 +79,16 @@ class QwenLessons:
             embeds, _ = self._editing.encode_prompt(sample.caption, image=read, device=self._device)
         return Text(embeds, None)
 
-    def losses(
-        self, batch: Sequence[Sample], texts: Sequence[Text], generator: torch.Generator, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """See `Lessons`."""
-        config = self._opened.vae.config
-        mean, deviation = (torch.tensor(config[name])[:, None, None] for name in ("latents_mean", "latents_std"))
-        latents, noise = draw_latents(generator, torch.stack([sample.moments for sample in batch]), 1 / deviation, mean)
-        share = compute_density_for_timestep_sampling("logit_normal", len(batch), 0.0, 1.0, generator=generator)
-        indices = (share * self.noise_scheduler.config.num_train_timesteps).long()
-        height, width = latents.shape[2] // 2, latents.shape[3] // 2
+    def foretelling(
+        self, batch: Sequence[Sample], texts: Sequence[Text], cells: tuple[int, int], generator: torch.Generator
+    ) -> Foretell:
+        """See `FlowLessons`."""
         sources = [sample.source for sample in batch if sample.source is not None]
-        shapes = [(1, height, width), *((1, *sources[0].cells) for _ in sources[:1])]
+        shapes = [(1, *cells), *((1, *sources[0].cells) for _ in sources[:1])]
         embeds, mask = padded([text.embeds for text in texts])
 
         def foretell(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-            packed = self._pack(noisy)
+            packed = self.pack(noisy)
             seen = torch.cat([packed, torch.cat([one.latents for one in sources]).to(packed)], 1) if sources else packed
             answer = self.networks["transformer"](
                 hidden_states=seen,
@@ -114,16 +100,10 @@ class QwenLessons:
             )[0]
             return answer[:, : packed.shape[1]]
 
-        return velocity_losses(
-            foretell,
-            latents.to(self._device, dtype),
-            noise.to(self._device, dtype),
-            self.noise_scheduler.sigmas[indices].to(self._device, dtype),
-            self.noise_scheduler.timesteps[indices].to(self._device, dtype),
-            pack=self._pack,
-        )
+        return foretell
 
-    def _pack(self, latents: torch.Tensor) -> torch.Tensor:
+    def pack(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `FlowLessons`."""
         return self._drawing._pack_latents(latents, *latents.shape)
 
     def draw(
@@ -137,9 +117,8 @@ class QwenLessons:
         **arguments: Any,
     ) -> Image.Image:
         """See `Lessons`; guidance is that of a negative prompt, and the noise schedule the checkpoint's own."""
-        editor = self._opened.editor(self._batcher, priority=session.priority, check=session.check)
-        editor.put_on(outfit)
         shown = [] if image is None else [image]
+        editor: Any = self.dressed(session, outfit)
         return editor(image=shown, true_cfg_scale=guidance_scale, **arguments).images[0]
 
     def file_names(self, networks: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

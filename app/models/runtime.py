@@ -31,6 +31,7 @@ from app.models.machine import check_package
 from app.models.pipelines import Checkpoint
 from app.models.prompts import Encoder, PromptEncoder
 from app.models.schedulers import start_at_sigma
+from app.models.spec import EDITORS
 from app.models.step_batching import Session, StepBatcher
 from app.models.trainers import LoraTrainer, open_trainer
 from app.models.training_lessons import UNetLessons
@@ -186,7 +187,7 @@ class Runtime:
         """A LoRA that learns on this model, whose weights stay pinned for the block and serve other borrowers too."""
         row = self._library.require(model)
         family, turns = row.spec.family, {"batcher": self.batcher, "session": Session(priority, check=check)}
-        if family == "qwen-image":
+        if family in EDITORS:
             beside = self._attacher.all_parts(row)
             device = self.device.for_model(self._stored(row, beside))
             with (

@@ -21,7 +21,11 @@ Kind = Literal[
     "tagger",
     "other",
 ]
-Family = Literal["sd15", "sdxl", "qwen-image", "other"]
+Family = Literal["sd15", "sdxl", "qwen-image", "flux", "other"]
+"""Whose network it is: a LoRA acts on every model of its family. Step1X-Edit's is FLUX's."""
+
+EDITORS: frozenset[Family] = frozenset({"qwen-image", "flux"})
+"""Families whose loader opens an instruction editor, which tells a trainer by itself what it must know."""
 
 NO_FILES = ""
 """What `embedded` says of a row that is code alone: it is always there."""

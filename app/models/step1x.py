@@ -15,24 +15,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
+from app.core.training_fields import TrainingPlan
 from app.errors import InvalidRequest
-from app.models import quantisation
 from app.models.catalog_editing import AUTOENCODER
 from app.models.device import TorchDevice, in_bfloat16
 from app.models.library import ModelRow
-from app.models.offloading import Placement, weight_bytes
+from app.models.opened_editor import OpenedEditor
 from app.models.single_files import LAYOUTS
 from app.models.spec import ModelSpec
 from app.models.step1x_editing import Step1XEditor
 from app.models.step1x_network import Step1XTransformer, build, ours
 from app.models.step1x_text import V1_0, V1_1, V1_2, Version
+from app.models.step1x_training import Step1XLessons
 from app.models.step_batching import StepBatcher
 
 OWN = LAYOUTS / "step1x"
 
 
-class Step1X:
-    """Everything of one Step1X-Edit, in RAM until `place`; see `app.core.model_offload.Model`."""
+class Step1X(OpenedEditor):
+    """See `OpenedEditor`; what tokenises and what cuts pictures into patches stand beside its modules."""
 
     def __init__(
         self,
@@ -45,44 +46,30 @@ class Step1X:
         scheduler_config: Mapping[str, Any],
         device: TorchDevice,
     ) -> None:
-        self.transformer = transformer
-        self.text_encoder = text_encoder
-        self.vae = vae
         self.tokenizer = tokenizer
         self.image_processor = image_processor
-        self.scheduler_config = dict(scheduler_config)
-        self.device = device
         self.version = version_of(transformer)
-        modules = {"text_encoder": text_encoder, "transformer": transformer, "vae": vae}
-        self.modules = list(modules.values())
-        for module in self.modules:
-            module.eval().requires_grad_(False)
-        quantisation.quantise({"unet": transformer.flux}, device)
-        self.placement = Placement(modules, device.torch_device, device.offload, denoiser="transformer")
+        super().__init__(
+            {"text_encoder": text_encoder, "transformer": transformer, "vae": vae},
+            scheduler_config=scheduler_config,
+            in_fewer_bits={"unet": transformer.flux},
+            device=device,
+        )
 
-    @property
-    def bytes(self) -> int:
-        """The size of all weights."""
-        return weight_bytes(*self.modules)
-
-    def plan(self, available: int) -> int:
-        """Settle how the weights will stand on a device with so much room; answers the bytes they take there."""
-        return self.placement.plan(available)
-
-    def place(self) -> None:
-        """Move the weights to the device, or let them visit it."""
-        self.placement.put()
-        self.vae.use_tiling = self.placement.strategy.decodes_in_tiles
-
-    def park(self) -> None:
-        """Move the weights to RAM."""
-        self.placement.take()
+    def dressing_room(self) -> Any:
+        """See `OpenedEditor`: FLUX's own pipeline, of which nothing but the network is needed here."""
+        missing = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+        return diffusers.FluxPipeline(transformer=self.transformer.flux, **dict.fromkeys(missing))
 
     def editor(
         self, batcher: StepBatcher, *, priority: int = 5, check: Callable[[], None] = lambda: None
     ) -> Step1XEditor:
         """What a run borrows."""
         return Step1XEditor(self, batcher, priority=priority, check=check)
+
+    def lessons(self, plan: TrainingPlan, batcher: StepBatcher) -> Step1XLessons:
+        """What a trainer must know of it."""
+        return Step1XLessons(self, plan, batcher)
 
 
 def version_of(transformer: Step1XTransformer) -> Version:

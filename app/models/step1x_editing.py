@@ -5,7 +5,7 @@ and between two tokens of an answer, the job may end.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 from torch.nn.functional import interpolate, pad
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from app.models.dressed_editing import MULTIPLE, DressedEditor
 from app.models.offloading import working_device
 from app.models.step1x_text import (
     CELL,
@@ -29,10 +30,7 @@ from app.models.step1x_text import (
     text_ids,
     tokens_of,
 )
-from app.models.step_batching import Session, StepBatcher
 
-MULTIPLE = 16
-"""Sides of what is edited, in pixels, are multiples of this."""
 POWER = 0.4
 """Of the length of guidance, by which it is divided where the version normalises it."""
 LOOKED_AT = (262144, 802816)
@@ -41,24 +39,11 @@ LARGEST_SIDE = 1024
 TEMPERATURE, TOP_P = 0.7, 0.9
 
 
-class Step1XEditor:
+class Step1XEditor(DressedEditor):
     """One run's hold on an opened Step1X-Edit."""
 
-    size_multiple = MULTIPLE
-    default_size = (1024, 1024)
-
-    def __init__(
-        self, opened: Any, batcher: StepBatcher, *, priority: int = 5, check: Callable[[], None] = lambda: None
-    ) -> None:
-        self.notes: list[str] = []
-        self.num_timesteps = 0
-        self._opened = opened
-        self._batcher = batcher
-        self._priority = priority
-        self._check = check
-
     def _turn(self) -> Any:
-        return self._batcher.turn(Session(self._priority, check=self._check))
+        return self._batcher.turn(self.session)
 
     @torch.no_grad()
     def __call__(
@@ -96,7 +81,7 @@ class Step1XEditor:
             with self._turn():
                 timestep = moment.expand(1).to(latents.dtype) / 1000
                 places = torch.cat([latents, reference], dim=1)
-                wished, *rest = (self._predict(places, timestep, ids, words)[:, : latents.shape[1]] for words in told)
+                wished, *rest = (self.predict(places, timestep, ids, words)[:, : latents.shape[1]] for words in told)
                 if rest:
                     wished = guide(wished, rest[0], guidance_scale, version, float(moment) / 1000)
                 latents = scheduler.step(wished, moment, latents, return_dict=False)[0]
@@ -149,9 +134,14 @@ class Step1XEditor:
             "text_mask": torch.tensor([flags[kept]], device=hidden.device),
         }
 
-    def _predict(
-        self, places: torch.Tensor, timestep: torch.Tensor, ids: torch.Tensor, words: dict[str, torch.Tensor]
+    def predict(
+        self, places: torch.Tensor, timestep: torch.Tensor, ids: torch.Tensor, words: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
+        """The velocity [1, places, channels] at the target's and then the reference's places.
+
+        `timestep` [1] is from 0 to 1, `ids` are those of all places, `words` what `encode` answered. Called while the
+        device is held.
+        """
         on_device = {name: tensor.to(places.device) for name, tensor in words.items()}
         return self._opened.transformer(places, timestep=timestep, img_ids=ids.to(places.device), **on_device)
 

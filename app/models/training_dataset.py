@@ -5,8 +5,8 @@ alone: a run that goes on from a checkpoint meets exactly what an unbroken run m
 """
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,11 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a picture was made from: its latents, packed [1, places, channels], the places down and across, and the
-    picture as the language model reads it.
+    """What a picture was made from: its latents, the places down and across, and the picture as the language model
+    reads it.
+
+    `latents` are packed [1, places, channels], or their distribution [2 * channels, h, w] where the family draws them
+    from it whenever it is used.
     """
 
     latents: torch.Tensor
@@ -52,10 +55,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Text:
-    """A caption's embedding [1, tokens, width], and SDXL's pooled one [1, width]."""
+    """A caption's embedding [1, tokens, width], SDXL's pooled one [1, width], and what else its network asks of it."""
 
     embeds: torch.Tensor
     pooled: torch.Tensor | None
+    more: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def buckets(resolution: int, multiple: int) -> list[Size]:

@@ -70,8 +70,17 @@ def draw_latents(
 
     Both on the generator's device, in this order; a factor and a shift may be one for each channel [channels, 1, 1].
     """
+    latents = draw_from(generator, moments, scaling_factor, shift)
+    return latents, torch.randn(latents.shape, generator=generator)
+
+
+def draw_from(
+    generator: torch.Generator,
+    moments: torch.Tensor,
+    scaling_factor: float | torch.Tensor,
+    shift: float | torch.Tensor,
+) -> torch.Tensor:
+    """Latents [rows, channels, h, w] out of their distribution, as `draw_latents` has them."""
     mean, log_variance = moments.chunk(2, dim=1)
     deviation = torch.exp(0.5 * torch.clamp(log_variance, -30.0, 20.0))
-    latents = mean + deviation * torch.randn(mean.shape, generator=generator)
-    latents = (latents - shift) * scaling_factor
-    return latents, torch.randn(latents.shape, generator=generator)
+    return (mean + deviation * torch.randn(mean.shape, generator=generator) - shift) * scaling_factor
