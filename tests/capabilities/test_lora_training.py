@@ -1,6 +1,7 @@
 """Trainings as jobs of a real worker process: killed, resumed, cancelled, passed by urgent jobs; what they leave."""
 
 import io
+import json
 import os
 import random
 import signal
@@ -23,7 +24,9 @@ from app.pocket import world
 from app.ui.forms import Form
 from app.ui.model_choices import ModelChoices
 from tests.engine.conftest import options, until
+from tests.models import tiny_step1x
 from tests.models.tiny_qwen import make_folder
+from tests.parity.cases import DATA
 
 SECONDS = 240.0
 WISH = {
@@ -52,6 +55,9 @@ def service(checkpoints, tmp_path_factory):
     for name in ("tiny-sd15", "tiny-sdxl"):
         service.models.add(checkpoints[name], id=name)
     service.models.add(make_folder(home / "published" / "tiny-qwen"), id="tiny-qwen")
+    case = json.loads((DATA / "step1x_edit" / "case.json").read_text("utf-8"))
+    paired = tiny_step1x.make_folder(home / "published" / "step1x", case["keys"], case["config"], version="1.2")
+    service.models.add(paired, id="tiny-step1x")
     service.start()
     yield service
     service.stop(0.0)
@@ -246,11 +252,38 @@ def test_an_editing_model_learns_and_its_lora_edits_at_once(service, images, pai
         assert edited.status is JobStatus.SUCCEEDED, edited.error
 
 
+def test_a_killed_training_on_step1x_ends_with_the_same_losses_and_its_lora_edits(service, images):
+    wish = {**WISH, "images": images[:2], "source_images": images[1:], "model": "tiny-step1x", "max_train_steps": 6}
+    wish |= {"instance_prompt": "make it blue", "validation_prompts": ["make it blue"], "validation_steps": 6}
+    whole = end_of(service, service.submit("lora-training", wish))
+    assert whole.status is JobStatus.SUCCEEDED, whole.error
+    assert len(set(whole.result["data"]["losses"])) == 6 and len(whole.result["images"]) == 2
+    job = service.submit("lora-training", wish)
+    until(lambda: service.get(job.id).step >= 4, SECONDS)
+    os.kill(service.readiness()["workers"][0]["pid"], signal.SIGKILL)
+    done = end_of(service, job)
+    assert (done.status, done.attempt) == (JobStatus.SUCCEEDED, 2), done.error
+    assert done.result["data"]["losses"] == whole.result["data"]["losses"]
+    row = service.models.get(done.result["data"]["lora"])
+    assert (row.spec.kind, row.spec.family, row.spec.options["trigger"]) == ("lora", "flux", "style")
+    edit = {"prompt": "make it blue", "image": images[0], "model": "tiny-step1x", "num_inference_steps": 1, "seed": 3}
+    edit |= {"size_level": 256, "align": False}
+    drawn_with = [
+        end_of(service, service.submit("step1x-edit", edit | {"loras": put_on}))
+        for put_on in ([{"model": row.spec.id}], [])
+    ]
+    assert all(job.status is JobStatus.SUCCEEDED for job in drawn_with), [job.error for job in drawn_with]
+    one, other = (np.asarray(service.storage.open(job.result["images"][0]["id"]), int) for job in drawn_with)
+    assert np.abs(one - other).max() > 8
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
         ({"model": "tiny-sd15", "count": 3}, "source_images"),
         ({"count": 2}, "source_images"),
+        ({"model": "tiny-step1x"}, "source_images"),
+        ({"model": "tiny-step1x", "count": 3, "class_prompt": "a cat"}, "class_prompt"),
         ({"class_prompt": "a cat"}, "class_prompt"),
         ({"train_text_encoder": True}, "train_text_encoder"),
         ({"snr_gamma": 5.0}, "snr_gamma"),

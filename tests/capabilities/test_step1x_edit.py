@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from app.core.jobs import JobStatus
 from app.errors import JobCancelled
@@ -36,6 +37,24 @@ def server(folder, one_thread, tmp_path_factory):
     with serving(tmp_path_factory.mktemp("home"), engine=engine, precision="float32") as running:
         running.service.models.add(folder, id=MODEL)
         yield running
+
+
+@pytest.fixture(scope="module")
+def loras(server, tmp_path_factory):
+    """Two LoRAs, of FLUX's layout and of SDXL's, in the server's library; answers their ids."""
+    folder, noise = tmp_path_factory.mktemp("loras"), torch.Generator().manual_seed(8)
+    names = {
+        "flux-style": "transformer.single_transformer_blocks.1.attn.to_v",
+        "sdxl-style": "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
+    }
+    for id, name in names.items():
+        wide = 64 if id == "flux-style" else 2048
+        state = {f"{name}.lora_A.weight": (4, wide), f"{name}.lora_B.weight": (64, 4)}
+        save_file(
+            {key: torch.randn(shape, generator=noise) for key, shape in state.items()}, folder / f"{id}.safetensors"
+        )
+        server.service.models.add(folder / f"{id}.safetensors")
+    return tuple(names)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +105,31 @@ def test_a_seed_repeats_the_picture_and_the_words_and_guidance_count(server, pho
     _, unguided = ask(server, **wish(photo, model=MODEL, align=False, guidance_scale=1.0))
     assert first.tobytes() == again.tobytes()
     assert len({picture.tobytes() for picture in (first, other_words, unguided)}) == 3
+
+
+def test_a_lora_acts_by_its_weight_and_stays_for_nobody_else(server, photo, loras):
+    def with_weight(*weights):
+        put_on = [{"model": loras[0], "weight": weight} for weight in weights]
+        return ask(server, **wish(photo, model=MODEL, align=False, loras=put_on))[1].tobytes()
+
+    bare, whole = with_weight(), with_weight(1.0)
+    assert whole != bare and with_weight(0.5) not in {bare, whole}
+    assert with_weight(0.0) == bare == with_weight()
+
+
+def test_a_lora_of_another_base_is_refused_with_both_names(server, photo, loras):
+    before = server.stored()
+    flux, sdxl = loras
+    asked = {
+        "step1x-edit": wish(photo, model=MODEL, loras=[{"model": sdxl}]),
+        "text-to-image": {"prompt": "a cat", "model": "pocket", "loras": [{"model": flux}]},
+    }
+    for capability, told in asked.items():
+        answer = server.client.post(f"/api/v1/{capability}", json=told)
+        message = answer.json()["error"]["message"]
+        assert answer.status_code == 422 and "was made for" in message, answer.text
+        assert "flux" in message and "sdxl" in message and told["model"] in message
+    assert server.stored() == before
 
 
 def test_the_capability_adds_nothing_to_what_the_editor_makes(server, photo, runtime):

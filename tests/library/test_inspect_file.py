@@ -110,7 +110,20 @@ REFUSED = {
         "UNet alone",
     ),
     "flux lora": ({"transformer.single_blocks.0.attn.to_k.lora_A.weight": (16, 3072)}, "another family"),
-    "kohya flux lora": ({"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (16, 3072)}, "another family"),
+    "flux lora with CLIP": (
+        {
+            "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (16, 3072),
+            "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (16, 768),
+        },
+        "changes a text encoder",
+    ),
+    "flux dora": (
+        {
+            "lora_unet_single_blocks_0_linear2.lora_down.weight": (16, 15360),
+            "lora_unet_single_blocks_0_linear2.dora_scale": (3072, 1),
+        },
+        "DoRA",
+    ),
     "loha": ({"lora_unet_down_blocks_1_attentions_0_proj_in.hada_w1_a": (640, 8)}, "LoHa"),
     "lokr": ({"lora_unet_down_blocks_1_attentions_0_proj_in.lokr_w1": (8, 8)}, "LoKr"),
     "dora": (
@@ -206,6 +219,22 @@ LORAS = {
         "diffusers",
         {"text_encoder.text_model.encoder.layers.0.self_attn.k_proj.lora_linear_layer.down.weight": (4, 768)},
     ),
+    "kohya's of FLUX": ("flux", "kohya", {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (16, 3072)}),
+    "diffusers' of FLUX": (
+        "flux",
+        "diffusers",
+        {
+            "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": (16, 3072),
+            "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": (16, 3072),
+        },
+    ),
+    "XLabs' of FLUX": ("flux", "diffusers", {"double_blocks.0.processor.proj_lora1.down.weight": (16, 3072)}),
+    "fal's of FLUX": ("flux", "diffusers", {"base_model.model.double_blocks.0.img_attn.proj.lora_A.weight": (4, 3072)}),
+    "Qwen-Image's": (
+        "qwen-image",
+        "diffusers",
+        {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": (16, 3072)},
+    ),
     "second text encoder": (
         "sdxl",
         "diffusers",
@@ -219,6 +248,12 @@ def test_loras_and_their_families(tmp_path: Path, name: str):
     family, form, shapes = LORAS[name]
     found = inspect(sparse(tmp_path / "x.safetensors", shapes))
     assert (found.kind, found.family, found.options["format"], found.tasks) == ("lora", family, form, ())
+
+
+def test_a_lora_of_double_blocks_alone_is_fluxs_where_it_says_so(tmp_path: Path):
+    shapes = LORAS["Qwen-Image's"][2]
+    for told in ({"ss_base_model_version": "flux1"}, {"modelspec.architecture": "Step1X-Edit/lora"}):
+        assert inspect(sparse(tmp_path / "x.safetensors", shapes, told)).family == "flux"
 
 
 def test_the_trigger_phrase_of_a_lora_is_kept(tmp_path: Path):
