@@ -17,9 +17,11 @@ _MATRIX = re.compile(r"\.lora_(A|B|down|up)\b|_lora[12]?\.(down|up)\.")
 _BLOCKS = re.compile(
     r"single_transformer_blocks[._]\d+[._]"
     r"|^lora_unet_(double|single)_blocks_\d+_"
-    r"|^((base_model\.model|diffusion_model)\.)?(double|single)_blocks\.\d+\."
+    r"|^(diffusion_model\.)?(double|single)_blocks\.\d+\.processor\."
 )
-"""FLUX's blocks as diffusers, kohya, XLabs and Black Forest Labs name them."""
+"""FLUX's blocks as diffusers, kohya and XLabs name them."""
+_UNREAD = re.compile(r"^(base_model\.model\.|diffusion_model\.)?(double|single)_blocks\.\d+\.")
+"""The original's own names, which diffusers reads of some trainers' whole sets of layers alone."""
 BASE_KEYS = ("ss_base_model_version", "modelspec.architecture")
 _BASE = re.compile(r"flux|step1x", re.IGNORECASE)
 _TEXT_ENCODER = re.compile(r"^(lora_te\d?_|text_encoders?\b)")
@@ -30,6 +32,10 @@ def recognise(header: Header, stem: str) -> Inspection | None:
     names = [name for name in header.shapes if _MATRIX.search(name)]
     # On double blocks alone it has the names and the widths of a LoRA for Qwen-Image: such a file must say what it is.
     said = any(_BASE.search(header.metadata.get(key, "")) for key in BASE_KEYS)
+    if any(_UNREAD.search(name) and not _BLOCKS.search(name) for name in names):
+        raise InvalidRequest(
+            "The FLUX LoRA has the original network's own names; those of kohya, XLabs and diffusers are served."
+        )
     if not names or not (said or any(_BLOCKS.search(name) for name in names)):
         return None
     if any(_TEXT_ENCODER.search(name) for name in names):

@@ -117,6 +117,10 @@ REFUSED = {
         },
         "changes a text encoder",
     ),
+    "flux lora in the original's names": (
+        {"diffusion_model.double_blocks.0.img_attn.proj.lora_A.weight": (16, 3072)},
+        "original network's own names",
+    ),
     "flux dora": (
         {
             "lora_unet_single_blocks_0_linear2.lora_down.weight": (16, 15360),
@@ -229,7 +233,6 @@ LORAS = {
         },
     ),
     "XLabs' of FLUX": ("flux", "diffusers", {"double_blocks.0.processor.proj_lora1.down.weight": (16, 3072)}),
-    "fal's of FLUX": ("flux", "diffusers", {"base_model.model.double_blocks.0.img_attn.proj.lora_A.weight": (4, 3072)}),
     "Qwen-Image's": (
         "qwen-image",
         "diffusers",

@@ -18,8 +18,10 @@ from safetensors.numpy import save_file
 from app.errors import Conflict, InvalidRequest, NotFound, UnknownModel, WeightsMissing
 from app.models import catalog, installing
 from app.models.catalog_controls import CONTROLNETS
+from app.models.catalog_editing import EDITING
 from app.models.catalog_qwen import QWEN
 from app.models.inspect_file import PICKLES
+from app.models.installed import Installed, dump, load
 from app.models.installing import is_slug, slug
 from app.models.library import ModelLibrary
 from app.models.licences import licence_notes
@@ -387,3 +389,10 @@ def test_importing_and_asking_needs_neither_torch_nor_a_network(tmp_path: Path):
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=60)
+
+
+def test_a_step1x_edit_of_an_earlier_record_is_of_fluxs_family():
+    spec = dataclasses.replace(next(row for row in EDITING if row.id == "step1x-edit-v1p2"), family="other")
+    record = dump(Installed(spec, "added", "files", {}))
+    assert load(record).spec.family == "flux"
+    assert load(dump(Installed(dataclasses.replace(spec, loader="x:y"), "added", "files", {}))).spec.family == "other"

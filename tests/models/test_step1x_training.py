@@ -129,6 +129,7 @@ def plain_training(runtime, folder, version, plan, steps):
 
 def test_gradients_and_steps_are_those_of_plain_diffusers_and_peft(runtime, folder, version):
     losses, gradients, matrices = plain_training(runtime, folder, version, PLAN, 4)
+    before = {name: tensor.clone() for name, tensor in opened_of(runtime).transformer.state_dict().items()}
     with runtime.trainer("tiny", PLAN) as trainer:
         prepare(trainer)
         with trainer._working():
@@ -143,6 +144,7 @@ def test_gradients_and_steps_are_those_of_plain_diffusers_and_peft(runtime, fold
     assert {name.removeprefix("transformer.") for name in found} == set(matrices)
     for name, matrix in matrices.items():
         assert torch.allclose(found[f"transformer.{name}"], matrix, atol=1e-5), name
+    require_same(opened_of(runtime).transformer.state_dict(), before)
 
 
 def losses_of(runtime, plan, steps):
@@ -206,6 +208,11 @@ def opened_of(runtime):
     return next(iter(runtime._cache.models().values()))
 
 
+def require_same(found, expected):
+    """The same tensors under the same names, to the bit."""
+    assert list(found) == list(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 @pytest.fixture(scope="module")
 def learned(runtime, library, tmp_path_factory):
     """The file of a short training, registered, with the picture that its trainer drew at the end."""
@@ -253,8 +260,7 @@ def test_it_changes_the_picture_by_its_weight_and_comes_off_to_the_bit(runtime, 
     assert np.abs(draw(runtime, **{row.spec.id: 0.5}) - whole).max() > 0
     assert np.array_equal(draw(runtime, **{row.spec.id: 0.0}), bare)
     assert np.array_equal(draw(runtime), bare), "the layers stayed on"
-    after = opened_of(runtime).transformer.state_dict()
-    assert list(after) == list(state) and all(torch.equal(after[name], state[name]) for name in state)
+    require_same(opened_of(runtime).transformer.state_dict(), state)
 
 
 def kohya(name, tensors, alpha):
@@ -265,12 +271,18 @@ def kohya(name, tensors, alpha):
 
 
 def test_files_of_the_common_layouts_draw_alike(runtime, library, tmp_path):
-    """One LoRA in kohya's names, in diffusers' with alphas beside, and in diffusers' alone."""
+    """One LoRA in the names of kohya and XLabs, in diffusers' with alphas beside, and in diffusers' alone."""
     noise = torch.Generator().manual_seed(8)
     down, qkv, up = (torch.randn(shape, generator=noise) for shape in ((4, 64), (192, 4), (64, 4)))
     deep = torch.randn(4, 320, generator=noise)
     original = kohya("lora_unet_double_blocks_0_img_attn_qkv", {"down": down, "up": qkv}, 2)
     files = {"kohya": original | kohya("lora_unet_single_blocks_1_linear2", {"down": deep, "up": up}, 2)}
+    files["xlabs"] = {
+        f"{layer}.{side}.weight": tensor
+        for layer, pair in (("double_blocks.0.processor.qkv_lora1", (down, qkv / 2)),
+                            ("single_blocks.1.processor.proj_lora", (deep, up / 2)))
+        for side, tensor in zip(("down", "up"), pair, strict=True)
+    }  # fmt: skip
     names = [f"transformer.transformer_blocks.0.attn.to_{part}" for part in "qkv"]
     pairs = {name: (down, one) for name, one in zip(names, qkv.chunk(3), strict=True)}
     pairs["transformer.single_transformer_blocks.1.proj_out"] = deep, up
