@@ -16,8 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from app.core.fields import WeightedModel
+from app.core.model_offload import Offload
 from app.core.training_fields import TrainingPlan
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, OutOfMemory
 from app.models.adapters import Addition
 from app.models.library import ModelLibrary
 from app.models.runtime import open_runtime
@@ -335,9 +336,10 @@ def test_kohya_files_of_published_size_fit_the_published_network(version, tmp_pa
     check_fit(network, found, addition)
 
 
-def test_what_stands_in_few_bits_is_drawn_with_and_not_trained_on(library, learned):
+@pytest.mark.parametrize("precision", ["float8", "int8"])
+def test_what_stands_in_few_bits_is_drawn_with_and_not_trained_on(library, learned, precision):
     _, row, _, _ = learned
-    opened = open_runtime(device="cpu", library=library, precision="float8")
+    opened = open_runtime(device="cpu", library=library, precision=precision)
     try:
         with pytest.raises(InvalidRequest, match="fewer bits"), opened.trainer("tiny", PLAN):
             pass
@@ -346,3 +348,21 @@ def test_what_stands_in_few_bits_is_drawn_with_and_not_trained_on(library, learn
         assert np.array_equal(draw(opened), bare)
     finally:
         opened.close()
+
+
+@pytest.mark.parametrize("strategy", ["model_cpu", "streamed", "sequential_cpu"])
+def test_weights_that_visit_the_device_wear_it_too_and_are_not_trained_on(library, runtime, learned, strategy):
+    _, row, _, _ = learned
+    expected = {weight: draw(runtime, **{row.spec.id: weight}) for weight in (1.0, 0.0)}
+    other = open_runtime(device="cpu", library=library, precision="float32")
+    # Past the door that keeps these to GPUs: here the hooks move weights from RAM to RAM.
+    other.device.offload = Offload(strategy)
+    try:
+        for weight, picture in expected.items():
+            assert np.array_equal(draw(other, **{row.spec.id: weight}), picture)
+        assert opened_of(other).placement.strategy.value == strategy
+        with pytest.raises(OutOfMemory, match="whole model"), other.trainer("tiny", PLAN) as trainer:
+            prepare(trainer)
+        assert np.array_equal(draw(other), expected[0.0])
+    finally:
+        other.close()
