@@ -20,12 +20,11 @@ from PIL import Image
 from torch.nn import functional
 
 from app.imaging import control_maps
-from app.pocket import archive, captions, spec, train_pulid, world
+from app.pocket import archive, captions, encoding, spec, train_pulid, world
 from app.pocket.check import load
 from app.pocket.checkpoints import Stage, generator_of, rng_of
 from app.pocket.shards import mixed_precision
 from app.pocket.train import say
-from app.pocket.train_autoencoder import to_tensor
 from app.pocket.train_instantid import build_network, save_network
 
 NAME = "control"
@@ -38,7 +37,7 @@ SCENES, STEPS = 3072, 3600
 EMPTY_CAPTIONS = 0.3  # more than the UNet saw: lines alone should tell what a thing is
 LAYOUT_SAID = 0.2  # of the others name place, size and pose: where captions say all, nothing is learned from a map
 SHAPES: archive.Shapes = {
-    "latents": (np.float16, (4, spec.HEIGHT // 8, spec.WIDTH // 8)),
+    "latents": encoding.LATENTS,
     **{kind: (np.uint8, (spec.HEIGHT, spec.WIDTH)) for kind in KINDS},
 }
 
@@ -76,11 +75,8 @@ def build_drawings(
 
     def make(indices: range) -> dict[str, np.ndarray]:
         images = [world.draw(scene_of(seed, index), spec.WIDTH) for index in indices]
-        with torch.no_grad(), mixed_precision(torch.device("cpu")):
-            latents = autoencoder.encode(to_tensor(images)).latent_dist.mean
-        return {"latents": latents.float().numpy()} | {
-            kind: np.stack([map_of(kind, image) for image in images]) for kind in KINDS
-        }
+        latents = encoding.encode(autoencoder, encoding.to_tensor(images)).float().numpy()
+        return {"latents": latents} | {kind: np.stack([map_of(kind, image) for image in images]) for kind in KINDS}
 
     return archive.build(folder, f"{NAME}-{seed}", SHAPES, count, make, report)
 

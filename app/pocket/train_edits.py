@@ -18,12 +18,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from app.pocket import archive, edits, spec, train_pulid, world
+from app.pocket import archive, edits, encoding, spec, train_pulid, world
 from app.pocket.check import load
 from app.pocket.checkpoints import Stage, generator_of, rng_of
 from app.pocket.shards import mixed_precision
 from app.pocket.train import say
-from app.pocket.train_autoencoder import to_tensor
 
 NAME = "edits"
 FOLDER = Path(__file__).parent / "editing" / "pocket-instruct-pix2pix"
@@ -31,8 +30,7 @@ BATCH = 16
 RATE = 4e-4
 PAIRS, STEPS = 6144, 6000
 NOTHING_SAID, NOTHING_SHOWN, NEITHER = 0.05, 0.05, 0.05
-_LATENTS = (np.float16, (4, spec.HEIGHT // 8, spec.WIDTH // 8))
-SHAPES: archive.Shapes = {"before": _LATENTS, "after": _LATENTS}
+SHAPES: archive.Shapes = {"before": encoding.LATENTS, "after": encoding.LATENTS}
 
 
 def edit_of(seed: object, index: int) -> edits.Edit:
@@ -49,9 +47,8 @@ def build_pairs(
         some = [edit_of(seed, index) for index in indices]
         made = {}
         for side in SHAPES:
-            images = [world.draw(getattr(edit, side), spec.WIDTH) for edit in some]
-            with torch.no_grad(), mixed_precision(torch.device("cpu")):
-                made[side] = autoencoder.encode(to_tensor(images)).latent_dist.mean.float().numpy()
+            pictures = encoding.to_tensor([world.draw(getattr(edit, side), spec.WIDTH) for edit in some])
+            made[side] = encoding.encode(autoencoder, pictures).float().numpy()
         return made
 
     return archive.build(folder, f"{NAME}-{seed}", SHAPES, count, make, report)

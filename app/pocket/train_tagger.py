@@ -17,12 +17,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional
 
-from app.pocket import crops, spec, tagger, world
+from app.pocket import crops, encoding, spec, tagger, world
 from app.pocket.checkpoints import Stage, generator_of, rng_of
 from app.pocket.face_pack import write_tagger
 from app.pocket.shards import mixed_precision
 from app.pocket.train import say
-from app.pocket.train_autoencoder import to_tensor
 
 FOLDER = Path(__file__).parent / "tagger"
 MODEL, LABELS = "model.onnx", "selected_tags.csv"
@@ -82,10 +81,8 @@ def build(
             pixels = np.stack([np.asarray(image) for image in images])
             if autoencoder is not None:
                 some = slice(0, None, DECODED_OF)
-                with torch.no_grad(), mixed_precision(torch.device("cpu")):
-                    latents = autoencoder.encode(to_tensor(images[some])).latent_dist.mean
-                    decoded = autoencoder.decode(latents).sample.float().clamp(-1, 1)
-                pixels[some] = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+                latents = encoding.encode(autoencoder, encoding.to_tensor(images[some]))
+                pixels[some] = encoding.decode(autoencoder, latents)
             file.write(pixels.tobytes())
             if time.monotonic() - reported > 20:
                 reported = time.monotonic()
