@@ -14,19 +14,14 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from app.pocket import archive, encoding, portraits, spec, world
+from app.pocket import archive, encoding, spec, world
 from app.pocket.checkpoints import rng_of
 
 PICTURES_EACH = 4
 SIZE = spec.WIDTH
 LOOKS: dict[str, tuple] = {  # what of a person stays the same from picture to picture, beside the geometry
-    "kind": portraits.KINDS,
-    "hair_style": portraits.HAIR_STYLES,
-    "hair_colour": tuple(portraits.HAIR_COLOURS),
-    "eye_colour": tuple(portraits.EYE_COLOURS),
-    "skin": tuple(portraits.SKINS),
-    "glasses": portraits.GLASSES,
-    "beard": (False, True),
+    name: world.PERSON_FACTS[name]
+    for name in ("kind", "hair_style", "hair_colour", "eye_colour", "skin", "glasses", "beard")
 }
 
 
