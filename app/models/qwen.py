@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
-from safetensors import SafetensorError
 
 from app.core.training_fields import TrainingPlan
 from app.errors import InvalidRequest
@@ -20,7 +18,8 @@ from app.models.adapters import Wardrobe
 from app.models.catalog_qwen import PARTS_TASK, PLUS_TASK
 from app.models.device import TorchDevice, in_bfloat16
 from app.models.library import ModelRow
-from app.models.offloading import Placement, weight_bytes
+from app.models.offloading import Placed, Placement
+from app.models.opening import refusing
 from app.models.qwen_editing import QwenEditor
 from app.models.qwen_loras import lora_layers
 from app.models.qwen_network import is_few_bits, load_single_file
@@ -37,7 +36,7 @@ PIPELINES: Mapping[str, Any] = {
 LIBRARIES = {"diffusers", "transformers"}
 
 
-class QwenImageEdit:
+class QwenImageEdit(Placed):
     """Everything of one Qwen-Image-Edit, in RAM until `place`; see `app.core.model_offload.Model`.
 
     `takes_several` says whether it was trained on several pictures.
@@ -58,15 +57,6 @@ class QwenImageEdit:
         quantisation.quantise(reads if is_few_bits(self.transformer) else reads | {"unet": self.transformer}, device)
         self.placement = Placement(modules, device.torch_device, device.offload, denoiser="transformer")
         self.wardrobe = Wardrobe(building=self.placement.building, layers=lora_layers)
-
-    @property
-    def bytes(self) -> int:
-        """The size of all weights."""
-        return weight_bytes(*self.modules)
-
-    def plan(self, available: int) -> int:
-        """Settle how the weights will stand on a device with so much room; answers the bytes they take there."""
-        return self.placement.plan(available)
 
     def place(self) -> None:
         """Move the weights to the device, or let them visit it."""
@@ -105,14 +95,8 @@ class QwenImageEdit:
 
 def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow] = ()) -> QwenImageEdit:
     """Open a whole folder, or a network with the part that every version shares."""
-    try:
+    with refusing(spec, "its files are no whole Qwen-Image-Edit"):
         return _load(spec, path, in_bfloat16(device), parts)
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, StopIteration) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise InvalidRequest(
-            f"The model {spec.id!r} cannot be opened: its files are no whole Qwen-Image-Edit.", model=spec.id
-        ) from error
 
 
 def _load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow]) -> QwenImageEdit:

@@ -11,16 +11,15 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
-from app.errors import InvalidRequest
 from app.models import quantisation
 from app.models.catalog_editing import AUTOENCODER
 from app.models.device import TorchDevice, in_bfloat16
 from app.models.library import ModelRow
-from app.models.offloading import Placement, weight_bytes
+from app.models.offloading import Placed, Placement
+from app.models.opening import refusing
 from app.models.single_files import LAYOUTS
 from app.models.spec import ModelSpec
 from app.models.step1x_editing import Step1XEditor
@@ -31,7 +30,7 @@ from app.models.step_batching import StepBatcher
 OWN = LAYOUTS / "step1x"
 
 
-class Step1X:
+class Step1X(Placed):
     """Everything of one Step1X-Edit, in RAM until `place`; see `app.core.model_offload.Model`."""
 
     def __init__(
@@ -60,15 +59,6 @@ class Step1X:
         quantisation.quantise({"unet": transformer.flux}, device)
         self.placement = Placement(modules, device.torch_device, device.offload, denoiser="transformer")
 
-    @property
-    def bytes(self) -> int:
-        """The size of all weights."""
-        return weight_bytes(*self.modules)
-
-    def plan(self, available: int) -> int:
-        """Settle how the weights will stand on a device with so much room; answers the bytes they take there."""
-        return self.placement.plan(available)
-
     def place(self) -> None:
         """Move the weights to the device, or let them visit it."""
         self.placement.put()
@@ -94,14 +84,8 @@ def version_of(transformer: Step1XTransformer) -> Version:
 
 def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow] = ()) -> Step1X:
     """Open a folder of either layout."""
-    try:
+    with refusing(spec, "its files are no whole Step1X-Edit"):
         return _load(spec, path, in_bfloat16(device), parts)
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, StopIteration) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise InvalidRequest(
-            f"The model {spec.id!r} cannot be opened: its files are no whole Step1X-Edit.", model=spec.id
-        ) from error
 
 
 def _load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow]) -> Step1X:
