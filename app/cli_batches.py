@@ -6,7 +6,7 @@ import json
 from typing import Any
 from urllib.parse import urlencode
 
-from app.cli_jobs import Server, line
+from app.cli_jobs import Server, line, server_options
 from app.cli_lines import read_lines
 from app.errors import InvalidRequest
 
@@ -16,10 +16,7 @@ ROOT = "/api/v1/batch"
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """The commands and where the server is."""
-    where = argparse.ArgumentParser(add_help=False)
-    where.add_argument("--url", help="address of the server (default: http://127.0.0.1 and EIS_PORT)")
-    where.add_argument("--key", help="API key (default: the first of EIS_API_KEYS)")
-    where.add_argument("--json", action="store_true", help="print what the server answers")
+    where = server_options()
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     submit = commands.add_parser("submit", parents=[where], help="queue every line of a JSONL file, all or none")
     submit.add_argument("file", metavar="FILE", help="the JSONL file; - reads stdin")

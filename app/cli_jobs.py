@@ -15,12 +15,18 @@ from app.errors import InvalidRequest, ServiceError, TransferFailed, error_class
 LONGEST_ANSWER = 64 * 2**20
 
 
-def declare(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
-    """Four commands and where the server is."""
+def server_options() -> argparse.ArgumentParser:
+    """The parent of every command that asks a running server."""
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument("--url", help="address of the server (default: http://127.0.0.1 and EIS_PORT)")
     where.add_argument("--key", help="API key (default: the first of EIS_API_KEYS)")
     where.add_argument("--json", action="store_true", help="print what the server answers")
+    return where
+
+
+def declare(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
+    """Four commands and where the server is."""
+    where = server_options()
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     listing = commands.add_parser("list", parents=[where], help="newest first")
     listing.add_argument("--status", choices=["queued", "running", "succeeded", "failed", "cancelled"])

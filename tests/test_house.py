@@ -61,6 +61,7 @@ GROUND_FILES = {
     "app.public_addresses",
     "app.public_urls",
     "app.errors",
+    "app.on_disk",
     "app.search_providers",
     "app.strict_json",
 }
@@ -167,12 +168,13 @@ def layer(module: str) -> str:
     raise AssertionError(f"{module} stands on no floor: give it one in docs/architecture.md and here")
 
 
-GROUND = {"ground", "errors", "guarded_http", "strict_json"}
+GROUND = {"ground", "errors", "guarded_http", "on_disk", "strict_json"}
 
 MAY_IMPORT = {
     "ground": set(),
     "errors": set(),
     "collector": set(),
+    "on_disk": set(),
     "strict_json": set(),
     "guarded_http": GROUND | {"public_addresses", "public_urls"},
     "public_urls": {"errors", "public_addresses"},

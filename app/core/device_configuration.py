@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.core.model_offload import PRECISIONS, STRATEGIES
 from app.core.multi_gpu import MOST_SEATS, Strategy
 from app.errors import InvalidRequest, StorageFull
+from app.on_disk import sync
 
 FILE = "devices.json"
 LEAST_MEMORY = 2**20
@@ -115,8 +116,4 @@ def _replace(home: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    folder = os.open(home, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(home)

@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from app.errors import DependencyMissing, InvalidRequest, ServiceError, StorageFull, TransferFailed, UnknownImage
+from app.on_disk import sync
 
 logger = logging.getLogger(__name__)
 
@@ -164,9 +165,9 @@ class PictureStore:
         part = final.with_name(f"{final.name}.{secrets.token_hex(4)}.part")
         try:
             self._fs.put_file(str(path), str(part))
-            _sync(part)
+            sync(part)
             part.replace(final)
-            _sync(final.parent)
+            sync(final.parent)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -185,7 +186,7 @@ class PictureStore:
             if not _is_whole(part):
                 raise TransferFailed("The picture store gave only a part of a picture; try again.")
             os.utime(part, (time.time(), written))
-            _sync(part)
+            sync(part)
             size = part.stat().st_size
             part.replace(path)
         finally:
@@ -246,11 +247,3 @@ def _is_whole(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - len(PNG_END)))
         return file.read() == PNG_END
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

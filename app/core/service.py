@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
-from app.core import crash_points
 from app.core.batch_store import BatchStore
 from app.core.batching import Batching
 from app.core.callbacks import CallbackSender, CheckedUrl, Signer, check_callback_url, secret_of
@@ -23,8 +22,7 @@ from app.core.job_store import JobStore
 from app.core.jobs import Batch, ImageRecord, Job, JobStatus, new_id
 from app.core.memory_report import ANSWER_SECONDS, tell_memory
 from app.core.peers import Ears, Peers
-from app.core.picture_store import open_picture_store
-from app.core.storage import Storage, StoredImage
+from app.core.storage import StoredImage, open_storage
 from app.core.submission import Submission
 from app.core.sweeping import Sweeper
 from app.core.watchers import Watchers
@@ -50,14 +48,7 @@ class Service(Watching, Batching):
         options.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.options = options
         self.catalog = load_catalog(options.catalog)
-        self.storage = Storage(
-            options.home,
-            max_pixels=options.max_image_pixels,
-            decode_seconds=options.image_decode_seconds,
-            min_free_bytes=options.min_free_bytes,
-            checkpoint=crash_points.reach,
-            shared=open_picture_store(options.pictures_url, cache_bytes=options.picture_cache_bytes),
-        )
+        self.storage = open_storage(options)
         if self.storage.shared is not None:
             self.storage.shared.check()
         self.models = ModelLibrary(

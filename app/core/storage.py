@@ -28,11 +28,14 @@ from typing import IO, Any, Literal
 
 from PIL import Image
 
-from app.core.picture_store import PictureStore
+from app.core import crash_points
+from app.core.engine_options import EngineOptions
+from app.core.picture_store import PictureStore, open_picture_store
 from app.errors import InvalidRequest, StorageFull, Unavailable, UnknownImage
 from app.imaging.decode import decode_to_png
 from app.imaging.metadata import MEDIA_TYPES, Origin, encode, read_origin
 from app.imaging.on_white import flat
+from app.on_disk import sync
 
 _ALPHABET = string.digits + string.ascii_lowercase
 _REFERENCE = re.compile(r"[0-9a-z]{26}")
@@ -328,7 +331,7 @@ class Storage:
         with _room_errors():
             if not final.parent.is_dir():
                 final.parent.mkdir(exist_ok=True, mode=0o700)
-                _sync_folder(self._folder)
+                sync(self._folder)
             try:
                 with part.open("xb+") as file:
                     yield file
@@ -341,7 +344,7 @@ class Storage:
                 else:
                     part.rename(final)
                 checkpoint("rename")
-                _sync_folder(final.parent)
+                sync(final.parent)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
@@ -355,17 +358,21 @@ class Storage:
             part.rename(final)
 
 
+def open_storage(options: EngineOptions) -> Storage:
+    """The pictures as the service and every worker open them."""
+    return Storage(
+        options.home,
+        max_pixels=options.max_image_pixels,
+        decode_seconds=options.image_decode_seconds,
+        min_free_bytes=options.min_free_bytes,
+        checkpoint=crash_points.reach,
+        shared=open_picture_store(options.pictures_url, cache_bytes=options.picture_cache_bytes),
+    )
+
+
 def new_reference() -> str:
     """An opaque random id of 26 characters (134 bits)."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(26))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

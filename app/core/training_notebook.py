@@ -5,7 +5,6 @@ before it goes afterwards: a kill at any moment leaves the last whole one, from 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from app.core.capability import Trainer
+from app.on_disk import sync
 
 CHECKPOINT = "checkpoint-"
 STATE = "training.json"
@@ -56,9 +56,9 @@ class Notebook:
         trainer.save(part)
         (part / STATE).write_text(json.dumps({"losses": self.losses, "seed": self.seed}))
         for path in (*part.iterdir(), part):
-            _sync(path)
+            sync(path)
         part.rename(whole)
-        _sync(self.folder)
+        sync(self.folder)
         for earlier in self.folder.glob(f"{CHECKPOINT}*"):
             if earlier != whole:
                 shutil.rmtree(earlier, ignore_errors=True)
@@ -107,11 +107,3 @@ def save_whole(image: Image.Image, path: Path) -> None:
     part = path.with_suffix(".part")
     image.save(part, "PNG")
     part.rename(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -33,9 +33,8 @@ from app.core.context import RunContext
 from app.core.device_inventory import INLINE, resolve_devices
 from app.core.engine_options import EngineOptions, load_by_name
 from app.core.multi_gpu import MOST_SEATS, URGENT_SEATS
-from app.core.picture_store import open_picture_store
 from app.core.results import save_pictures
-from app.core.storage import Storage
+from app.core.storage import open_storage
 from app.core.submission import check_with_picture
 from app.errors import InvalidRequest, JobCancelled, OutOfMemory, ServiceError, UnknownCapability
 from app.guarded_http import GuardedClient
@@ -70,14 +69,7 @@ class Worker:
         self._chores: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._trouble: Exception | None = None
         self._catalog: dict[str, Capability] = {}
-        self._storage = Storage(
-            options.home,
-            max_pixels=options.max_image_pixels,
-            decode_seconds=options.image_decode_seconds,
-            min_free_bytes=options.min_free_bytes,
-            checkpoint=crash_points.reach,
-            shared=open_picture_store(options.pictures_url, cache_bytes=options.picture_cache_bytes),
-        )
+        self._storage = open_storage(options)
         self._belongings = Belongings(options.home, options.training_keep_days)
         self._models = ModelLibrary(options.home)
         self._client = GuardedClient(options.trusted_hosts)

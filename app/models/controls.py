@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel, ControlNetUnionModel, MultiControlNetModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -24,6 +23,7 @@ from app.errors import InvalidRequest
 from app.models.catalog_controls import SHAPES, UNION_MODES
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
+from app.models.opening import refusing
 from app.models.row_attention import Halves
 from app.models.spec import ModelSpec
 from app.models.step_batching import Session, StepBatcher
@@ -72,12 +72,8 @@ class ControlWeights(Weights):
 
 def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow] = ()) -> ControlWeights:
     """Open a ControlNet: a diffusers folder or a single file."""
-    try:
+    with refusing(spec, "its files are no whole ControlNet"):
         return ControlWeights(spec.id, open_network(path, spec, device), device)
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise InvalidRequest(
-            f"The model {spec.id!r} cannot be opened: its files are no whole ControlNet.", model=spec.id
-        ) from error
 
 
 def open_network(path: Path, spec: ModelSpec, device: TorchDevice) -> Any:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from app.core.attachments import EcomIdIdentity
 from app.errors import InvalidRequest
@@ -18,6 +17,7 @@ from app.models.attached import Attached, mask_tensor
 from app.models.controls import Control, ControlWeights, open_network
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
+from app.models.opening import refusing
 from app.models.spec import ModelSpec
 from app.models.weights import Weights
 
@@ -60,13 +60,9 @@ def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[Model
     identity = _part(spec, parts, "pulid")
     adapter = _part(spec, parts, "instantid")
     opened = pulid.load(identity.spec, identity.path, device)
-    try:
+    with refusing(spec, "its files are no whole EcomID"):
         tokens = instantid.open_adapter(adapter.spec, adapter.path, device)
         return EcomId(spec.id, opened, tokens, open_network(path, spec, device), device)
-    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
-        raise InvalidRequest(
-            f"The model {spec.id!r} cannot be opened: its files are no whole EcomID.", model=spec.id
-        ) from error
 
 
 def attach(opened: EcomId, wish: EcomIdIdentity, *, faces: Any, **more: Any) -> Attached:

@@ -22,6 +22,7 @@ from app.models.conversion import Converted, landing
 from app.models.download import BY_NAME, GGUF, STORED, WEIGHTS, Hub, RemoteFile, Stop
 from app.models.installed import FILES, RECORD, Installed, InstalledFile, dump
 from app.models.spec import ModelSpec
+from app.on_disk import sync
 
 RESERVED_BYTES = 256 * 2**20
 SECONDS_BETWEEN_KNOCKS = 0.2
@@ -91,7 +92,7 @@ class Workshop:
         place = self.folder / installed.spec.id
         self.discard(place)
         staged.rename(place)
-        _sync_folder(self.folder)
+        sync(self.folder)
         shutil.rmtree(self._staging / installed.spec.id, ignore_errors=True)
 
     def discard(self, path: Path) -> None:
@@ -99,7 +100,7 @@ class Workshop:
         if path.exists():
             self._bin.mkdir(parents=True, exist_ok=True)
             path.rename(self._bin / secrets.token_hex(8))
-            _sync_folder(path.parent)
+            sync(path.parent)
         for left in self._bin.iterdir() if self._bin.is_dir() else ():
             shutil.rmtree(left, ignore_errors=True)
 
@@ -358,12 +359,4 @@ def _write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from app.core.attachments import InstantIdIdentity
-from app.errors import InvalidRequest
 from app.models.attached import Attached, mask_tensor
 from app.models.controls import Control, ControlWeights, open_network
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
+from app.models.opening import refusing
 from app.models.perceiver import Resampler
-from app.models.row_attention import Branch, Halves, heads_of, layers_from, misfit
+from app.models.row_attention import Branch, Halves, heads_of, layers_from, require_fit
 from app.models.spec import ModelSpec
 from app.models.weights import Weights
 
@@ -62,9 +61,7 @@ class InstantId(Weights):
 
     def check_fit(self, unet: Any, model: str) -> None:
         """`InvalidRequest` where these files were made for another UNet."""
-        wrong = misfit(self.layers, unet)
-        if wrong is not None:
-            raise InvalidRequest(f"{self.id!r} was not made for the model {model!r}: {wrong}.", model=self.id)
+        require_fit(self.id, self.layers, unet, model)
         self.control.check_fit(unet, model)
 
 
@@ -85,13 +82,9 @@ def build_projection(state: Mapping[str, torch.Tensor], head_dim: int = 64) -> R
 
 def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow] = ()) -> InstantId:
     """Open InstantID's folder: the adapter's file and IdentityNet's folder."""
-    try:
+    with refusing(spec, "its files are no whole InstantID"):
         adapter = open_adapter(spec, path, device)
         return InstantId(spec.id, adapter, open_network(path / NETWORK, spec, device), device)
-    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
-        raise InvalidRequest(
-            f"The model {spec.id!r} cannot be opened: its files are no whole InstantID.", model=spec.id
-        ) from error
 
 
 def open_adapter(spec: ModelSpec, path: Path, device: TorchDevice) -> FaceTokens:

@@ -18,7 +18,6 @@ from diffusers.models.embeddings import (
     IPAdapterFaceIDPlusImageProjection,
 )
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
@@ -29,7 +28,8 @@ from app.models.attached import Attached, mask_tensor
 from app.models.device import TorchDevice
 from app.models.image_encoders import PictureEncoder, open_encoder
 from app.models.library import ModelRow
-from app.models.row_attention import Branch, Halves, layers_from, misfit
+from app.models.opening import refusing
+from app.models.row_attention import Branch, Halves, layers_from, require_fit
 from app.models.spec import ModelSpec
 from app.models.weights import Weights
 
@@ -110,9 +110,7 @@ class IpAdapter(Weights):
 
     def check_fit(self, unet: Any, model: str) -> None:
         """`InvalidRequest` where this file was made for another UNet."""
-        wrong = misfit(self.layers, unet)
-        if wrong is not None:
-            raise InvalidRequest(f"{self.id!r} was not made for the model {model!r}: {wrong}.", model=self.id)
+        require_fit(self.id, self.layers, unet, model)
 
     def lora_file(self, unet: Any) -> Path | None:
         """The LoRA that a FaceID file brings along, as a file of its own in diffusers' names, or None."""
@@ -187,13 +185,9 @@ def _wanted_width(state: Mapping[str, torch.Tensor]) -> int | None:
 def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow] = ()) -> IpAdapter:
     """Open an adapter's file and, out of the parts, the image encoder that it reads."""
     encoders = [part for part in parts if part.spec.kind == "image-encoder"]
-    try:
+    with refusing(spec, "its file is no whole IP-Adapter"):
         encoder = open_encoder(encoders[0], device) if encoders else None
         return IpAdapter(spec, load_file(path), encoder, device, path)
-    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
-        raise InvalidRequest(
-            f"The model {spec.id!r} cannot be opened: its file is no whole IP-Adapter.", model=spec.id
-        ) from error
 
 
 def attach(opened: IpAdapter, wish: ImagePrompt, *, faces: Any, unet: Any, **more: Any) -> Attached:

@@ -224,6 +224,22 @@ class Placement:
                         del part.forward
 
 
+class Placed:
+    """A model whose `modules` stand as its `placement` says; see `app.core.model_offload.Model`."""
+
+    modules: list[torch.nn.Module]
+    placement: Placement
+
+    @property
+    def bytes(self) -> int:
+        """The size of all weights."""
+        return weight_bytes(*self.modules)
+
+    def plan(self, available: int) -> int:
+        """Settle how the weights will stand on a device with so much room; answers the bytes they take there."""
+        return self.placement.plan(available)
+
+
 @contextmanager
 def whole_formats(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     """Layers that are stored in fewer bits than they compute in stand in the latter for the block, and lose nothing:

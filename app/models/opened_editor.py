@@ -9,13 +9,13 @@ import torch
 from app.models import quantisation
 from app.models.adapters import Wardrobe
 from app.models.device import TorchDevice
-from app.models.offloading import Placement, weight_bytes
+from app.models.offloading import Placed, Placement
 from app.models.transformer_loras import lora_layers
 
 PLACED = ("text_encoder", "transformer", "vae")
 
 
-class OpenedEditor(ABC):
+class OpenedEditor(Placed, ABC):
     """Everything of one editor, in RAM until `place`; see `app.core.model_offload.Model`.
 
     `components` are those of its pipeline by name; `in_fewer_bits` are the parts that a precision of few bits reaches,
@@ -40,15 +40,6 @@ class OpenedEditor(ABC):
         quantisation.quantise(in_fewer_bits, device)
         self.placement = Placement(modules, device.torch_device, device.offload, denoiser="transformer")
         self.wardrobe = Wardrobe(building=self.placement.building, layers=lora_layers)
-
-    @property
-    def bytes(self) -> int:
-        """The size of all weights."""
-        return weight_bytes(*self.modules)
-
-    def plan(self, available: int) -> int:
-        """Settle how the weights will stand on a device with so much room; answers the bytes they take there."""
-        return self.placement.plan(available)
 
     def place(self) -> None:
         """Move the weights to the device, or let them visit it."""

@@ -21,7 +21,7 @@ from app.models.adapters import PLAIN, Wardrobe
 from app.models.compiling import CompiledBlocks
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
-from app.models.offloading import Placement, weight_bytes
+from app.models.offloading import Placed, Placement
 from app.models.single_files import config_folder, tokenizers
 from app.models.spec import ModelSpec
 
@@ -63,7 +63,7 @@ EDM_KEYS, SIGMAS = "edm_vpred.", ("sigma_min", "sigma_max")
 """How a single file names the sigmas that it was trained with."""
 
 
-class Checkpoint:
+class Checkpoint(Placed):
     """The components of one checkpoint, in RAM until `place`.
 
     `prompt_encoder` and `wardrobe` are kept here, so that what they remember goes when the weights go.
@@ -90,15 +90,6 @@ class Checkpoint:
         self._blocks = CompiledBlocks(self.components["unet"])
         self._compiles = device.compiles
         self.wardrobe = Wardrobe(building=self.placement.building, on_change=self._use_compiled)
-
-    @property
-    def bytes(self) -> int:
-        """The size of all weights."""
-        return weight_bytes(*self.modules)
-
-    def plan(self, available: int) -> int:
-        """Settle how the weights will stand on a device with so much room; answers the bytes they take there."""
-        return self.placement.plan(available)
 
     def place(self) -> None:
         """Move the weights to the device, or let them visit it."""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import (
     AutoImageProcessor,
     AutoModelForDepthEstimation,
@@ -26,6 +25,7 @@ from app.imaging.ade20k import colour_classes
 from app.imaging.body_pose import draw_bodies, openpose_points
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
+from app.models.opening import refusing
 from app.models.spec import ModelSpec
 from app.models.weights import Weights
 
@@ -134,12 +134,8 @@ def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[Model
     make = next((make for task, make in MAKERS.items() if task in spec.tasks), None)
     if make is None:
         raise InvalidRequest(f"The model {spec.id!r} draws no maps by itself.", model=spec.id)
-    try:
+    with refusing(spec, "its files are not whole"):
         return make(path, device, parts)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InvalidRequest(
-            f"The model {spec.id!r} cannot be opened: its files are not whole.", model=spec.id
-        ) from error
 
 
 def _opened(model_class: Any, path: Path) -> tuple[Any, Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -18,8 +17,9 @@ from app.errors import InvalidRequest
 from app.models.attached import Attached, mask_tensor
 from app.models.device import TorchDevice
 from app.models.library import ModelRow
+from app.models.opening import refusing
 from app.models.perceiver import perceiver_layers
-from app.models.row_attention import Halves, IdentityBranch, Ortho, heads_of, layers_from, misfit
+from app.models.row_attention import Halves, IdentityBranch, Ortho, heads_of, layers_from, require_fit
 from app.models.spec import ModelSpec
 from app.models.weights import Weights
 
@@ -200,19 +200,13 @@ class Pulid(Weights):
 
     def check_fit(self, unet: Any, model: str) -> None:
         """`InvalidRequest` where this file was made for another UNet."""
-        wrong = misfit(self.layers, unet)
-        if wrong is not None:
-            raise InvalidRequest(f"{self.id!r} was not made for the model {model!r}: {wrong}.", model=self.id)
+        require_fit(self.id, self.layers, unet, model)
 
 
 def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow] = ()) -> Pulid:
     """Open a PuLID file of either version, under the published names or those of the community's copies."""
-    try:
+    with refusing(spec, "its file is no whole PuLID for SDXL"):
         return Pulid(spec.id, published_names(load_file(path)), device, int(spec.options.get("head_dim", 64)))
-    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
-        raise InvalidRequest(
-            f"The model {spec.id!r} cannot be opened: its file is no whole PuLID for SDXL.", model=spec.id
-        ) from error
 
 
 def attach(opened: Pulid, wish: PulidIdentity, *, faces: Any, **more: Any) -> Attached:

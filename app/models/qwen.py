@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
-from safetensors import SafetensorError
 
 from app.core.training_fields import TrainingPlan
 from app.errors import InvalidRequest
@@ -19,6 +17,7 @@ from app.models.catalog_qwen import PARTS_TASK, PLUS_TASK
 from app.models.device import TorchDevice, in_bfloat16
 from app.models.library import ModelRow
 from app.models.opened_editor import OpenedEditor
+from app.models.opening import refusing
 from app.models.qwen_editing import QwenEditor
 from app.models.qwen_network import is_few_bits, load_single_file
 from app.models.qwen_training import QwenLessons
@@ -75,14 +74,8 @@ class QwenImageEdit(OpenedEditor):
 
 def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow] = ()) -> QwenImageEdit:
     """Open a whole folder, or a network with the part that every version shares."""
-    try:
+    with refusing(spec, "its files are no whole Qwen-Image-Edit"):
         return _load(spec, path, in_bfloat16(device), parts)
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, StopIteration) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise InvalidRequest(
-            f"The model {spec.id!r} cannot be opened: its files are no whole Qwen-Image-Edit.", model=spec.id
-        ) from error
 
 
 def _load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow]) -> QwenImageEdit:

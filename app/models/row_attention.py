@@ -14,6 +14,8 @@ import torch
 from diffusers.image_processor import IPAdapterMaskProcessor
 from torch.nn import functional
 
+from app.errors import InvalidRequest
+
 Ortho = Literal["off", "ortho", "ortho_v2"]
 TOKENS_OF_IDENTITY = 5
 """Of a face's tokens, the first so many count as identity where ortho_v2 asks how much a place looks at it."""
@@ -248,6 +250,13 @@ def layers_from(state: Mapping[str, torch.Tensor], key: str, value: str) -> Laye
         if name.startswith(before) and name.endswith(after)
     )
     return {number: (state[key.format(number)], state[value.format(number)]) for number in numbers}
+
+
+def require_fit(id: str, layers: Layers, unet: Any, model: str) -> None:
+    """`InvalidRequest` where what has this id was made for another UNet than that of the model."""
+    wrong = misfit(layers, unet)
+    if wrong is not None:
+        raise InvalidRequest(f"{id!r} was not made for the model {model!r}: {wrong}.", model=id)
 
 
 def misfit(layers: Layers, unet: Any) -> str | None:

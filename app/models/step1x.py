@@ -11,16 +11,15 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
 from app.core.training_fields import TrainingPlan
-from app.errors import InvalidRequest
 from app.models.catalog_editing import AUTOENCODER
 from app.models.device import TorchDevice, in_bfloat16
 from app.models.library import ModelRow
 from app.models.opened_editor import OpenedEditor
+from app.models.opening import refusing
 from app.models.single_files import LAYOUTS
 from app.models.spec import ModelSpec
 from app.models.step1x_editing import Step1XEditor
@@ -81,14 +80,8 @@ def version_of(transformer: Step1XTransformer) -> Version:
 
 def load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow] = ()) -> Step1X:
     """Open a folder of either layout."""
-    try:
+    with refusing(spec, "its files are no whole Step1X-Edit"):
         return _load(spec, path, in_bfloat16(device), parts)
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, StopIteration) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise InvalidRequest(
-            f"The model {spec.id!r} cannot be opened: its files are no whole Step1X-Edit.", model=spec.id
-        ) from error
 
 
 def _load(spec: ModelSpec, path: Path, device: TorchDevice, parts: Sequence[ModelRow]) -> Step1X:

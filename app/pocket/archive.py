@@ -31,7 +31,7 @@ def build(
         path.touch()
     done = min(paths[array].stat().st_size // sizes[array] for array in shapes) // BATCH * BATCH
     for array, path in paths.items():
-        os.truncate(path, min(done, count) * sizes[array])
+        os.truncate(path, done * sizes[array])
     reported = time.monotonic()
     for first in range(done, count, BATCH):
         made = make(range(first, first + BATCH))

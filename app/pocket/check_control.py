@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline, StableDiffusionXLPipeline
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from app.imaging import control_maps
 from app.pocket import captions, spec, train_control, world
 from app.pocket.check import load
 from app.pocket.checkpoints import generator_of, rng_of
+from app.pocket.sheets import contact_sheet
 
 WITHIN = 2.0  # pixels of the picture
 BATCH = 10
@@ -117,18 +118,6 @@ def main(argv: list[str] | None = None) -> int:
     contact_sheet(rows).save(options.out)
     print(f"contact sheet: {options.out}")
     return 0 if reached else 1
-
-
-def contact_sheet(rows: dict[str, Sequence[Image.Image]], count: int = 10) -> Image.Image:
-    """A row for each name, its first pictures beside one another."""
-    side = spec.WIDTH
-    sheet = Image.new("RGB", (side * count, (side + 14) * len(rows)), "white")
-    pencil = ImageDraw.Draw(sheet)
-    for row, (name, images) in enumerate(rows.items()):
-        pencil.text((2, row * (side + 14)), name, fill="black", font_size=11)
-        for column, image in enumerate(images[:count]):
-            sheet.paste(image, (column * side, row * (side + 14) + 14))
-    return sheet
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from app.imaging.paste_changes import paste_changes
 from app.models.pipelines import NOT_LOADED
 from app.pocket import check_identity, classifier, edits, measure, spec, train_edits, world
 from app.pocket.check import DARK_WITH_GLASSES, load
-from app.pocket.check_control import contact_sheet
 from app.pocket.checkpoints import generator_of
+from app.pocket.sheets import contact_sheet
 
 BATCH = 10
 MARGIN = 16  # pixels that paste_changes grows and feathers a change by

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from diffusers import StableDiffusionXLPipeline
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from app.models import eva_clip, faces, pulid
 from app.models.device import TorchDevice
@@ -26,6 +26,7 @@ from app.models.row_attention import Branch, Halves, IdentityBranch, Part, atten
 from app.pocket import likeness, measure, portraits, spec, world
 from app.pocket.check import load
 from app.pocket.checkpoints import generator_of, rng_of
+from app.pocket.sheets import contact_sheet
 from app.pocket.train_identity import FACES, IDENTITY, IMAGE_ENCODER
 from app.pocket.train_pulid import RowsOfFaces
 
@@ -199,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
         _report(row or "no identity", figures, poses)
         if row is not None:
             reached &= figures.ratio <= 0.5 and min(figures.background.mean(), figures.clothing.mean()) >= 0.85
-    contact_sheet(references, drawn).save(options.out)
+    contact_sheet({"reference": references, **drawn}).save(options.out)
     print(f"contact sheet: {options.out}")
     return 0 if reached else 1
 
@@ -209,20 +210,6 @@ def _report(name: str, figures: Figures, poses: np.ndarray | None) -> None:
     errors = (figures.own.mean(), figures.other.mean(), figures.ratio, figures.ratio_of_truth)
     cells = [name, *(f"{error:.3f}" for error in errors), *(f"{share.mean():.0%}" for share in shares)]
     print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def contact_sheet(
-    references: Sequence[Image.Image], drawn: dict[str, list[Image.Image]], count: int = 10
-) -> Image.Image:
-    """A row of references, and below each what every module made of it."""
-    side = references[0].width
-    sheet = Image.new("RGB", (side * count, (side + 14) * (1 + len(drawn))), "white")
-    pencil = ImageDraw.Draw(sheet)
-    for row, (name, images) in enumerate({"reference": references, **drawn}.items()):
-        pencil.text((2, row * (side + 14)), name, fill="black", font_size=11)
-        for column, image in enumerate(images[:count]):
-            sheet.paste(image, (column * side, row * (side + 14) + 14))
-    return sheet
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from app.imaging import keypoints
 from app.models import instantid
 from app.models.row_attention import Halves
 from app.pocket import portraits, spec, world
-from app.pocket.check_identity import BATCH, Case, Identities, case_of, contact_sheet, measured, stacked
+from app.pocket.check_identity import BATCH, Case, Identities, case_of, measured, stacked
+from app.pocket.sheets import contact_sheet
 from app.pocket.train_identity import IDENTITY, INSTANTID
 from app.pocket.train_pulid import RowsOfFaces
 
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         cells = [f"{np.nanmean(off):.2f}", f"{np.isnan(off).sum()}", f"{figures.poses.mean():.0%}"]
         cells += [f"{figures.ratio:.3f}", *(f"{share.mean():.0%}" for share in shares)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    contact_sheet(references, rows).save(options.out)
+    contact_sheet({"reference": references, **rows}).save(options.out)
     print(f"contact sheet: {options.out}")
     return 0 if figures.poses.mean() >= GOAL_POSES else 1
 

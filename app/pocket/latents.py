@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from app.pocket import world
+from app.pocket import encoding, world
 from app.pocket.checkpoints import rng_of
-from app.pocket.shards import in_threads, mixed_precision
+from app.pocket.shards import in_threads
 from app.pocket.spec import Preset
-from app.pocket.train_autoencoder import to_tensor
 
 BATCH = 32
 
@@ -67,10 +66,8 @@ def encode(
 
     def encoded(first: int) -> bytes:
         images = [world.draw(scene_of(seed, index), preset.size) for index in range(first, first + BATCH)]
-        tensor = to_tensor(images).to(device, memory_format=torch.channels_last)
-        with torch.no_grad(), mixed_precision(device):
-            latents = autoencoder.encode(tensor).latent_dist.mean
-        return latents.float().cpu().contiguous().numpy().astype(np.float16).tobytes()
+        pictures = encoding.to_tensor(images).to(device, memory_format=torch.channels_last)
+        return encoding.encode(autoencoder, pictures).float().cpu().contiguous().numpy().astype(np.float16).tobytes()
 
     with open(path_of(folder), "r+b") as file:
         file.truncate(done * 2 * int(np.prod(shape_of(preset))))

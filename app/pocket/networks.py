@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 from tokenizers import AddedToken
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -135,3 +139,13 @@ def encode_tokens(first: CLIPTextModel, second: CLIPTextModelWithProjection, tok
     one = first(tokens, output_hidden_states=True)
     two = second(tokens, output_hidden_states=True)
     return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two.text_embeds
+
+
+def save_network(network: ModelMixin, folder: Path) -> None:
+    """diffusers' folder of one network, float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: tensor.detach().half().contiguous() for key, tensor in network.state_dict().items()}
+    save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    config = json.loads(network.to_json_string())
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -6,8 +6,6 @@ autoencoder makes of it (what the UNet draws looks like that), its parts, and it
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +14,14 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from app.pocket import portraits, spec, world
+from app.pocket import archive, encoding, spec, world
 from app.pocket.checkpoints import rng_of
-from app.pocket.shards import mixed_precision
-from app.pocket.train_autoencoder import to_tensor
 
 PICTURES_EACH = 4
 SIZE = spec.WIDTH
-BATCH = 32
 LOOKS: dict[str, tuple] = {  # what of a person stays the same from picture to picture, beside the geometry
-    "kind": portraits.KINDS,
-    "hair_style": portraits.HAIR_STYLES,
-    "hair_colour": tuple(portraits.HAIR_COLOURS),
-    "eye_colour": tuple(portraits.EYE_COLOURS),
-    "skin": tuple(portraits.SKINS),
-    "glasses": portraits.GLASSES,
-    "beard": (False, True),
+    name: world.PERSON_FACTS[name]
+    for name in ("kind", "hair_style", "hair_colour", "eye_colour", "skin", "glasses", "beard")
 }
 
 
@@ -73,54 +63,32 @@ class People:
         return torch.cat([eyes, flat[:, [30, 48, 54]]], 1)
 
 
-_FILES = {
+SHAPES: archive.Shapes = {
     "pictures": (np.uint8, (SIZE, SIZE, 3)),
     "decoded": (np.uint8, (SIZE, SIZE, 3)),
     "parts": (np.uint8, (SIZE, SIZE)),
-    "latents": (np.float16, (4, SIZE // 8, SIZE // 8)),
+    "latents": encoding.LATENTS,
 }
 
 
 def build(
     folder: Path, seed: object, count: int, autoencoder: AutoencoderKL, report: Callable[[str], None] = print
 ) -> People:
-    """Draw what the folder lacks of `count` entries (a multiple of BATCH), then open it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}-{seed}.bin" for name in _FILES}
-    sizes = {name: np.dtype(kind).itemsize * int(np.prod(shape)) for name, (kind, shape) in _FILES.items()}
-    done = min(paths[n].stat().st_size // sizes[n] if paths[n].exists() else 0 for n in _FILES) // BATCH * BATCH
-    for name, path in paths.items():
-        path.touch()
-        os.truncate(path, done * sizes[name])
-    reported = time.monotonic()
-    for first in range(done, count, BATCH):
-        scenes = [scene_of(seed, index) for index in range(first, first + BATCH)]
-        images = [world.draw(scene, SIZE) for scene in scenes]
-        with torch.no_grad(), mixed_precision(torch.device("cpu")):
-            latents = autoencoder.encode(to_tensor(images)).latent_dist.mean
-            decoded = autoencoder.decode(latents + 0.1 * torch.randn_like(latents)).sample
-        made = {
+    """Draw what the folder lacks of `count` entries (a multiple of archive.BATCH), then open it."""
+
+    def make(indices: range) -> dict[str, np.ndarray]:
+        some = [scene_of(seed, index) for index in indices]
+        images = [world.draw(scene, SIZE) for scene in some]
+        latents = encoding.encode(autoencoder, encoding.to_tensor(images))
+        return {
             "pictures": np.stack([np.asarray(image) for image in images]),
-            "decoded": ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy(),
-            "parts": np.stack([np.asarray(world.parts(scene, SIZE)) for scene in scenes]),
-            "latents": latents.float().numpy().astype(np.float16),
+            "decoded": encoding.decode(autoencoder, latents + 0.1 * torch.randn_like(latents)),
+            "parts": np.stack([np.asarray(world.parts(scene, SIZE)) for scene in some]),
+            "latents": latents.float().numpy(),
         }
-        for name, array in made.items():
-            with open(paths[name], "ab") as file:
-                file.write(array.tobytes())
-        if time.monotonic() - reported > 20:
-            reported = time.monotonic()
-            report(f"people: {first + BATCH} of {count} portraits")
-    return open_people(folder, seed, count)
 
-
-def open_people(folder: Path, seed: object, count: int) -> People:
-    """The set that `build` wrote."""
+    arrays = archive.build(folder, str(seed), SHAPES, count, make, lambda line: report(f"people of {line}"))
     scenes = [scene_of(seed, index) for index in range(count)]
-    arrays = {
-        name: np.memmap(folder / f"{name}-{seed}.bin", kind, "r", shape=(count, *shape))
-        for name, (kind, shape) in _FILES.items()
-    }
     points = [
         [(x, y, z) for (x, y), z in zip(world.keypoints(scene), world.keypoint_depths(scene), strict=True)]
         for scene in scenes

@@ -16,26 +16,13 @@ from torch import nn
 from app.pocket import portraits, world
 from app.pocket.face_networks import Residual, convolution, places_of
 from app.pocket.things import THINGS
-from app.pocket.world import COLOURS, PLACES, Scene
+from app.pocket.world import COLOURS, PERSON_FACTS, PLACES, Scene
 
 SIDE, LOOK = 448, 112
 """Pixels of the input, and of the copy of it that is looked at."""
 
 RATINGS = ("general", "sensitive", "questionable", "explicit")
 THING_FACTS: dict[str, tuple] = {"colour": tuple(COLOURS), "size": ("small", None, "big"), "place": tuple(PLACES)}
-PERSON_FACTS: dict[str, tuple] = {
-    "kind": portraits.KINDS,
-    "hair_style": portraits.HAIR_STYLES,
-    "hair_colour": tuple(portraits.HAIR_COLOURS),
-    "eye_colour": tuple(portraits.EYE_COLOURS),
-    "skin": tuple(portraits.SKINS),
-    "glasses": portraits.GLASSES,
-    "expression": portraits.EXPRESSIONS,
-    "clothing": portraits.CLOTHES,
-    "clothing_colour": tuple(COLOURS),
-    "pose": tuple(portraits.POSES),
-    "beard": (False, True),
-}
 HAIR_WORDS = {"bob": "bob_cut", "bun": "hair_bun", "ponytail": "ponytail", "bald": "bald"}
 POSE_WORDS = {"front": "looking_at_viewer"} | {name: f"looking_{name}" for name in portraits.POSES if name != "front"}
 UNKNOWN = -1

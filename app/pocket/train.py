@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 
 from app.errors import InvalidRequest
 from app.pocket import captions, classifier, latents, spec, train_autoencoder, train_text, train_unet
+from app.pocket.command_lines import add_presets, ending, parse, say, work_folder
 from app.pocket.networks import build_pipeline
 
 
@@ -22,16 +22,14 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the options and train; returns the exit code."""
     parser = argparse.ArgumentParser("eis pocket train", description=__doc__)
     parser.add_argument("--out", type=Path, default=spec.WEIGHTS, help="folder of the finished weights")
-    parser.add_argument(
-        "--work", type=Path, default=Path.home() / ".cache/eis-train/pocket", help="folder of checkpoints"
-    )
+    parser.add_argument("--work", type=Path, default=work_folder("pocket"), help="folder of checkpoints")
     parser.add_argument(
         "--start",
         type=Path,
         help="a weights folder to go on from when its checkpoints are gone: autoencoder and text encoders stay as they "
         "are, the UNet learns on",
     )
-    parser.add_argument("--preset", choices=tuple(spec.PRESETS), default="cpu")
+    add_presets(parser, spec.PRESETS)
     parser.add_argument("--pictures", type=int, help="pictures that the UNet sees (the preset says how many)")
     parser.add_argument("--autoencoder-pictures", type=int, help="pictures that the autoencoder sees")
     parser.add_argument("--text-captions", type=int, help="captions that the text encoders see")
@@ -40,8 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the steps (needs a C++ compiler)")
-    parser.add_argument("--fresh", action="store_true", help="forget the checkpoints")
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     given = {
         "unet_pictures": arguments.pictures,
         "autoencoder_pictures": arguments.autoencoder_pictures,
@@ -51,8 +48,6 @@ def main(argv: list[str] | None = None) -> int:
     preset = replace(
         spec.PRESETS[arguments.preset], **{name: value for name, value in given.items() if value is not None}
     )
-    if arguments.fresh and arguments.work.exists():
-        shutil.rmtree(arguments.work)
     complete = train(
         preset,
         arguments.work,
@@ -63,13 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments.seconds,
         arguments.start,
     )
-    state = "complete" if complete else "not complete yet: the same command goes on"
-    print(f"pocket: {state}, weights in {arguments.out}")
+    print(f"pocket: {ending(complete)}, weights in {arguments.out}")
     return 0
-
-
-def say(line: str) -> None:
-    print(time.strftime("%H:%M:%S"), line, flush=True)
 
 
 def train(

@@ -13,13 +13,13 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional
 
 from app.pocket import world
 from app.pocket.checkpoints import Stage, generator_of, rng_of
+from app.pocket.encoding import to_tensor
 from app.pocket.shards import Ahead, Shards, mixed_precision
 from app.pocket.spec import Preset
 
@@ -33,11 +33,6 @@ HALVED_WEIGHT = 0.5
 NOISE = 0.15  # of a latent's own spread, while training
 SPREAD = 0.01  # what the trained encoder states as its own uncertainty
 RATE = 2e-3
-
-
-def to_tensor(images: list) -> torch.Tensor:
-    """PIL pictures as [n, 3, height, width], -1 to 1."""
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _focus(scene: world.Scene, size: int, rng: random.Random) -> tuple[float, float]:

@@ -6,7 +6,6 @@ that begin at zero. The UNet stays as it is.
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,13 +19,13 @@ from PIL import Image
 from torch.nn import functional
 
 from app.imaging import control_maps
-from app.pocket import archive, captions, spec, train_pulid, world
+from app.pocket import archive, captions, encoding, spec, train_pulid, world
 from app.pocket.check import load
 from app.pocket.checkpoints import Stage, generator_of, rng_of
+from app.pocket.command_lines import ending, parser_of, say
+from app.pocket.networks import save_network
 from app.pocket.shards import mixed_precision
-from app.pocket.train import say
-from app.pocket.train_autoencoder import to_tensor
-from app.pocket.train_instantid import build_network, save_network
+from app.pocket.train_instantid import build_network
 
 NAME = "control"
 MODULES = Path(__file__).parent / "control"
@@ -38,7 +37,7 @@ SCENES, STEPS = 3072, 3600
 EMPTY_CAPTIONS = 0.3  # more than the UNet saw: lines alone should tell what a thing is
 LAYOUT_SAID = 0.2  # of the others name place, size and pose: where captions say all, nothing is learned from a map
 SHAPES: archive.Shapes = {
-    "latents": (np.float16, (4, spec.HEIGHT // 8, spec.WIDTH // 8)),
+    "latents": encoding.LATENTS,
     **{kind: (np.uint8, (spec.HEIGHT, spec.WIDTH)) for kind in KINDS},
 }
 
@@ -76,11 +75,8 @@ def build_drawings(
 
     def make(indices: range) -> dict[str, np.ndarray]:
         images = [world.draw(scene_of(seed, index), spec.WIDTH) for index in indices]
-        with torch.no_grad(), mixed_precision(torch.device("cpu")):
-            latents = autoencoder.encode(to_tensor(images)).latent_dist.mean
-        return {"latents": latents.float().numpy()} | {
-            kind: np.stack([map_of(kind, image) for image in images]) for kind in KINDS
-        }
+        latents = encoding.encode(autoencoder, encoding.to_tensor(images)).float().numpy()
+        return {"latents": latents} | {kind: np.stack([map_of(kind, image) for image in images]) for kind in KINDS}
 
     return archive.build(folder, f"{NAME}-{seed}", SHAPES, count, make, report)
 
@@ -132,22 +128,15 @@ def train(
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the options and train; returns the exit code."""
-    parser = argparse.ArgumentParser("eis pocket train-control", description=__doc__)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the finished network")
-    parser.add_argument(
-        "--work", type=Path, default=Path.home() / ".cache/eis-train/pocket-control", help="folder of checkpoints"
-    )
-    parser.add_argument("--weights", type=Path, default=spec.WEIGHTS, help="pocket's own weights")
+    parser = parser_of(NAME, __doc__, FOLDER, "network")
     parser.add_argument("--scenes", type=int, default=SCENES, help="different pictures that it learns from")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of {BATCH} pictures")
-    parser.add_argument("--seconds", type=float, help="stop after this long; the next run goes on")
-    parser.add_argument("--seed", default="train")
     options = parser.parse_args(argv)
     pipeline = load(options.weights)
     drawings = build_drawings(options.work, options.seed, options.scenes, pipeline.vae, say)
     network, complete = train(pipeline, drawings, options.work, options.seed, options.steps, options.seconds, say)
     save_network(network, options.out)
-    print(f"pocket control: {'complete' if complete else 'not complete yet: the same command goes on'}")
+    print(f"pocket control: {ending(complete)}")
     return 0
 
 

@@ -6,8 +6,6 @@ out, so that both can guide. Pairs need no language model here: the little world
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,15 +13,14 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors.torch import save_file
 from torch.nn import functional
 
-from app.pocket import archive, edits, spec, train_pulid, world
+from app.pocket import archive, edits, encoding, spec, train_pulid, world
 from app.pocket.check import load
 from app.pocket.checkpoints import Stage, generator_of, rng_of
+from app.pocket.command_lines import ending, parser_of, say
+from app.pocket.networks import save_network
 from app.pocket.shards import mixed_precision
-from app.pocket.train import say
-from app.pocket.train_autoencoder import to_tensor
 
 NAME = "edits"
 FOLDER = Path(__file__).parent / "editing" / "pocket-instruct-pix2pix"
@@ -31,8 +28,7 @@ BATCH = 16
 RATE = 4e-4
 PAIRS, STEPS = 6144, 6000
 NOTHING_SAID, NOTHING_SHOWN, NEITHER = 0.05, 0.05, 0.05
-_LATENTS = (np.float16, (4, spec.HEIGHT // 8, spec.WIDTH // 8))
-SHAPES: archive.Shapes = {"before": _LATENTS, "after": _LATENTS}
+SHAPES: archive.Shapes = {"before": encoding.LATENTS, "after": encoding.LATENTS}
 
 
 def edit_of(seed: object, index: int) -> edits.Edit:
@@ -49,9 +45,8 @@ def build_pairs(
         some = [edit_of(seed, index) for index in indices]
         made = {}
         for side in SHAPES:
-            images = [world.draw(getattr(edit, side), spec.WIDTH) for edit in some]
-            with torch.no_grad(), mixed_precision(torch.device("cpu")):
-                made[side] = autoencoder.encode(to_tensor(images)).latent_dist.mean.float().numpy()
+            pictures = encoding.to_tensor([world.draw(getattr(edit, side), spec.WIDTH) for edit in some])
+            made[side] = encoding.encode(autoencoder, pictures).float().numpy()
         return made
 
     return archive.build(folder, f"{NAME}-{seed}", SHAPES, count, make, report)
@@ -113,34 +108,17 @@ def train(
     return unet.eval().requires_grad_(False), complete
 
 
-def save(unet: UNet2DConditionModel, folder: Path) -> None:
-    """The UNet's folder, float16."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().half().contiguous() for name, tensor in unet.state_dict().items()}
-    save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-    config = json.loads(unet.to_json_string())
-    config.pop("_name_or_path", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Parse the options and train; returns the exit code."""
-    parser = argparse.ArgumentParser("eis pocket train-edits", description=__doc__)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the finished UNet")
-    parser.add_argument(
-        "--work", type=Path, default=Path.home() / ".cache/eis-train/pocket-edits", help="folder of checkpoints"
-    )
-    parser.add_argument("--weights", type=Path, default=spec.WEIGHTS, help="pocket's own weights")
+    parser = parser_of(NAME, __doc__, FOLDER, "UNet")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="different wishes that it learns from")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of {BATCH} wishes")
-    parser.add_argument("--seconds", type=float, help="stop after this long; the next run goes on")
-    parser.add_argument("--seed", default="train")
     options = parser.parse_args(argv)
     pipeline = load(options.weights)
     pairs = build_pairs(options.work, options.seed, options.pairs, pipeline.vae, say)
     unet, complete = train(pipeline, pairs, options.work, options.seed, options.steps, options.seconds, say)
-    save(unet, options.out)
-    print(f"pocket edits: {'complete' if complete else 'not complete yet: the same command goes on'}")
+    save_network(unet, options.out)
+    print(f"pocket edits: {ending(complete)}")
     return 0
 
 

@@ -21,13 +21,12 @@ from torch import nn
 from torch.nn import functional
 
 from app.models.row_attention import Halves
-from app.pocket import archive, captions, spec, train_pulid, world
+from app.pocket import archive, captions, encoding, spec, train_pulid, world
 from app.pocket.checkpoints import Stage, generator_of, rng_of
 from app.pocket.face_features import FaceFeatures
 from app.pocket.faces import GEOMETRY
 from app.pocket.people import LOOKS, People
 from app.pocket.shards import mixed_precision
-from app.pocket.train_autoencoder import to_tensor
 from app.pocket.train_pulid import EMPTY_CAPTIONS, NOBODY, TOKENS, WIDTHS, Attachment, Frozen, RowsOfFaces
 
 NAME = "other-parts"
@@ -40,7 +39,6 @@ SMALLEST = 0.1  # a difference below this share of the batch's mean counts by le
 EARLIEST = 400  # times below do not decide a geometry any more
 FASTER = 4.0  # the tokens' numbers are that many times larger inside than their parameters
 TELL_BATCH, TELL_RATE = 64, 1.5e-3
-LATENTS: archive.Shapes = {"latents": (np.float16, (4, spec.HEIGHT // 8, spec.WIDTH // 8))}
 
 
 class FactTokens(nn.Module):
@@ -81,11 +79,11 @@ def build_others(
             replace(some.scenes[index], geometry=other_geometry(some.seed, index, some.scenes[index].geometry))
             for index in indices
         ]
-        with torch.no_grad(), mixed_precision(torch.device("cpu")):
-            latents = autoencoder.encode(to_tensor([world.draw(scene, spec.WIDTH) for scene in scenes])).latent_dist
-        return {"latents": latents.mean.float().numpy()}
+        pictures = encoding.to_tensor([world.draw(scene, spec.WIDTH) for scene in scenes])
+        return {"latents": encoding.encode(autoencoder, pictures).float().numpy()}
 
-    return archive.build(folder, f"{NAME}-{some.seed}", LATENTS, len(some), make, report)["latents"]
+    shapes = {"latents": encoding.LATENTS}
+    return archive.build(folder, f"{NAME}-{some.seed}", shapes, len(some), make, report)["latents"]
 
 
 def caption_of(scene: world.Scene, rng) -> str:

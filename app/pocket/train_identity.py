@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,8 +23,8 @@ from app.pocket import (
 )
 from app.pocket.check import load
 from app.pocket.checkpoints import Stage, rng_of
+from app.pocket.command_lines import ending, parse, parser_of, say
 from app.pocket.shards import mixed_precision
-from app.pocket.train import say
 from app.pocket.train_detector import DetectorTask
 from app.pocket.train_face_parts import LandmarksTask, ParsingTask
 from app.pocket.train_faces import ImageEncoderTask, LikenessTask, RecognitionTask, train
@@ -67,29 +65,18 @@ PRESETS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the options and train; returns the exit code."""
-    parser = argparse.ArgumentParser("eis pocket train-identity", description=__doc__)
-    parser.add_argument("--out", type=Path, default=IDENTITY, help="folder of the finished modules, one folder each")
+    parser = parser_of("identity", __doc__, IDENTITY, "modules, one folder each", PRESETS)
     parser.add_argument("--measure", type=Path, default=spec.WEIGHTS, help="folder of the finished measure of likeness")
-    parser.add_argument(
-        "--work", type=Path, default=Path.home() / ".cache/eis-train/pocket-identity", help="folder of checkpoints"
-    )
-    parser.add_argument("--weights", type=Path, default=spec.WEIGHTS, help="pocket's own weights")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu")
     parser.add_argument("--only", nargs="+", choices=tuple(PRESETS["cpu"].steps), help="these stages alone")
     parser.add_argument("--steps", type=int, help="how long those stages are (the preset says it)")
-    parser.add_argument("--seconds", type=float, help="stop each stage after this long; the next run goes on")
-    parser.add_argument("--seed", default="train")
-    parser.add_argument("--fresh", action="store_true", help="forget the checkpoints")
-    options = parser.parse_args(argv)
+    options = parse(parser, argv)
     lengths = PRESETS[options.preset]
     chosen = options.only or list(lengths.steps)
     if options.steps is not None:
         lengths = replace(lengths, steps=lengths.steps | dict.fromkeys(chosen, options.steps))
-    if options.fresh and options.work.exists():
-        shutil.rmtree(options.work)
     run = Run(lengths, options.work, options.out, options.measure, options.weights, options.seed, options.seconds)
     complete = all([run.stage(name) for name in chosen])
-    print(f"pocket identity: {'complete' if complete else 'not complete yet: the same command goes on'}")
+    print(f"pocket identity: {ending(complete)}")
     return 0
 
 

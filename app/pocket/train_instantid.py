@@ -6,7 +6,6 @@ Its middle block is plain here, so that the whole stays under fifteen megabytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from app.pocket import captions, face_networks, spec, train_pulid, world
 from app.pocket.checkpoints import Stage, generator_of, rng_of
 from app.pocket.face_features import FaceFeatures
 from app.pocket.latent_judge import LatentJudge
+from app.pocket.networks import save_network
 from app.pocket.people import People
 from app.pocket.shards import mixed_precision
 from app.pocket.train_pulid import BATCH, HEAD_DIM, NOBODY, Attachment, Frozen, RowsOfFaces
@@ -136,13 +136,3 @@ def save(projection: nn.Module, attachment: Attachment, network: ControlNetModel
         state |= {instantid.KEY.format(number): key, instantid.VALUE.format(number): value}
     save_file({key: t.detach().half().contiguous() for key, t in state.items()}, folder / instantid.ADAPTER)
     save_network(network, folder / instantid.NETWORK)
-
-
-def save_network(network: ControlNetModel, folder: Path) -> None:
-    """A ControlNet's folder, float16."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {key: t.detach().half().contiguous() for key, t in network.state_dict().items()}
-    save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-    config = json.loads(network.to_json_string())
-    config.pop("_name_or_path", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import shutil
@@ -17,12 +16,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional
 
-from app.pocket import crops, spec, tagger, world
+from app.pocket import crops, encoding, spec, tagger, world
 from app.pocket.checkpoints import Stage, generator_of, rng_of
+from app.pocket.command_lines import ending, parse, parser_of, say
 from app.pocket.face_pack import write_tagger
 from app.pocket.shards import mixed_precision
-from app.pocket.train import say
-from app.pocket.train_autoencoder import to_tensor
 
 FOLDER = Path(__file__).parent / "tagger"
 MODEL, LABELS = "model.onnx", "selected_tags.csv"
@@ -82,10 +80,8 @@ def build(
             pixels = np.stack([np.asarray(image) for image in images])
             if autoencoder is not None:
                 some = slice(0, None, DECODED_OF)
-                with torch.no_grad(), mixed_precision(torch.device("cpu")):
-                    latents = autoencoder.encode(to_tensor(images[some])).latent_dist.mean
-                    decoded = autoencoder.decode(latents).sample.float().clamp(-1, 1)
-                pixels[some] = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+                latents = encoding.encode(autoencoder, encoding.to_tensor(images[some]))
+                pixels[some] = encoding.decode(autoencoder, latents)
             file.write(pixels.tobytes())
             if time.monotonic() - reported > 20:
                 reported = time.monotonic()
@@ -207,20 +203,9 @@ def export(network: tagger.Tagger, scenes: list[world.Scene], out: Path) -> None
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the options and train; returns the exit code."""
-    parser = argparse.ArgumentParser("eis pocket train-tagger", description=__doc__)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the finished tagger")
-    parser.add_argument(
-        "--work", type=Path, default=Path.home() / ".cache/eis-train/pocket-tagger", help="folder of checkpoints"
-    )
-    parser.add_argument("--weights", type=Path, default=spec.WEIGHTS, help="pocket's own weights")
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu")
+    parser = parser_of(NAME, __doc__, FOLDER, "tagger", PRESETS)
     parser.add_argument("--steps", type=int, help="how many steps (the preset says it)")
-    parser.add_argument("--seconds", type=float, help="stop after this long; the next run goes on")
-    parser.add_argument("--seed", default="train")
-    parser.add_argument("--fresh", action="store_true", help="forget the checkpoints")
-    options = parser.parse_args(argv)
-    if options.fresh and options.work.exists():
-        shutil.rmtree(options.work)
+    options = parse(parser, argv)
     lengths = PRESETS[options.preset]
     autoencoder = AutoencoderKL.from_pretrained(options.weights / "vae", torch_dtype=torch.float32).eval()
     held_out = build(options.work, "held-out", lengths.held_out, autoencoder)
@@ -228,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     network, complete = train(some, options.work, options.steps or lengths.steps, options.seconds)
     say(f"{NAME}: {accuracy(network, held_out)}")
     export(network, some.scenes, options.out)
-    print(f"pocket tagger: {'complete' if complete else 'not complete yet: the same command goes on'}")
+    print(f"pocket tagger: {ending(complete)}")
     return 0
 
 

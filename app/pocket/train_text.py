@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from app.pocket import captions, portraits, world
+from app.pocket import captions, world
 from app.pocket.checkpoints import Stage, rng_of
 from app.pocket.networks import LONGEST_UNKNOWN, POSITIONS, encode_tokens
 from app.pocket.shards import Ahead, Shards, mixed_precision
@@ -33,17 +33,7 @@ FACTS: dict[str, tuple] = {
     **{f"thing {i} {part}": tuple(values) for i in (0, 1)
        for part, values in (("name", THINGS), ("colour", world.COLOURS), ("size", world.SIZES))},
     "is portrait": (True,),
-    "kind": portraits.KINDS,
-    "hair_style": portraits.HAIR_STYLES,
-    "hair_colour": tuple(portraits.HAIR_COLOURS),
-    "eye_colour": tuple(portraits.EYE_COLOURS),
-    "skin": tuple(portraits.SKINS),
-    "glasses": portraits.GLASSES,
-    "expression": portraits.EXPRESSIONS,
-    "clothing": portraits.CLOTHES,
-    "clothing_colour": tuple(world.COLOURS),
-    "pose": tuple(portraits.POSES),
-    "beard": (True,),
+    **(world.PERSON_FACTS | {"beard": (True,)}),
 }  # fmt: skip
 
 

@@ -46,6 +46,21 @@ RELATIONS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {  # whe
     "above": ((0.5, 0.26), (0.5, 0.74)),
     "below": ((0.5, 0.74), (0.5, 0.26)),
 }
+PERSON_FACTS: dict[str, tuple] = {
+    "kind": portraits.KINDS,
+    "hair_style": portraits.HAIR_STYLES,
+    "hair_colour": tuple(portraits.HAIR_COLOURS),
+    "eye_colour": tuple(portraits.EYE_COLOURS),
+    "skin": tuple(portraits.SKINS),
+    "glasses": portraits.GLASSES,
+    "expression": portraits.EXPRESSIONS,
+    "clothing": portraits.CLOTHES,
+    "clothing_colour": tuple(COLOURS),
+    "pose": tuple(portraits.POSES),
+    "beard": (False, True),
+}
+"""Every field of `Person` and its values. What is learned from them counts on this order."""
+
 _WHOLE_SIZES = {"small": 0.42, None: 0.68, "big": 0.88}  # of the picture, for one thing in the middle
 _PLACED_SIZES = {"small": 0.32, None: 0.46, "big": 0.54}
 _PAIR_SIZES = {"small": 0.3, None: 0.42, "big": 0.48}

@@ -17,6 +17,7 @@ from app.core.combining import combine, count_wishes
 from app.core.jobs import Job, JobStatus
 from app.errors import InvalidRequest, ServiceError
 from app.ui.batch_words import prompts_of, read_lists, read_values
+from app.ui.clock import run_while_open
 from app.ui.panel import QUIET
 from app.ui.parts import part, picture_picker
 from app.ui.queue_page import job_row
@@ -103,10 +104,8 @@ class BatchPage:
     def connect(self, tab: gr.Tab, others: list[gr.Tab]) -> None:
         """Attach the listeners; the clock runs only while the tab is open."""
         reads = {"fn": self.look, "inputs": self.opened, "outputs": self.parts}
-        tab.select(lambda: gr.Timer(active=True), outputs=self.timer, **QUIET)
+        run_while_open(self.timer, tab, others)
         tab.select(**reads, **QUIET)
-        for other in others:
-            other.select(lambda: gr.Timer(active=False), outputs=self.timer, **QUIET)
         self.timer.tick(**reads, **QUIET)
         groups = [group for group, _ in self.pickers.values()]
         self.capability.change(self.fit, self.capability, [self.prompts, *groups], **QUIET)

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from app.errors import ServiceError
+from app.ui.clock import run_while_open
 from app.ui.memory_section import MemorySection, gib
 from app.ui.panel import QUIET
 from app.ui.parts import part
@@ -66,9 +67,7 @@ class DevicesPage:
 
     def connect(self, tab: gr.Tab, others: list[gr.Tab]) -> None:
         """Attach the listeners; the clock runs only while the tab is open."""
-        tab.select(lambda: gr.Timer(active=True), outputs=self.timer, **QUIET)
-        for other in others:
-            other.select(lambda: gr.Timer(active=False), outputs=self.timer, **QUIET)
+        run_while_open(self.timer, tab, others)
         self.connect_devices(tab)
         self.memory.connect(tab, self.timer)
 

@@ -1,20 +1,17 @@
 """Faces looked for in a form's picture, by a small job of its own, and the choice of one put into the form."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
 
-from app.core.jobs import JobStatus
 from app.errors import InvalidRequest, ServiceError
 from app.ui.forms import Form
 from app.ui.people import Choice
 from app.ui.session import owner_of
+from app.ui.small_jobs import answer_of
 
 CAPABILITY = "detect-faces"
-PRIORITY = 7
-"""Somebody waits for the answer before there is a wish at all; it takes a moment."""
 
 
 class FaceFinder:
@@ -48,13 +45,8 @@ class FaceFinder:
     async def look(self, image: str, told: tuple[str, ...], owner: str) -> list[dict[str, Any]]:
         """The faces of a stored picture; what the job was refused for is raised as it was said."""
         wish = {"image": image, "faces_model": self.faces_model(told), "draw": False}
-        job = await asyncio.to_thread(self.service.submit, CAPABILITY, wish, owner=owner, priority=PRIORITY)
-        async for _ in self.service.watch(job.id, owner):
-            pass
-        job = await asyncio.to_thread(self.service.get, job.id, owner)
-        if job.status != JobStatus.SUCCEEDED:
-            raise InvalidRequest((job.error or {}).get("message") or "The search for faces was cancelled.")
-        return job.result["data"]["faces"]
+        cancelled = "The search for faces was cancelled."
+        return (await answer_of(self.service, CAPABILITY, wish, owner, cancelled=cancelled))["faces"]
 
     def faces_model(self, told: tuple[str, ...]) -> str:
         """What will look for the face when the wish itself runs, so that both count the faces alike."""

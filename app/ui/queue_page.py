@@ -8,6 +8,7 @@ import gradio as gr
 
 from app.core.jobs import Job, JobStatus
 from app.errors import ServiceError
+from app.ui.clock import run_while_open
 from app.ui.panel import QUIET
 from app.ui.parts import part
 from app.ui.session import owner_of, warn
@@ -41,10 +42,8 @@ class QueuePage:
     def connect(self, tab: gr.Tab, others: list[gr.Tab]) -> None:
         """Attach the listeners; the clock runs only while the tab is open."""
         reads = {"fn": self.look, "inputs": [self.status, self.shown], "outputs": self.table}
-        tab.select(lambda: gr.Timer(active=True), outputs=self.timer, **QUIET)
+        run_while_open(self.timer, tab, others)
         tab.select(**reads, **QUIET)
-        for other in others:
-            other.select(lambda: gr.Timer(active=False), outputs=self.timer, **QUIET)
         self.timer.tick(**reads, **QUIET)
         self.status.change(**reads, **QUIET)
         self.table.act(self.act, [self.status, self.shown], [self.table, self.shown], **QUIET)

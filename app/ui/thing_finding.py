@@ -1,20 +1,17 @@
 """Things clicked in a form's picture: their masks are found by a small job, and shown in every form of the group."""
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 
-from app.core.jobs import JobStatus
 from app.errors import InvalidRequest, ServiceError
 from app.ui.forms import Form
 from app.ui.picture_controls import pointed
 from app.ui.session import owner_of
+from app.ui.small_jobs import answer_of
 
 CAPABILITY = "inpaint-anything/segment"
-PRIORITY = 7
-"""Somebody waits for the answer before there is a wish at all."""
 
 KEPT = ("image", "width", "height", "clicks", "box", "shared")
 """What of a picker's value stays when its masks are looked for anew."""
@@ -62,13 +59,8 @@ class ThingFinder:
     async def look(self, picked: Mapping[str, Any], segmenter: str, owner: str) -> list[dict[str, Any]]:
         """The masks that are not empty; what the job was refused for is raised as it was said."""
         wish = {"image": str(picked["image"]), "segmenter": segmenter or "auto", "inline": True, **pointed(picked)}
-        job = await asyncio.to_thread(self.service.submit, CAPABILITY, wish, owner=owner, priority=PRIORITY)
-        async for _ in self.service.watch(job.id, owner):
-            pass
-        job = await asyncio.to_thread(self.service.get, job.id, owner)
-        if job.status != JobStatus.SUCCEEDED:
-            raise InvalidRequest((job.error or {}).get("message") or "The search was cancelled.")
-        found = [mask for mask in job.result["data"]["masks"] if mask["box"]]
+        told = await answer_of(self.service, CAPABILITY, wish, owner, cancelled="The search was cancelled.")
+        found = [mask for mask in told["masks"] if mask["box"]]
         if not found:
             raise InvalidRequest("Nothing was found there: click another place of it, or draw a box around it.")
         return found

@@ -5,17 +5,9 @@ import math
 
 import diffusers
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
-)
+from transformers import Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
-from tests.models.tiny_step1x import SPECIAL
+from tests.models.tiny_language import PATCHES, SPECIAL, build_language_model, learn_pairs
 
 WIDTH = 64
 """Of the language model's hidden states."""
@@ -33,13 +25,7 @@ SCHEDULER = {
 
 def make_tokenizer():
     """Byte-level pairs learned from a few words."""
-    learned = Tokenizer(models.BPE())
-    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=360, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    learned.train_from_iterator([WORDS], trainer)
-    pairs = json.loads(learned.to_str())["model"]
+    pairs = json.loads(learn_pairs([WORDS], 360).to_str())["model"]
     tokenizer = Qwen2Tokenizer(vocab=pairs["vocab"], merges=[tuple(pair) for pair in pairs["merges"]])
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL[1:]})
     return tokenizer
@@ -47,35 +33,16 @@ def make_tokenizer():
 
 def make_processor(tokenizer):
     """What turns words and pictures into the language model's inputs."""
-    pixels = {"shortest_edge": 3136, "longest_edge": 802816}
-    patches = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2, "size": pixels}
     return Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**patches),
+        image_processor=Qwen2VLImageProcessor(**PATCHES),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(**patches),
+        video_processor=Qwen2VLVideoProcessor(**PATCHES),
     )
 
 
 def make_language_model(tokenizer, seed=0):
     """A Qwen2.5-VL of one layer."""
-    ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(SPECIAL), strict=True))
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer) + 8, "hidden_size": WIDTH, "intermediate_size": 128, "num_hidden_layers": 1,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192,
-            "bos_token_id": ids["<|im_start|>"], "eos_token_id": ids["<|im_end|>"],
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-        },
-        vision_config={
-            "depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": WIDTH,
-            "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112,
-            "fullatt_block_indexes": [0],
-        },
-        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    return Qwen2_5_VLForConditionalGeneration(config).eval()
+    return build_language_model(tokenizer, WIDTH, inner=128, sections=[2, 3, 3], spare=8, seed=seed)
 
 
 def make_network(*, zero_cond_t=False, seed=1, layers=2):

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from app.pocket import captions, people, spec, train_facts, train_pulid, world  # noqa: E402
 from app.pocket.check import load  # noqa: E402
 from app.pocket.checkpoints import rng_of  # noqa: E402
-from app.pocket.train_autoencoder import to_tensor  # noqa: E402
+from app.pocket.encoding import to_tensor  # noqa: E402
 
 
 class Sized(SimpleNamespace):

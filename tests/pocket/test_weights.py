@@ -95,7 +95,7 @@ def test_a_warm_picture_takes_at_most_two_seconds(pipeline):
 
 
 def test_the_autoencoder_keeps_the_picture(pipeline):
-    from app.pocket.train_autoencoder import to_tensor
+    from app.pocket.encoding import to_tensor
 
     rng = check.rng_of("autoencoder test")
     images = to_tensor([world.draw(world.random_scene(rng)) for _ in range(12)])
