@@ -11,6 +11,7 @@ from app.ui.before_after import Before
 from app.ui.gallery import tile
 from app.ui.panel import decode_data_uri, picture_seed
 from app.ui.session import Session
+from app.ui.stages import in_words, told
 from app.ui.wording import button, chooser, duration, size
 
 EVIL = '<img src=x onerror="alert(1)">'
@@ -58,6 +59,37 @@ def test_stages_are_shown_while_they_happen_and_however_it_ends():
         assert EVIL not in shown and "&lt;img" in shown
     progress.take(JobEvent("j", "started", {}))
     assert "eis-stages" not in stage.working(progress)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "Stopped before it began."),
+        ({"started": 1.0}, "Stopped before its first step."),
+        ({"started": 1.0, "step": 2, "steps": 9}, "Stopped at step 2 of 9."),
+    ],
+)
+def test_a_cancelled_job_says_how_far_it_came(facts, words):
+    assert words in stage.ended_badly(job(JobStatus.CANCELLED, **facts))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("Paint {it} green.", "Paint {it} green."),
+        ('{"score": [6, 7.5], "reasoning": "fine"}', "Score: 6 and 7.5\nReasoning: fine"),
+        ('```json\n{"meets_instruction": "yes", "omissions": 0}\n```', "Meets instruction: yes\nOmissions: 0"),
+        ("<#Think> good\n<#Success>", "good\nIt is right."),
+        ("<#Think> almost <#Reflection> green wheels", "almost\nTo be corrected: green wheels"),
+        ("<#Think> ruined <#Failed>", "ruined\nIt failed and cannot be corrected."),
+    ],
+)
+def test_an_answer_in_a_form_is_said_in_words(answer, words):
+    assert in_words(answer) == words
+    [again, skipped] = told([{"stage": "a", "text": answer}, {"stage": "b", "text": answer, "skipped": True}]).split(
+        "</li>"
+    )[:2]
+    assert "skipped" not in again and "B (skipped, not readable)" in skipped
 
 
 def test_nothing_written_by_a_person_becomes_markup():
