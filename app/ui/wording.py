@@ -140,6 +140,14 @@ STATUS_WORDS = {
     "cancelled": "Cancelled",
 }
 
+CHECKS = {
+    "Input should be ": "must be ",
+    "String should have at least 1 character": "must not be empty",
+    "String should have ": "must have ",
+    "Tuple should have ": "must have ",
+}
+"""How a check begins what it says -> how a form does, after the field's label."""
+
 
 def label(name: str) -> str:
     """A field's name as a person reads it."""
@@ -209,7 +217,9 @@ def thumbnail_url(reference: str) -> str:
 
 def in_words(field: str, message: str) -> str:
     """What is wrong with a field of a form, by its label."""
-    told = message.replace("Input should be ", "must be ", 1)
+    told = message
+    for check, words in CHECKS.items():
+        told = told.replace(check, words, 1)
     name = field.partition(".")[0]
     return f"{label(name)} {told}" if name and told != message else f"{label(name)}: {told}" if name else upper(told)
 
