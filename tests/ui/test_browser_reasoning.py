@@ -72,13 +72,17 @@ def stages_of(page, address: str) -> list[str]:
     job = page.locator(f"{STAGE} [data-job]").first.get_attribute("data-job")
     told = page.request.get(f"{address}/api/v1/jobs/{job}").json()["result"]["data"]["stages"]
     skipped = " (skipped, not readable)"
-    return [
-        title + (skipped if one.get("skipped") else "") + one["text"] for title, one in zip(TITLES, told, strict=False)
-    ]
+    titles = [title + (skipped if one.get("skipped") else "") for title, one in zip(TITLES, told, strict=False)]
+    return visible([title + one["text"] for title, one in zip(titles, told, strict=True)])
 
 
 def shown_on(page) -> list[str]:
-    return page.locator(f"{STAGE} .eis-stages li").all_text_contents()
+    return visible(page.locator(f"{STAGE} .eis-stages li").all_text_contents())
+
+
+def visible(texts: list[str]) -> list[str]:
+    """Texts without what no page keeps of a noise's: kinds of line ends, and bytes of zero."""
+    return ["".join(text.replace("\0", "").split()) for text in texts]
 
 
 def test_each_stage_is_read_while_the_job_runs_and_in_its_result(reasoning_server, open_page, photo):
@@ -88,9 +92,9 @@ def test_each_stage_is_read_while_the_job_runs_and_in_its_result(reasoning_serve
     page.wait_for_selector(f"{STAGE} .eis-result")
     told = stages_of(page, reasoning_server)
     assert len(told) == len(TITLES) and shown_on(page) == told
-    assert told[0] != TITLES[0], "the model said something"
+    assert told[0] not in visible(TITLES), "the model said something"
 
-    meanwhile = page.evaluate("window.shown")
+    meanwhile = [visible(seen) for seen in page.evaluate("window.shown")]
     assert all(told[: len(seen)] == seen for seen in meanwhile)
     counts = [len(seen) for seen in meanwhile]
     assert counts == sorted(counts) and counts[0] == 0
