@@ -73,7 +73,7 @@ TrueGuidance = Annotated[
     float | None,
     field(
         "How far guidance leads away from `negative_prompt`; 1: no guidance, half the time for each step; null: what "
-        "the model's row, or that of a LoRA, recommends.",
+        "the model's row recommends, or that of a LoRA.",
         ge=1,
         le=20,
     ),

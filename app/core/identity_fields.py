@@ -113,11 +113,14 @@ Ortho = Annotated[
 ]
 IdStart = Annotated[float, field("Share of the way from noise to picture from which the face acts.", ge=0, le=1)]
 IdEnd = Annotated[float, field("Share of the way from noise to picture until which the face acts.", ge=0, le=1)]
+IpStart = Annotated[float, field("Share of the way from noise to picture from which the pictures act.", ge=0, le=1)]
+IpEnd = Annotated[float, field("Share of the way from noise to picture until which the pictures act.", ge=0, le=1)]
 EcomIdMethod = Annotated[
     Literal["fidelity", "style", "neutral"],
     field("fidelity keeps the face closest, style leaves the prompt more say, neutral does neither."),
 ]
 ControlScale = Annotated[float, field("How strictly the keypoints are followed.", ge=0, le=2)]
+FaceAdapterScale = Annotated[float, field("How strongly the face acts; above 0.8 words lose.", ge=0, le=2)]
 IpScale = Annotated[float, field("How strongly the picture prompt acts; above 0.6 words lose.", ge=0, le=2)]
 PoseImage = Annotated[
     ImageReference | None,

@@ -15,10 +15,10 @@ from app.core.identity import IdentityRequest, Placement, likeness, placement_fo
 from app.core.identity_fields import (
     ControlScale,
     EnhanceNonFace,
+    FaceAdapterScale,
     IdEnd,
     IdStart,
     InstantIdModel,
-    IpScale,
     Keypoints,
     PoseFaceIndex,
     PoseImage,
@@ -34,7 +34,7 @@ class InstantIdRequest(IdentityRequest):
     """What every wish to InstantID may say."""
 
     instantid_model: InstantIdModel = "auto"
-    ip_adapter_scale: IpScale = 0.8
+    ip_adapter_scale: FaceAdapterScale = 0.8
     controlnet_conditioning_scale: ControlScale = 0.8
     id_start: IdStart = 0.0
     id_end: IdEnd = 1.0

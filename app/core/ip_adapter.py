@@ -8,10 +8,10 @@ from app.core.drawing import draw_each, size_for
 from app.core.fields import Height, Width
 from app.core.identity_fields import (
     Blocks,
-    IdEnd,
-    IdStart,
     IpAdapterModel,
+    IpEnd,
     IpScale,
+    IpStart,
     PromptImages,
     PromptMasks,
     PromptWeights,
@@ -29,8 +29,8 @@ class IpAdapterRequest(ModelRequest):
     ip_adapter_scale: IpScale = 0.6
     blocks: Blocks = "all"
     shortcut_scale: ShortcutScale = 1.0
-    ip_start: IdStart = 0.0
-    ip_end: IdEnd = 1.0
+    ip_start: IpStart = 0.0
+    ip_end: IpEnd = 1.0
     width: Width = None
     height: Height = None
 

@@ -25,7 +25,7 @@ PURE = 40
 
 def is_map(kind: str, image: Image.Image) -> bool:
     """Whether this picture looks like a map of this control type: lines white on black, depth grey, poses on black."""
-    return _LOOKS[kind](_pixels(image))
+    return bool(_LOOKS[kind](_pixels(image)))
 
 
 def is_dark_on_white(image: Image.Image) -> bool:
@@ -36,7 +36,7 @@ def is_dark_on_white(image: Image.Image) -> bool:
         return False
     # Ink lets through less of the paper's light, and of each colour alike.
     through = pixels / ground
-    return _share(np.ptp(through, axis=2) <= TINT_SPREAD) > 0.99 and through.min() < 0.5
+    return bool(_share(np.ptp(through, axis=2) <= TINT_SPREAD) > 0.99 and through.min() < 0.5)
 
 
 def paper(pixels: np.ndarray) -> np.ndarray:

@@ -62,6 +62,8 @@ class ScrfdDetector:
     def detect(self, bgr: np.ndarray, count: Count) -> list[Face]:
         """The faces in a picture [height, width, 3] of bytes; `count` is told of each pass."""
         for look in self._looks:
+            if look * min(bgr.shape[:2]) < max(bgr.shape[:2]):
+                break  # of a copy this small no row would be left
             count("detector")
             boxes, keypoints = self._network.detect(bgr, input_size=(look, look))
             if len(boxes):

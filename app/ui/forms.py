@@ -39,7 +39,10 @@ from app.ui.list_controls import lines, numbers, several
 from app.ui.model_choices import ModelChoices
 from app.ui.picture_controls import picture, pictures
 
-IN_SIGHT = {"kind", "strength", "tagger", "control_type", "keep_lines", "trigger_word"}
+IN_SIGHT = {
+    "kind", "strength", "tagger", "control_type", "keep_lines", "trigger_word", "thinking", "reflection",
+    "id_scale",
+}  # fmt: skip
 """Knobs that stand beside the others although the usual rule would put them under Advanced: they say what is made."""
 
 ADVANCED = {"second_pass_strength", "mask_blur", "seam"}

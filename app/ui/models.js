@@ -7,6 +7,7 @@
   const MILLISECONDS_BETWEEN_LOOKS = 1000;
   const MILLISECONDS_ARMED = 4000;
   const KINDS = [["checkpoint", "Checkpoints"], ["lora", "LoRAs"], ["embedding", "Textual inversions"], ["vae", "Autoencoders"], ["controlnet", "ControlNets"], ["preprocessor", "Map makers"], ["identity", "Identity"], ["ip-adapter", "IP-Adapters"], ["faces", "Face stacks"], ["image-encoder", "Image encoders"], ["segmenter", "Segmenters"], ["eraser", "Erasers"], ["upscaler", "Upscalers"], ["restorer", "Face restorers"], ["tagger", "Taggers"], ["other", "Other"]];
+  const FAMILIES = { sd15: "SD 1.5", sdxl: "SDXL", "qwen-image": "Qwen-Image" };
   const UNDER_WAY = ["waiting", "running", "cancelling"];
   const UNITS = ["B", "kB", "MB", "GB", "TB"];
 
@@ -122,7 +123,7 @@
       const facts = [];
       const bytes = model.bytes_on_disk || model.bytes;
       if (bytes) facts.push(size(bytes));
-      if (model.family !== "other") facts.push(model.family === "sd15" ? "SD 1.5" : "SDXL");
+      if (FAMILIES[model.family]) facts.push(FAMILIES[model.family]);
       if (model.recommended) facts.push(`${model.recommended.width} × ${model.recommended.height}, ${model.recommended.num_inference_steps} steps`);
       const line = make("p", { className: "eis-hint" });
       line.append(facts.join(" · "), facts.length ? " · " : "");

@@ -10,6 +10,7 @@ from app.core.chains import why_nothing_follows
 from app.core.jobs import Job, JobEvent, JobStatus
 from app.ui.before_after import Before
 from app.ui.people import People
+from app.ui.stages import stages_in, told
 from app.ui.wording import STATUS_WORDS, badge, button, chooser, duration, empty, picture_url, size, thumbnail_url
 
 
@@ -90,7 +91,8 @@ def ended_badly(job: Job) -> str:
     """A job that failed or was cancelled."""
     if job.status == JobStatus.CANCELLED:
         title, tone = "Cancelled", ""
-        text = f"Stopped at step {job.step} of {job.steps}." if job.steps else "Stopped before it began."
+        before = "its first step" if job.started else "it began"
+        text = f"Stopped at step {job.step} of {job.steps}." if job.steps else f"Stopped before {before}."
     else:
         title, tone = "That did not work", "eis-bad"
         text = (job.error or {}).get("message", "The job failed.")
@@ -101,28 +103,6 @@ def ended_badly(job: Job) -> str:
         f"<strong>{title}</strong><span>{escape(text)}</span>{button('Try again', 'retry', job=job.id)}</div></div>"
         + told(stages_in(job))
     )
-
-
-def stages_in(job: Job) -> Sequence[Mapping[str, Any]]:
-    """What the job told of its stages, however it ended."""
-    return ((job.result or {}).get("data") or {}).get("stages") or ()
-
-
-def told(stages: Sequence[Mapping[str, Any]]) -> str:
-    """What stages came to, one under the other."""
-    if not stages:
-        return ""
-    items = "".join(
-        f'<li class="{"eis-skipped" if stage.get("skipped") else ""}"><strong>{escape(_stage_title(stage))}</strong>'
-        f"<span>{escape(str(stage.get('text', '')))}</span></li>"
-        for stage in stages
-    )
-    return f'<ol class="eis-stages" aria-label="Stages">{items}</ol>'
-
-
-def _stage_title(stage: Mapping[str, Any]) -> str:
-    title = str(stage.get("stage", "")).replace("-", " ").capitalize()
-    return f"Try {stage['attempt']}: {title.lower()}" if stage.get("attempt") else title
 
 
 def refused(message: str, more: Sequence[str] = ()) -> str:

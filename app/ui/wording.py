@@ -21,7 +21,9 @@ LABELS = {
     "controlnets": "ControlNets for the control pictures",
     "draw": "Draw the faces on the picture",
     "ecomid_model": "EcomID weights",
+    "enhance_non_face_region": "Around the face only",
     "eraser": "Removed by",
+    "face_index": "Which face",
     "faces_model": "Face pack",
     "escape_brackets": "Escape brackets",
     "exclude": "Leave out",
@@ -31,7 +33,14 @@ LABELS = {
     "further_images": "Further picture",
     "ground": "Prompt that facts are added to",
     "guidance_scale": "Guidance",
+    "guidance_scales": "Several guidances",
+    "id_end": "Face acts until",
+    "id_scale": "Strength of the face",
+    "id_start": "Face acts from",
     "image": "Picture",
+    "image_guidance_scale": "How closely the picture is kept",
+    "image_guidance_scales": "Several such values",
+    "inline": "Masks inside the answer",
     "instantid_model": "InstantID weights",
     "ip_adapter_blocks": "Blocks that look at the picture",
     "ip_adapter_images": "Picture as a prompt",
@@ -40,6 +49,16 @@ LABELS = {
     "images": "Picture",
     "instance_prompt": "What the pictures show",
     "class_prompt": "Its class",
+    "ip_end": "Pictures act until",
+    "ip_start": "Pictures act from",
+    "mask_index": "Which mask",
+    "num_zero": "Empty tokens",
+    "ortho": "How the face makes way",
+    "pose_face_index": "Which face of the pose",
+    "product_image": "Product",
+    "product_scale": "Size of the product",
+    "product_x": "Product across",
+    "product_y": "Product down",
     "source_images": "What each was made from",
     "invert_mask": "Turn the mask round",
     "mask_grow": "Grow the mask",
@@ -85,6 +104,7 @@ LABELS = {
     "shortcut_scale": "Look of the face (FaceID plus v2)",
     "softedge_model": "ControlNet for the product's outline",
     "softedge_scale": "Strength of the outline",
+    "target_face_index": "Which face of the picture",
     "tile_controlnet": "Tile ControlNet",
     "tagger": "Tagged by",
     "textual_inversions": "Textual inversions",
@@ -119,6 +139,14 @@ STATUS_WORDS = {
     "failed": "Failed",
     "cancelled": "Cancelled",
 }
+
+CHECKS = {
+    "Input should be ": "must be ",
+    "String should have at least 1 character": "must not be empty",
+    "String should have ": "must have ",
+    "Tuple should have ": "must have ",
+}
+"""How a check begins what it says -> how a form does, after the field's label."""
 
 
 def label(name: str) -> str:
@@ -189,7 +217,9 @@ def thumbnail_url(reference: str) -> str:
 
 def in_words(field: str, message: str) -> str:
     """What is wrong with a field of a form, by its label."""
-    told = message.replace("Input should be ", "must be ", 1)
+    told = message
+    for check, words in CHECKS.items():
+        told = told.replace(check, words, 1)
     name = field.partition(".")[0]
     return f"{label(name)} {told}" if name and told != message else f"{label(name)}: {told}" if name else upper(told)
 

@@ -89,6 +89,11 @@ def test_no_face_says_what_was_tried(analyser):
     assert analyser.calls["detector"] == 9
 
 
+@pytest.mark.parametrize("size", [(5000, 2), (2, 5000), (1, 1)])
+def test_a_picture_that_is_all_edge_shows_nobody(analyser, size):
+    assert analyser.detect(Image.new("RGB", size)) == []
+
+
 def test_a_detector_of_one_size_looks_once(tmp_path):
     networks.make_recognition(tmp_path / "recognition.onnx")
     networks.make_detector(tmp_path / "det.onnx", size=640)

@@ -36,8 +36,8 @@ def pulling(tmp_path, monkeypatch, library_at) -> Iterator[Running]:  # noqa: F8
 
 @pytest.fixture
 def knowing_faces(tmp_path, monkeypatch, library_at) -> Iterator[Running]:  # noqa: F811
-    """The same, with the face stack of the product's catalog in its own."""
-    rows = (*CATALOG, *(spec for spec in PRODUCT if spec.id == "buffalo_l"))
+    """The same, with a face stack and a Qwen-Image-Edit of the product's catalog in its own."""
+    rows = (*CATALOG, *(spec for spec in PRODUCT if spec.id in {"buffalo_l", "qwen-image-edit-2511"}))
     monkeypatch.setattr("app.core.service.ModelLibrary", lambda home, **settings: library_at(home, catalog=rows))
     with serving(tmp_path / "home", ui=True, catalog=FORMS) as running:
         yield running
@@ -241,6 +241,13 @@ def test_a_licence_that_allows_no_commercial_use_is_said_and_asked_for_at_an_upl
     assert page.locator("h2", has_text="IP-Adapters").count() == 1
     assert all("409" in complaint for complaint in open_page.complaints), open_page.complaints
     open_page.complaints.clear()
+
+
+def test_a_row_says_its_own_family(knowing_faces: Running, open_page) -> None:
+    page = open_page(knowing_faces.address)
+    tab(page, "Models")
+    facts = page.locator("[data-model=qwen-image-edit-2511] .eis-hint").first.inner_text()
+    assert "Qwen-Image · 1024 × 1024" in facts and "SDXL" not in facts
 
 
 def test_a_pull_is_stopped_and_its_looks_leave_the_other_rows_alone(

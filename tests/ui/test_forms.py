@@ -11,9 +11,10 @@ from app.core.catalog import CATALOG, find
 from app.core.fields import ImageReference, InitImage, MaskImage, field
 from app.errors import InvalidRequest
 from app.models.library import ModelLibrary
-from app.ui.controls import LEFT_OUT
-from app.ui.forms import PICTURES, Form, kinds
+from app.ui.controls import FROM_THE_MODEL, LEFT_OUT
+from app.ui.forms import PICTURES, Form, group_of, kinds, question_of
 from app.ui.model_choices import ModelChoices, size_presets
+from app.ui.wording import label
 from tests.api.test_models import lora_file
 from tests.ui.capabilities import CATALOG as TEST_CATALOG
 
@@ -72,6 +73,28 @@ def test_other_catalogs_build_too(capability, library):
     assert {name for control in form.controls for name in control.fields} == set(capability.request.model_fields)
 
 
+@pytest.mark.parametrize("capability", CATALOG, ids=lambda capability: capability.name)
+def test_labels_are_words_and_no_two_of_a_form_are_the_same(capability):
+    labels = [label(name) for name in capability.request.model_fields]
+    assert len(set(labels)) == len(labels)
+    foreign = {"id", "ip", "num", "ortho", "index", "inline", "x", "y"}
+    assert [one for one in labels if foreign & set(one.lower().split())] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"), [("step1x-edit", {"thinking", "reflection"}), ("pulid/generate", {"id_scale"})]
+)
+def test_what_a_capability_is_for_stands_in_sight(name, fields):
+    wish = find(name).request
+    found = {field for field, kind in kinds(wish).items() if group_of(question_of(wish, field, None), kind) == "knobs"}
+    assert fields <= found
+
+
+def test_guidance_of_a_kind_of_its_own_is_automatic_where_it_is_empty():
+    wish = find("qwen-edit").request
+    assert FROM_THE_MODEL in question_of(wish, "true_cfg_scale", None).empty_means
+
+
 def test_a_shown_request_is_read_back(library):
     form = form_of(CATALOG[0], library)
     wish = {
@@ -93,9 +116,7 @@ def test_a_shown_request_is_read_back(library):
         "second_pass_strength": 0.4,
         "second_pass_steps": 7,
     }
-    shown = [
-        update.get("value", widget.value) for update, widget in zip(form.show(wish), form.widgets, strict=True)
-    ]
+    shown = [update.get("value", widget.value) for update, widget in zip(form.show(wish), form.widgets, strict=True)]
     assert form.read(shown) == wish
 
 

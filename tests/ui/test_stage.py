@@ -6,12 +6,12 @@ import pytest
 
 from app.core.jobs import Job, JobEvent, JobStatus
 from app.errors import InvalidRequest
-from app.ui import people, stage
+from app.ui import people, stage, stages
 from app.ui.before_after import Before
 from app.ui.gallery import tile
 from app.ui.panel import decode_data_uri, picture_seed
 from app.ui.session import Session
-from app.ui.wording import button, chooser, duration, size
+from app.ui.wording import button, chooser, duration, in_words, size
 
 EVIL = '<img src=x onerror="alert(1)">'
 
@@ -58,6 +58,43 @@ def test_stages_are_shown_while_they_happen_and_however_it_ends():
         assert EVIL not in shown and "&lt;img" in shown
     progress.take(JobEvent("j", "started", {}))
     assert "eis-stages" not in stage.working(progress)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "Stopped before it began."),
+        ({"started": 1.0}, "Stopped before its first step."),
+        ({"started": 1.0, "step": 2, "steps": 9}, "Stopped at step 2 of 9."),
+    ],
+)
+def test_a_cancelled_job_says_how_far_it_came(facts, words):
+    assert words in stage.ended_badly(job(JobStatus.CANCELLED, **facts))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("Paint {it} green.", "Paint {it} green."),
+        ('{"score": [6, 7.5], "reasoning": "fine"}', "Score: 6 and 7.5\nReasoning: fine"),
+        ('```json\n{"meets_instruction": "yes", "omissions": 0}\n```', "Meets instruction: yes\nOmissions: 0"),
+        ("<#Think> good\n<#Success>", "good\nIt is right."),
+        ("<#Think> almost <#Reflection> green wheels", "almost\nTo be corrected: green wheels"),
+        ("<#Think> ruined <#Failed>", "ruined\nIt failed and cannot be corrected."),
+    ],
+)
+def test_an_answer_in_a_form_is_said_in_words(answer, words):
+    assert stages.in_words(answer) == words
+    both = [{"stage": "a", "text": answer}, {"stage": "b", "text": answer, "skipped": True}]
+    again, skipped, _ = stages.told(both).split("</li>")
+    assert "skipped" not in again and "B (skipped, not readable)" in skipped
+
+
+def test_a_refusal_names_the_field_and_speaks_of_no_strings():
+    assert in_words("name", "String should have at least 1 character") == "Name must not be empty"
+    assert in_words("prompt", "String should have at most 9 characters") == "Prompt must have at most 9 characters"
+    assert in_words("seed", "Input should be a valid integer") == "Seed must be a valid integer"
+    assert in_words("image", "choose a picture first.") == "Picture: choose a picture first."
 
 
 def test_nothing_written_by_a_person_becomes_markup():
