@@ -10,6 +10,7 @@ learns to say the same tokens from the face models' answers, which needs no UNet
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,69 @@ def caption_of(scene: world.Scene, rng) -> str:
     return captions.word(replace(scene, person=replace(scene.person, **unsaid)), rng)
 
 
+class Told:
+    """A batch of portraits, of which the first ones are told with both of their geometries: rows of one forward.
+
+    `rows` are the portraits that the rows of `tokens` belong to: all of them, then once more those told otherwise.
+    """
+
+    def __init__(
+        self,
+        some: People,
+        others: np.ndarray,
+        tokens: FactTokens,
+        frozen: Frozen,
+        rng: random.Random,
+        generator: torch.Generator,
+        pairs: int = PAIRS,
+        earliest: int = EARLIEST,
+    ):
+        indices = [rng.randrange(len(some)) for _ in range(pairs + ALONE)]
+        known = torch.ones(len(indices))
+        known[len(known) - max(1, round(NOBODY * len(known))) :] = 0
+        self.captions = [caption_of(some.scenes[index], rng) for index in indices]
+        clean = torch.from_numpy(some.latents[indices].astype("float32"))
+        noise = torch.randn(clean.shape, generator=generator)
+        early = torch.randint(earliest, 1000, (pairs,), generator=generator)
+        self.time = torch.cat([early, train_pulid.noisy_times(ALONE, generator)])
+        signal, sigma = frozen.levels(self.time)
+        self.noisy, self._target = signal * clean + sigma * noise, signal * noise - sigma * clean
+        told = indices[:pairs]
+        another = torch.tensor([other_geometry(some.seed, index, some.scenes[index].geometry) for index in told])
+        self.tokens = tokens(
+            torch.cat([some.geometry[indices], another]), some.looks[indices + told], torch.cat([known, known[:pairs]])
+        )
+        self.rows = torch.cat([torch.arange(len(indices)), torch.arange(pairs)])
+        self._wished = sigma[:pairs] * (torch.from_numpy(others[told].astype("float32")) - clean[:pairs])
+
+    def velocity(self, frozen: Frozen, attachment: Attachment) -> torch.Tensor:
+        """What the UNet says of every row."""
+        branch = RowsOfFaces(Halves(self.tokens, self.tokens), attachment.layers, 1.0)
+        text = (part[self.rows] for part in frozen.text(self.captions))
+        return frozen.velocity(self.noisy[self.rows], self.time[self.rows], tuple(text), [branch])
+
+    def losses(self, velocity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the loss of diffusion, the share of what the geometries change that is not drawn)."""
+        own, other = velocity[: len(self.noisy)], velocity[len(self.noisy) :]
+        loss = functional.mse_loss(own, self._target)
+        size = self._wished.square().mean((1, 2, 3))
+        missed = (own[: len(other)] - other - self._wished).square().mean((1, 2, 3))
+        return loss, (missed / (size + SMALLEST * size.mean())).mean()  # an eye is as much as a whole face
+
+
+class Drawn:
+    """How much of what geometry changes is drawn, as it comes; reported now and then."""
+
+    def __init__(self, name: str, report: Callable[[str], None]):
+        self._name, self._report, self._missed = name, report, 1.0
+
+    def note(self, number: int, share: float) -> None:
+        """The share that a step missed."""
+        self._missed += 0.02 * (share - self._missed)
+        if number % 100 == 99:
+            self._report(f"{self._name}: {1 - self._missed:.0%} of what geometry changes is drawn")
+
+
 def teach(
     version: str,
     pipeline: StableDiffusionXLPipeline,
@@ -111,43 +175,15 @@ def teach(
     torch.manual_seed(rng_of(seed, name).getrandbits(31))
     frozen, tokens, attachment = Frozen(pipeline), FactTokens(TOKENS[version]), Attachment(pipeline.unet)
     if begin is not None and begin.exists():
-        attachment.load_state_dict(torch.load(begin, weights_only=True)["modules"][1])
+        begin_with(begin, tokens, attachment)
     stage = Stage(name, folder, [tokens, attachment], RATE, steps, horizon=50, cool_down=0.4)
-    unexplained = 1.0
+    drawn = Drawn(name, report)
 
     def step(number: int) -> float:
-        nonlocal unexplained
-        rng, generator = rng_of(seed, name, number), generator_of(seed, name, number)
-        indices = [rng.randrange(len(some)) for _ in range(PAIRS + ALONE)]
-        known = torch.ones(PAIRS + ALONE)
-        known[len(known) - max(1, round(NOBODY * len(known))) :] = 0
-        text = frozen.text([caption_of(some.scenes[index], rng) for index in indices])
-        clean = torch.from_numpy(some.latents[indices].astype("float32"))
-        noise = torch.randn(clean.shape, generator=generator)
-        early = torch.randint(EARLIEST, 1000, (PAIRS,), generator=generator)
-        time = torch.cat([early, train_pulid.noisy_times(ALONE, generator)])
-        signal, sigma = frozen.levels(time)
-        noisy = signal * clean + sigma * noise
-        pairs = indices[:PAIRS]
-        another = torch.tensor([other_geometry(some.seed, index, some.scenes[index].geometry) for index in pairs])
-        told = tokens(
-            torch.cat([some.geometry[indices], another]),
-            some.looks[indices + pairs],
-            torch.cat([known, known[:PAIRS]]),
-        )
-        rows = torch.cat([torch.arange(len(indices)), torch.arange(PAIRS)])
-        branch = RowsOfFaces(Halves(told, told), attachment.layers, 1.0)
-        velocity = frozen.velocity(noisy[rows], time[rows], tuple(part[rows] for part in text), [branch])
-        own, other = velocity[: len(indices)], velocity[len(indices) :]
-        loss = functional.mse_loss(own, signal * noise - sigma * clean)
-        wished = sigma[:PAIRS] * (torch.from_numpy(others[pairs].astype("float32")) - clean[:PAIRS])
-        size = wished.square().mean((1, 2, 3))
-        missed = (own[:PAIRS] - other - wished).square().mean((1, 2, 3))
-        share = (missed / (size + SMALLEST * size.mean())).mean()  # an eye is as much as a whole face
+        told = Told(some, others, tokens, frozen, rng_of(seed, name, number), generator_of(seed, name, number))
+        loss, share = told.losses(told.velocity(frozen, attachment))
         (loss + DIFFERENCE_WEIGHT * share).backward()
-        unexplained += 0.02 * (share.item() - unexplained)
-        if number % 100 == 99:
-            report(f"{name}: {1 - unexplained:.0%} of what geometry changes is drawn")
+        drawn.note(number, share.item())
         return loss.item()
 
     complete = stage.run(step, seconds=seconds, report=report)
@@ -155,6 +191,14 @@ def teach(
     for module in (tokens, attachment):
         module.eval().requires_grad_(False)
     return tokens, attachment, complete
+
+
+def begin_with(checkpoint: Path, tokens: FactTokens, attachment: Attachment) -> None:
+    """Take the weights that a checkpoint of `teach` or of steering holds; tokens only where there are as many."""
+    *_, told, layers = torch.load(checkpoint, weights_only=True)["modules"]
+    attachment.load_state_dict(layers)
+    if told["nobody"].shape == tokens.nobody.shape:
+        tokens.load_state_dict(told)
 
 
 def tell(

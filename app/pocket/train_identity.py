@@ -20,10 +20,11 @@ from app.pocket import (
     train_facts,
     train_instantid,
     train_pulid,
+    train_steering,
 )
 from app.pocket.check import load
 from app.pocket.checkpoints import Stage, rng_of
-from app.pocket.command_lines import ending, parse, parser_of, say
+from app.pocket.command_lines import ending, parse, parser_of, say, work_folder
 from app.pocket.shards import mixed_precision
 from app.pocket.train_detector import DetectorTask
 from app.pocket.train_face_parts import LandmarksTask, ParsingTask
@@ -69,12 +70,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--measure", type=Path, default=spec.WEIGHTS, help="folder of the finished measure of likeness")
     parser.add_argument("--only", nargs="+", choices=tuple(PRESETS["cpu"].steps), help="these stages alone")
     parser.add_argument("--steps", type=int, help="how long those stages are (the preset says it)")
+    steering = work_folder(f"pocket-{train_steering.NAME}") / f"{train_steering.NAME}.pt"
+    parser.add_argument("--begin", type=Path, default=steering, help="a checkpoint whose tokens facts begin with")
     options = parse(parser, argv)
     lengths = PRESETS[options.preset]
     chosen = options.only or list(lengths.steps)
     if options.steps is not None:
         lengths = replace(lengths, steps=lengths.steps | dict.fromkeys(chosen, options.steps))
-    run = Run(lengths, options.work, options.out, options.measure, options.weights, options.seed, options.seconds)
+    run = Run(
+        lengths, options.work, options.out, options.measure, options.weights, options.begin, options.seed,
+        options.seconds,
+    )  # fmt: skip
     complete = all([run.stage(name) for name in chosen])
     print(f"pocket identity: {ending(complete)}")
     return 0
@@ -90,12 +96,13 @@ class Run:
         out: Path,
         measure: Path,
         weights: Path,
+        begin: Path,
         seed: str,
         seconds: float | None = None,
         report: Callable[[str], None] = say,
     ):
         self.lengths, self.work, self.out, self.measure = lengths, work, out, measure
-        self.seed, self.seconds, self.report = seed, seconds, report
+        self.begin, self.seed, self.seconds, self.report = begin, seed, seconds, report
         self.pipeline: StableDiffusionXLPipeline = load(weights)
         build = partial(people.build, work / "people", autoencoder=self.pipeline.vae, report=report)
         self.held_out = build("held-out", lengths.held_out)
@@ -169,7 +176,7 @@ class Run:
 
     def _facts(self, version: str) -> tuple[train_facts.FactTokens, train_pulid.Attachment, bool]:
         name = f"facts-{version}"
-        begin = self.work / "facts-v1.1.pt" if version == "v1" else None
+        begin = self.work / "facts-v1.1.pt" if version == "v1" else self.begin
         others = train_facts.build_others(self.work / "people", self.people, self.pipeline.vae, self.report)
         return train_facts.teach(
             version, self.pipeline, self.people, others, self.work, self.seed, self.lengths.steps[name], begin,

@@ -121,18 +121,23 @@ class Frozen:
     """What stays as it is: pocket's UNet, its text encoders, its noise schedule."""
 
     def __init__(self, pipeline: StableDiffusionXLPipeline):
-        self.unet = pipeline.unet.requires_grad_(False).eval()
+        self.unet = pipeline.unet
         self.unet.set_attn_processor(AttnProcessor())
         self.unet.to(memory_format=torch.channels_last)
-        for module in self.unet.modules():  # what autocast would cast at every forward is cast once
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                module.to(torch.bfloat16)
+        self.settle()
         self.first, self.second = pipeline.text_encoder.eval(), pipeline.text_encoder_2.eval()
         self.first.requires_grad_(False)
         self.second.requires_grad_(False)
         self.tokenizer = pipeline.tokenizer
         self.signal = pipeline.scheduler.alphas_cumprod
         self.time_ids = torch.tensor([[spec.WIDTH, spec.HEIGHT, 0, 0, spec.WIDTH, spec.HEIGHT]], dtype=torch.float32)
+
+    def settle(self) -> None:
+        """Make the UNet what it is while others learn."""
+        self.unet.requires_grad_(False).eval()
+        for module in self.unet.modules():  # what autocast would cast at every forward is cast once
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.to(torch.bfloat16)
 
     def text(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = self.tokenizer(
@@ -147,9 +152,10 @@ class Frozen:
         signal = self.signal[time].sqrt()[:, None, None, None]
         return signal, (1 - self.signal[time]).sqrt()[:, None, None, None]
 
-    def velocity(self, noisy, time, text, branches=(), **more) -> torch.Tensor:
+    def velocity(self, noisy, time, text, branches=(), time_ids=None, **more) -> torch.Tensor:
         hidden, pooled = text
-        conditions = {"text_embeds": pooled, "time_ids": self.time_ids.expand(len(noisy), -1)}
+        sizes = self.time_ids.expand(len(noisy), -1) if time_ids is None else time_ids
+        conditions = {"text_embeds": pooled, "time_ids": sizes}
         parts = [Part(len(noisy), tuple(branches), guided=False)]
         with mixed_precision(torch.device("cpu")), sdpa_kernel(SDPBackend.MATH), attending(self.unet, parts):
             noisy = noisy.contiguous(memory_format=torch.channels_last)
