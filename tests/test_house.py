@@ -187,7 +187,7 @@ MAY_IMPORT = {
     "capability": GROUND | {"shared", "contract", "imaging", "plain"},
     "catalog": GROUND | {"capability", "contract"},
     "search_providers": GROUND,
-    "engine": GROUND | {"engine", "search_providers", "catalog", "contract", "imaging", "plain"},
+    "engine": GROUND | {"collector", "engine", "search_providers", "catalog", "contract", "imaging", "plain"},
     "api": GROUND | {"api", "engine", "catalog", "contract", "imaging", "plain"},
     "ui": GROUND | {"ui", "engine", "catalog", "contract", "imaging", "plain"},
     "main": GROUND | {"collector", "settings", "api", "ui", "engine", "catalog", "contract", "imaging", "plain"},

@@ -152,12 +152,13 @@ class JobQueue:
             self._served[entry.priority, entry.owner] = self._servings
         return entry
 
-    def reprioritise(self, job_id: str, priority: int) -> Waiting | None:
-        """Give a waiting job another priority; what it rose by waiting is kept."""
+    def reprioritise(self, job_id: str, priority: int, now: float) -> Waiting | None:
+        """Give a waiting job another priority, from which it has risen by waiting as from any."""
         entry = self.remove(job_id)
         if entry is not None:
             entry.priority = min(HIGHEST_PRIORITY, priority + entry.raised)
             self.add(entry)
+            self.age(now)  # at the highest it had not risen any more
         return entry
 
     def wake(self, now: float) -> float | None:

@@ -59,7 +59,7 @@ class QueueView:
         """Jobs that wait at another priority from now on."""
         with self._changed:
             for job_id, priority in priorities.items():
-                self._queue.reprioritise(job_id, priority)
+                self._queue.reprioritise(job_id, priority, self._store.now())
             self._changed.notify_all()
         self._tell_positions()
 

@@ -7,7 +7,6 @@ dies. A worker never touches the job store: it reports, and the front writes.
 """
 
 import ctypes
-import gc
 import json
 import logging
 import os
@@ -19,12 +18,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from app.collector import collector_at_rest
 from app.core import crash_points
 from app.core.belongings import Belongings
 from app.core.capability import Capability, Request, Result
@@ -126,6 +127,12 @@ class Worker:
             self._runtime.close()
 
     def _open(self) -> None:
+        # What is imported here stays as long as this process: collections, of which each model that moves off the
+        # device costs one, need not look through it. A caller's own process is left as it is.
+        with nullcontext() if self._device == INLINE else collector_at_rest():
+            self._load()
+
+    def _load(self) -> None:
         options = self._options
         catalog: tuple[Capability, ...] = load_by_name(options.catalog)
         self._catalog = {capability.name: capability for capability in catalog}
@@ -136,10 +143,6 @@ class Worker:
                 compile=options.compile,
                 **options.memory_settings(),
             )
-        if self._device != INLINE:
-            # What was imported stays as long as this process: collections, of which each model that moves off the
-            # device costs one, need not look through it.
-            gc.freeze()
 
     def _do_chores(self) -> None:
         while True:

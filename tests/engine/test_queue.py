@@ -80,7 +80,7 @@ def test_the_queue_is_what_its_rules_say(moves: list[tuple[str, int, int, int, s
                 shelf.served[shelf.level(taken, now), taken.owner] = shelf.servings
                 assert queue.take(taken.id) is shelf.jobs.pop(taken.id)
         elif move == "priority":
-            entry = queue.reprioritise(job_id, priority)
+            entry = queue.reprioritise(job_id, priority, now)
             assert entry is shelf.jobs.get(job_id)
             shelf.asked[job_id] = priority
         else:
@@ -102,6 +102,13 @@ def drained(queue: JobQueue) -> list[str]:
     while head := queue.first(1):
         served.append(queue.take(head[0].id).id)
     return served
+
+
+def test_a_job_that_comes_down_from_the_highest_priority_has_risen_by_its_waiting() -> None:
+    queue = JobQueue([Waiting("long", 10, 1, since=0.0), Waiting("short", 1, 0, since=8.5)], ageing_seconds=4.0)
+    queue.age(9.0)
+    assert queue.reprioritise("long", 0, 9.0).priority == 2
+    assert [entry.id for entry in queue.first(2)] == ["long", "short"]
 
 
 def test_a_thousand_jobs_of_one_key_hold_up_anothers_first_by_one_at_most() -> None:
