@@ -26,6 +26,10 @@ from app.errors import InvalidRequest
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 MATRIX = re.compile(r"(?P<module>.+)\.lora_(?P<side>A|B)\.weight")
+UNREADABLE = (
+    AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""What diffusers' parsing stumbles over where key names or shapes are foreign."""
 
 
 @dataclass(frozen=True)
@@ -152,23 +156,9 @@ def _places(pipeline: Any) -> Iterator[Place]:
 
 
 def _put_on(pipeline: Any, name: str, addition: Addition) -> None:
-    refuse_dora(addition)
     is_xl = getattr(pipeline, "text_encoder_2", None) is not None
     more = {"unet_config": pipeline.unet.config} if is_xl else {}
-    try:
-        state, alphas, metadata = pipeline.lora_state_dict(
-            str(addition.file.parent),
-            weight_name=addition.file.name,
-            return_lora_metadata=True,
-            use_safetensors=True,
-            local_files_only=True,
-            **more,
-        )
-    except (OSError, SafetensorError) as error:
-        raise InvalidRequest(f"The LoRA {addition.id!r} cannot be read.", lora=addition.id) from error
-    except (ValueError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError) as error:
-        # diffusers meets foreign key names with whatever its parsing stumbles over.
-        raise misfit(addition) from error
+    state, alphas, metadata = read_lora(pipeline, addition, **more)
     _check_fit(pipeline, state, addition)
     shared = {"network_alphas": alphas, "metadata": metadata, "adapter_name": name, "_pipeline": pipeline}
     pipeline.load_lora_into_unet(state, unet=pipeline.unet, **shared)
@@ -178,6 +168,27 @@ def _put_on(pipeline: Any, name: str, addition: Addition) -> None:
             pipeline.load_lora_into_text_encoder(
                 state, text_encoder=module, prefix=component, lora_scale=pipeline.lora_scale, **shared
             )
+
+
+def read_lora(pipeline: Any, addition: Addition, **more: Any) -> tuple[Any, ...]:
+    """What the pipeline's own `lora_state_dict` makes of a file: matrices, alphas where it has any, metadata.
+
+    `more` are further arguments of it. `InvalidRequest` where it is no LoRA of the pipeline's family.
+    """
+    refuse_dora(addition)
+    try:
+        return pipeline.lora_state_dict(
+            str(addition.file.parent),
+            weight_name=addition.file.name,
+            return_lora_metadata=True,
+            use_safetensors=True,
+            local_files_only=True,
+            **more,
+        )
+    except (OSError, SafetensorError) as error:
+        raise InvalidRequest(f"The LoRA {addition.id!r} cannot be read.", lora=addition.id) from error
+    except UNREADABLE as error:
+        raise misfit(addition) from error
 
 
 def refuse_dora(addition: Addition) -> None:

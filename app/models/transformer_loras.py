@@ -9,16 +9,10 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
 
-from app.errors import InvalidRequest
-from app.models.adapters import MATRIX, Addition, Place, misfit, refuse_dora
+from app.models.adapters import MATRIX, Addition, Place, misfit, read_lora
 
 PREFIX = "transformer."
-UNREADABLE = (
-    AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError,
-)  # fmt: skip
-"""What diffusers' parsing stumbles over where key names or shapes are foreign."""
 
 
 def lora_layers(pipeline: Any, additions: Sequence[Addition]) -> list[Place]:
@@ -51,21 +45,8 @@ def read(pipeline: Any, addition: Addition) -> tuple[dict[str, torch.Tensor], di
     That is the rank and alpha in the file's own metadata, and the alphas beside its matrices where the family has such
     files. `InvalidRequest` where it is no LoRA of this family.
     """
-    refuse_dora(addition)
     takes_alphas = "network_alphas" in inspect.signature(pipeline.load_lora_into_transformer).parameters
-    try:
-        state, *alphas, metadata = pipeline.lora_state_dict(
-            str(addition.file.parent),
-            weight_name=addition.file.name,
-            return_lora_metadata=True,
-            use_safetensors=True,
-            local_files_only=True,
-            **({"return_alphas": True} if takes_alphas else {}),
-        )
-    except (OSError, SafetensorError) as error:
-        raise InvalidRequest(f"The LoRA {addition.id!r} cannot be read.", lora=addition.id) from error
-    except UNREADABLE as error:
-        raise misfit(addition) from error
+    state, *alphas, metadata = read_lora(pipeline, addition, **({"return_alphas": True} if takes_alphas else {}))
     if not takes_alphas:
         return state, {"metadata": metadata}
     found = {name: float(alpha) for name, alpha in (alphas[0] or {}).items()}

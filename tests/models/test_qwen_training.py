@@ -9,20 +9,18 @@ import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from PIL import Image
 from safetensors import safe_open
 
 from app.core.fields import WeightedModel
-from app.core.training_fields import TrainingPlan
 from app.errors import InvalidRequest
-from app.models.library import ModelLibrary
 from app.models.runtime import open_runtime
 from app.models.training_dataset import Batches, Sample, buckets, cut_to_bucket
-from tests.models import tiny_qwen
+from tests.models import tiny_qwen, trained_models
+from tests.models.trained_models import PLAN, pictures
 
+library, runtime = trained_models.library, trained_models.runtime
 AREA = 64 * 64
 CAPTIONS = ["make the car green", "make the sky blue", "make the car green"]
-PLAN = TrainingPlan(resolution=64, seed=11, rank=4, lora_alpha=8.0, learning_rate=1e-2, max_train_steps=6)
 PAIRED = [False, True]
 
 
@@ -48,29 +46,6 @@ def folder(kind, tmp_path_factory):
     name = "tiny-2511" if kind == "plus" else "tiny"
     path = tmp_path_factory.mktemp("published") / name
     return tiny_qwen.make_folder(path, plus=kind == "plus", zero_cond_t=kind == "plus")
-
-
-@pytest.fixture(scope="module")
-def library(folder, tmp_path_factory):
-    library = ModelLibrary(tmp_path_factory.mktemp("home"))
-    library.add(folder, id="tiny")
-    return library
-
-
-@pytest.fixture(scope="module")
-def runtime(library):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    opened = open_runtime(device="cpu", library=library, precision="float32")
-    yield opened
-    opened.close()
-    torch.set_num_threads(threads)
-
-
-def pictures(seed=3):
-    chance = np.random.default_rng(seed)
-    sizes = [(64, 64), (96, 64), (80, 80)]
-    return [Image.fromarray(chance.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in sizes]
 
 
 def prepare(trainer, paired):

@@ -11,25 +11,23 @@ from diffusers import FluxPipeline
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from app.core.fields import WeightedModel
 from app.core.model_offload import Offload
-from app.core.training_fields import TrainingPlan
 from app.errors import InvalidRequest, OutOfMemory
 from app.models.adapters import Addition
-from app.models.library import ModelLibrary
 from app.models.runtime import open_runtime
 from app.models.step1x import load_transformer
 from app.models.training_dataset import Batches, Sample, buckets, cut_to_bucket
 from app.models.transformer_loras import check_fit, read
-from tests.models import tiny_step1x
+from tests.models import tiny_step1x, trained_models
+from tests.models.trained_models import PLAN, pictures
 from tests.parity.cases import DATA
 
+library, runtime = trained_models.library, trained_models.runtime
 CAPTIONS = ["make the car green", 'write "sky" on it', "make the car green"]
-PLAN = TrainingPlan(resolution=64, seed=11, rank=4, lora_alpha=8.0, learning_rate=1e-2, max_train_steps=6)
 TASK = "step1x-edit"
 LAYERS = ["to_k", "to_q", "to_v", "to_out.0"]
 
@@ -44,29 +42,6 @@ def folder(version, tmp_path_factory):
     case = json.loads((DATA / "step1x_edit" / "case.json").read_text("utf-8"))
     path = tmp_path_factory.mktemp("published") / "tiny"
     return tiny_step1x.make_folder(path, case["keys"], case["config"], version=version)
-
-
-@pytest.fixture(scope="module")
-def library(folder, tmp_path_factory):
-    library = ModelLibrary(tmp_path_factory.mktemp("home"))
-    library.add(folder, id="tiny")
-    return library
-
-
-@pytest.fixture(scope="module")
-def runtime(library):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    opened = open_runtime(device="cpu", library=library, precision="float32")
-    yield opened
-    opened.close()
-    torch.set_num_threads(threads)
-
-
-def pictures(seed=3):
-    chance = np.random.default_rng(seed)
-    sizes = [(64, 64), (96, 64), (80, 80)]
-    return [Image.fromarray(chance.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in sizes]
 
 
 def prepare(trainer):

@@ -12,17 +12,16 @@ from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from safetensors import safe_open
 
-from app.core.training_fields import TrainingPlan
 from app.errors import DependencyMissing, InvalidRequest
 from app.models import machine
-from app.models.library import ModelLibrary
 from app.models.optimisers import make_optimiser, optimiser_state, restore_optimiser
-from app.models.runtime import open_runtime
 from app.models.training_dataset import Batches, Sample, buckets, cut_to_bucket
+from tests.models import trained_models
 from tests.models.tiny_checkpoints import make_sd15, make_sdxl
+from tests.models.trained_models import PLAN, pictures
 
+library, runtime = trained_models.library, trained_models.runtime
 CAPTIONS = ["photo of a style cat", "a red car", "photo of a style cat"]
-PLAN = TrainingPlan(resolution=64, seed=11, rank=4, lora_alpha=8.0, learning_rate=1e-2, max_train_steps=6)
 
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
@@ -33,29 +32,6 @@ def family(request):
 @pytest.fixture(scope="module")
 def folder(family, tmp_path_factory):
     return {"sd15": make_sd15, "sdxl": make_sdxl}[family](tmp_path_factory.mktemp("published") / family)
-
-
-@pytest.fixture(scope="module")
-def library(folder, tmp_path_factory):
-    library = ModelLibrary(tmp_path_factory.mktemp("home"))
-    library.add(folder, id="tiny")
-    return library
-
-
-@pytest.fixture(scope="module")
-def runtime(library):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    opened = open_runtime(device="cpu", library=library, precision="float32")
-    yield opened
-    opened.close()
-    torch.set_num_threads(threads)
-
-
-def pictures():
-    chance = np.random.default_rng(3)
-    sizes = [(64, 64), (96, 64), (80, 80)]
-    return [Image.fromarray(chance.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in sizes]
 
 
 def plain_training(folder, plan, steps):
