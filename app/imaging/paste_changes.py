@@ -19,6 +19,8 @@ SMALLEST_SHARE = 2e-4
 """Of the picture's pixels: what is smaller is noise."""
 LEAST_GAIN = 0.6
 """A channel's contrast is not taken to have changed by more, nor by its inverse."""
+MOST_SHIFT = 32.0
+"""Levels of 255 by which an editor shifts all of a picture unasked; what shifts by more was asked for."""
 MOST = 0.7
 """Share of the picture above which it was made anew as a whole, and nothing is to be pasted."""
 
@@ -46,10 +48,9 @@ def paste_changes(original: Image.Image, edited: Image.Image, *, grow: int = 8, 
     after = np.asarray(edited.convert("RGB"))
     gains, offsets = _colour_shift(before, after)
     # As the editor would have left it, had it changed nothing: what it made too light stays at the end of the scale.
-    changed = difference_mask(np.clip(before * gains + offsets, 0, 255), after)
+    untouched = np.clip(before * gains + offsets, 0, 255)
+    changed = difference_mask(untouched, after)
     share = float(changed.mean())
-    if share == 0.0 and _mostly_differs(before * gains + offsets, after):
-        share = 1.0
     if share == 0.0:
         return Pasted(edited, None, 0.0, "Nothing changed in one place more than in others, so nothing was pasted.")
     if share > MOST:
@@ -72,8 +73,9 @@ def difference_mask(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     # An edge's slope reaches as far as it may lie off.
     slope = cv2.dilate(slope, np.ones((3, 3), np.uint8))
     rest = np.maximum(difference - EDGE_SLIP * slope, 0)
-    middle = float(np.median(rest))
-    noise = 1.4826 * float(np.median(np.abs(rest - middle)))
+    # What most places differ by is noise, unless most of the picture is another.
+    middle = 0.0 if _mostly_differs(before, after) else float(np.median(rest))
+    noise = 1.4826 * float(np.median(np.abs(rest - middle))) if middle else 0.0
     seeds = rest > max(LEAST, middle + 6 * noise)
     # Around what surely changed, also what changed less.
     weak = rest > max(LEAST / 2, middle + 3 * noise)
@@ -91,8 +93,11 @@ def faded(mask: np.ndarray, grow: int, feather: int) -> np.ndarray:
 
 
 def _mostly_differs(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether even the quieter half of the picture is another: then no place stands out."""
-    return float(np.median(np.abs(after - before).max(axis=-1))) > LEAST
+    """Whether even the quieter half of the picture is another, by more than lost detail: then no place stands out."""
+    cv2 = load_opencv()
+    few = tuple(max(1, round(side * min(1.0, 64 / max(before.shape[:2])))) for side in before.shape[1::-1])
+    first, second = (cv2.resize(p.astype(np.float32), few, interpolation=cv2.INTER_AREA) for p in (before, after))
+    return float(np.median(np.abs(second - first).max(axis=-1))) > LEAST
 
 
 def _colour_shift(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,11 +114,14 @@ def _colour_shift(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np
                 gains[channel], offsets[channel] = np.polyfit(x, y, 1)
             elif len(x) > 50:
                 offsets[channel] = np.median(y - x)
-        off = np.abs(few * gains + offsets - many).max(axis=-1)
+        shifted = few * gains + offsets
+        off = np.abs(shifted - many).max(axis=-1)
         # What was edited is far off and does not count.
         kept = within & (off <= max(4.0, 2 * float(np.median(off[within])) if within.any() else 4.0))
         if kept.sum() < least or (gains < LEAST_GAIN).any() or (gains > 1 / LEAST_GAIN).any():
             return np.ones(3), np.zeros(3)
+    if kept.any() and np.abs((shifted - few)[kept].mean(axis=0)).max() > MOST_SHIFT:
+        return np.ones(3), np.zeros(3)
     return gains, offsets
 
 

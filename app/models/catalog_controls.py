@@ -219,7 +219,7 @@ CONTROLNETS: tuple[ModelSpec, ...] = (
         bytes=15_000_000,
         loader=LOADER,
         embedded="app/pocket/control/pocket-controlnet",
-        tasks=(task_of("canny"), task_of("lineart")),
+        tasks=(task_of("canny"), task_of("lineart"), task_of("lineart_anime")),
         options={"layout": "folder", "base": pocket.NAME},
         description="ControlNet in miniature: follows edges and lines of pocket's world.",
     ),

@@ -2,7 +2,8 @@
 
 What is wished for is told by the picture's own pixels and the check's classifier. What else changed is the mean
 absolute difference to the given picture, of 255, wherever the renderer's two pictures are the same (and so for MARGIN
-pixels around); that is told of what the UNet drew, and of the same with `paste_changes`.
+pixels around); that is told of what the UNet drew, and of the same with `paste_changes`. A thing that comes in another's
+place is judged by what it is: the wish says no colour, and whether the first one's stayed is told beside it.
 """
 
 from __future__ import annotations
@@ -80,10 +81,16 @@ def is_fulfilled(edit: edits.Edit, image: Image.Image, network: classifier.Thing
             continue
         if found is None or classifier.name_of(network, found) != thing.name:
             return False
-        is_colour_said = number != edit.place or edit.kind != "add" or thing.colour in edit.instruction.split()
-        if is_colour_said and measure.colour_of(found) != thing.colour:
+        is_new = number == edit.place and edit.kind in ("add", "replace")
+        if (not is_new or thing.colour in edit.instruction.split()) and measure.colour_of(found) != thing.colour:
             return False
     return True
+
+
+def keeps_colour(edit: edits.Edit, image: Image.Image) -> bool:
+    """Whether what came in a thing's place has that thing's colour, which the wish does not speak of."""
+    found = measure.find(image, measure.regions_of(edit.after)[edit.place])
+    return found is not None and measure.colour_of(found) == edit.after.things[edit.place].colour
 
 
 def _shows_looks(edit: edits.Edit, image: Image.Image) -> bool:
@@ -142,6 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     for kind, answers in sorted(right.items()):
         print(f"| {kind} | {sum(answers)} | {len(answers)} |")
     print(f"| all | {share:.1%} | {len(some)} |")
+    kept = [keeps_colour(edit, image) for edit, image in zip(some, drawn, strict=True) if edit.kind == "replace"]
+    print(f"the first thing's colour on what came in its place: {sum(kept)} of {len(kept)}")
     print(f"the renderer's own pictures by the same measure: {itself:.1%}")
     print(f"difference outside, of 255: {as_drawn:.2f} as drawn, {as_pasted:.2f} with paste_changes")
     _sheets(some, given, drawn, pasted).save(options.out)

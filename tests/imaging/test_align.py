@@ -8,6 +8,7 @@ import skimage.data
 from PIL import Image, ImageDraw
 
 from app.imaging.align import Motion, align, measure, undo_resize
+from app.imaging.merging import merged
 from app.imaging.opencv import load_opencv
 from app.imaging.paste_changes import paste_changes
 
@@ -132,6 +133,40 @@ def test_nothing_changed_means_nothing_is_pasted():
     edited, _ = spoilt(image, seed=3, edits=0)
     pasted = paste_changes(image, edited)
     assert pasted.mask is None and pasted.share == 0 and "Nothing changed" in pasted.note
+
+
+def on_another_background(wide):
+    """A green square on yellow and on purple, with a spot on it that changes by even more."""
+    image, edited = (Image.new("RGB", (128, 128), colour) for colour in ((245, 215, 60), (140, 70, 189)))
+    for picture, spot in ((image, (250, 250, 250)), (edited, (10, 10, 10))):
+        ImageDraw.Draw(picture).rectangle((30, 30, 30 + wide, 30 + wide), fill=(60, 180, 80))
+        ImageDraw.Draw(picture).ellipse((40, 40, 50, 50), fill=spot)
+    return image, edited
+
+
+@pytest.mark.parametrize("wide", [20, 40, 60])
+def test_a_background_that_was_asked_for_is_the_change(wide):
+    """Where it is most of the picture, what changed by even more is not pasted alone."""
+    image, edited = on_another_background(wide)
+    pasted = paste_changes(image, edited)
+    assert pasted.image is edited and "Most of the picture changed" in pasted.note
+
+
+def test_a_background_and_a_thing_asked_for_one_after_the_other_are_merged():
+    image, behind = on_another_background(75)
+    red = image.copy()
+    ImageDraw.Draw(red).rectangle((68, 68, 86, 86), fill=(200, 30, 30))
+    for edits in ((behind, red), (red, behind)):
+        shown = merged(image, edits)
+        colours = [shown.getpixel(place) for place in ((5, 5), (77, 77), (45, 45))]
+        assert colours == [(140, 70, 189), (200, 30, 30), (10, 10, 10)]
+
+
+def test_light_that_was_asked_for_is_no_tint():
+    image = photo("coffee")
+    edited = Image.fromarray(np.clip(np.asarray(image).astype(int) - 70, 0, 255).astype(np.uint8))
+    ImageDraw.Draw(edited).rectangle((200, 100, 280, 180), fill=(10, 200, 30))
+    assert paste_changes(image, edited).image is edited
 
 
 def test_a_stretch_is_undone_edge_on_edge():
