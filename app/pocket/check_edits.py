@@ -2,8 +2,8 @@
 
 What is wished for is told by the picture's own pixels and the check's classifier. What else changed is the mean
 absolute difference to the given picture, of 255, wherever the renderer's two pictures are the same (and so for MARGIN
-pixels around); that is told of what the UNet drew, and of the same with `paste_changes`. A thing that comes in another's
-place is judged by what it is: the wish says no colour, and whether the first one's stayed is told beside it.
+pixels around); that is told of what the UNet drew, and of the same with `paste_changes`. A thing that comes in
+another's place is judged by what it is: the wish says no colour, and whether the first one's stayed is told beside it.
 """
 
 from __future__ import annotations

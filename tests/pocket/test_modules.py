@@ -8,10 +8,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from diffusers import ControlNetModel  # noqa: E402
-from PIL import Image, ImageChops  # noqa: E402
+from PIL import Image, ImageChops, ImageOps  # noqa: E402
 
 from app.core.jobs import JobStatus  # noqa: E402
 from app.core.service import Service  # noqa: E402
+from app.imaging import control_maps  # noqa: E402
 from app.pocket import (  # noqa: E402
     archive,
     captions,
@@ -127,23 +128,45 @@ def test_the_shipped_controlnet_is_small_and_follows_its_maps():
     assert sum(path.stat().st_size for path in train_control.FOLDER.iterdir()) <= 15_000_000
 
 
-def test_a_fresh_machine_draws_after_edges(tmp_path):
-    """The capability itself, with nothing installed: pocket and its own network are chosen, and followed."""
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """The service with nothing installed: pocket and its own modules are what is chosen."""
+    settings = {"catalog": "app.core.catalog:CATALOG", "devices": ("cpu",), "worker_lost_seconds": 60.0}
+    service = Service(options(tmp_path_factory.mktemp("fresh"), **settings))
+    service.start()
+    until(lambda: service.readiness()["ready"], 120.0)
+    yield service
+    service.stop(0.0)
+
+
+def sent(service, picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return service.upload(buffer.getvalue()).id
+
+
+def drawn(service, path, wish):
+    """The first picture of a job."""
+    job = service.submit(path, wish)
+    until(lambda: service.get(job.id).status.is_terminal, 120.0)
+    done = service.get(job.id)
+    assert done.status is JobStatus.SUCCEEDED, done.error
+    return service.storage.open(done.result["images"][0]["id"])
+
+
+def test_a_fresh_machine_draws_after_edges(fresh):
     scene = check_control.scenes_of("fresh", 1)[0]
     given = world.draw(scene)
-    service = Service(options(tmp_path, catalog="app.core.catalog:CATALOG", devices=("cpu",), worker_lost_seconds=60.0))
-    service.start()
-    try:
-        until(lambda: service.readiness()["ready"], 120.0)
-        buffer = io.BytesIO()
-        given.save(buffer, "PNG")
-        wish = {"prompt": check_control.prompts_of([scene], "fresh")[0], "seed": 0, "control_type": ["canny"]}
-        wish["control_image"] = [service.upload(buffer.getvalue()).id]
-        job = service.submit("controlnet/generate", wish)
-        until(lambda: service.get(job.id).status.is_terminal, 120.0)
-        done = service.get(job.id)
-        assert done.status is JobStatus.SUCCEEDED, done.error
-        image = service.storage.open(done.result["images"][0]["id"])
-    finally:
-        service.stop(0.0)
+    wish = {"prompt": check_control.prompts_of([scene], "fresh")[0], "seed": 0, "control_type": ["canny"]}
+    image = drawn(fresh, "controlnet/generate", wish | {"control_image": [sent(fresh, given)]})
     assert check_control.edge_f1(check_control.edges_of(image), check_control.edges_of(given)) >= 0.6
+
+
+def test_a_fresh_machine_colours_a_line_drawing(fresh):
+    given = world.draw(world.Scene("white", (world.Thing("car", "white"),)))
+    lines = ImageOps.invert(control_maps.lineart(given))
+    wish = {"prompt": "a red car, blue background", "seed": 0, "control_image": sent(fresh, lines)}
+    image = drawn(fresh, "anime-controlnet", wish)
+    assert check_control.edge_f1(check_control.edges_of(image), check_control.edges_of(given)) >= 0.6
+    found = measure.find(image)
+    assert (measure.background_colour(image), measure.colour_of(found)) == ("blue", "red")
