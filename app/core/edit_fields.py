@@ -83,8 +83,12 @@ EditStrength = Annotated[
 ]
 Align = Annotated[bool, field("Measure how far the edited picture slid and grew against the picture, and lay it back.")]
 PasteChanges = Annotated[bool, field("Paste only what changed into the picture, so that every other byte of it stays.")]
-PasteGrow = Annotated[int, field("Pixels around what changed that are pasted too.", ge=0, le=64)]
-PasteFeather = Annotated[int, field("Pixels over which what is pasted fades into the picture.", ge=0, le=64)]
+PasteGrow = Annotated[
+    int, field("Pixels around what changed that are pasted too.", only_with="paste_changes", ge=0, le=64)
+]
+PasteFeather = Annotated[
+    int, field("Pixels over which what is pasted fades into the picture.", only_with="paste_changes", ge=0, le=64)
+]
 SizeLevel = Annotated[
     int,
     field("Side in pixels of the square with as many pixels as the model works on; the result has the picture's size.",

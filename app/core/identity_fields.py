@@ -120,7 +120,9 @@ EcomIdMethod = Annotated[
     field("fidelity keeps the face closest, style leaves the prompt more say, neutral does neither."),
 ]
 ControlScale = Annotated[float, field("How strictly the keypoints are followed.", ge=0, le=2)]
-FaceAdapterScale = Annotated[float, field("How strongly the face acts; above 0.8 words lose.", ge=0, le=2)]
+FaceAdapterScale = Annotated[
+    float, field("How strongly the face acts; above 0.8 words lose.", title="Strength of the face", ge=0, le=2)
+]
 IpScale = Annotated[float, field("How strongly the picture prompt acts; above 0.6 words lose.", ge=0, le=2)]
 PoseImage = Annotated[
     ImageReference | None,

@@ -23,7 +23,7 @@ from app.ui.parts import part, picture_picker
 from app.ui.queue_page import job_row
 from app.ui.session import may_administer, owner_of, require_admin, warn
 from app.ui.stage import state_badge
-from app.ui.wording import button, empty, label, moment, picture_url, thumbnail_url
+from app.ui.wording import button, empty, label, moment, picture_url, thumbnail_url, without_backticks
 
 SECONDS_BETWEEN_LOOKS = 1.5
 SHOWN_WAITING = 12
@@ -138,7 +138,7 @@ class BatchPage:
             read_values(same)
             count = count_wishes(self.values(capability, prompts, lists), how)
         except ServiceError as error:
-            return f'<p class="eis-error-line">{escape(error.message)}</p>'
+            return f'<p class="eis-error-line">{escape(without_backticks(error.message))}</p>'
         limit = self.service.options.batch_limit
         if count > limit:
             return f'<p class="eis-error-line">{count:,} jobs are too many; a batch may hold {limit:,}.</p>'
@@ -174,7 +174,7 @@ class BatchPage:
             batch = await asyncio.to_thread(submit)
         except ServiceError as error:
             warn(error.message, "Not accepted")
-            refusal = f'<p class="eis-error-line" role="alert">{escape(error.message)}</p>'
+            refusal = f'<p class="eis-error-line" role="alert">{escape(without_backticks(error.message))}</p>'
             return (opened, refusal, *[gr.skip() for _ in self.parts])
         count = f"{batch.size} job{'' if batch.size == 1 else 's'}"
         said = f'<p class="eis-hint" role="status">Added {count} to the queue.</p>'
@@ -264,7 +264,7 @@ class BatchPage:
                     f'title="{words}"><img loading="lazy" src="{thumbnail_url(image["id"])}" alt="{words}"></a>'
                 )
             if job.status == JobStatus.FAILED:
-                message = escape((job.error or {}).get("message", ""))
+                message = escape(without_backticks((job.error or {}).get("message", "")))
                 failures.append(f'<p class="eis-error-line">Job {number}: {message}</p>')
         nothing = "" if tiles or failures else '<p class="eis-hint">No picture yet.</p>'
         return f'<div class="eis-batch-pictures">{"".join(tiles)}{nothing}</div>{"".join(failures)}'

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from app.ui.model_choices import ModelChoices, size_presets
 from app.ui.parts import number_box, number_text, parse_number, part, weighted_models
-from app.ui.wording import button, label
+from app.ui.wording import button, label, without_backticks
 
 LEFT_OUT = object()
 """What a widget reads when its field shall not stand in the request at all, so that the default holds."""
@@ -70,11 +70,11 @@ class Question:
     unserved: Mapping[str, str] = field(default_factory=dict)
     """Words of a choice that cannot be served here, each with what is lacking."""
     only_with: str | None = None
-    """The field of words without which this one says nothing, and is not shown."""
+    """The field (of words, or a tick) without which this one says nothing, and is not shown."""
 
     @property
     def label(self) -> str:
-        return label(self.name)
+        return self.info.title or label(self.name)
 
     @property
     def description(self) -> str:
@@ -150,7 +150,7 @@ def number(question: Question) -> Control:
             return choices.automatic(model, name)
         return question.empty_means
 
-    hint = None if name in CLEAR_BY_ITSELF or not question.nullable else question.description
+    hint = None if name in CLEAR_BY_ITSELF else question.description
     box = number_box(question.label, default, placeholder=placeholder("auto"), info=hint)
 
     def value_of(typed: str) -> Any:
@@ -194,7 +194,12 @@ def choice(question: Question) -> Control:
 
 
 def tick(question: Question) -> Control:
-    widget = gr.Checkbox(value=question.info.default, label=question.label, info=question.description)
+    widget = gr.Checkbox(
+        value=question.info.default,
+        label=question.label,
+        info=question.description,
+        elem_classes=[f"eis-field-{question.name}"],
+    )
     return plain(question, widget)
 
 
@@ -292,7 +297,7 @@ def given_way(choices: ModelChoices, model: str) -> list[Any]:
 
 def missing_note(choices: ModelChoices, model: str) -> str:
     """The line under the dropdown when the chosen model is not installed."""
-    text = choices.missing_note(model)
+    text = without_backticks(choices.missing_note(model))
     return f'<p class="eis-note">{escape(text)} {button("Open Models", "models")}</p>' if text else ""
 
 

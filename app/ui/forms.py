@@ -41,7 +41,7 @@ from app.ui.picture_controls import picture, pictures
 
 IN_SIGHT = {
     "kind", "strength", "tagger", "control_type", "keep_lines", "trigger_word", "thinking", "reflection",
-    "id_scale",
+    "id_scale", "align", "paste_changes",
 }  # fmt: skip
 """Knobs that stand beside the others although the usual rule would put them under Advanced: they say what is made."""
 

@@ -13,7 +13,7 @@ from app.ui.panel import QUIET
 from app.ui.parts import part
 from app.ui.session import owner_of, warn
 from app.ui.stage import state_badge
-from app.ui.wording import button, duration, empty, moment, thumbnail_url
+from app.ui.wording import button, duration, empty, moment, thumbnail_url, without_backticks
 
 PAGE = 50
 SECONDS_BETWEEN_LOOKS = 1.5
@@ -112,7 +112,7 @@ def job_row(job: Job, title: str, position: int | None, act: str) -> str:
     elif job.status == JobStatus.QUEUED:
         detail = "Next in line" if position == 0 else f"{position} before it" if position else ""
     elif job.status == JobStatus.FAILED:
-        detail = escape((job.error or {}).get("message", ""))
+        detail = escape(without_backticks((job.error or {}).get("message", "")))
     elif job.started and job.finished:
         detail = duration(job.finished - job.started)
     if job.attempt > 1:

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from app.errors import NotPermitted, UnknownImage
+from app.ui.wording import without_backticks
 
 
 @dataclass
@@ -73,4 +74,4 @@ def require_own(service: Any, reference: str, owner: str) -> None:
 
 def warn(message: str, title: str = "Warning") -> None:
     """Tell the person; the message is text, although Gradio would take it as HTML."""
-    gr.Warning(escape(message), title=title)
+    gr.Warning(escape(without_backticks(message)), title=title)

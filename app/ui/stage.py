@@ -11,7 +11,18 @@ from app.core.jobs import Job, JobEvent, JobStatus
 from app.ui.before_after import Before
 from app.ui.people import People
 from app.ui.stages import stages_in, told
-from app.ui.wording import STATUS_WORDS, badge, button, chooser, duration, empty, picture_url, size, thumbnail_url
+from app.ui.wording import (
+    STATUS_WORDS,
+    badge,
+    button,
+    chooser,
+    duration,
+    empty,
+    picture_url,
+    size,
+    thumbnail_url,
+    without_backticks,
+)
 
 
 @dataclass
@@ -95,7 +106,7 @@ def ended_badly(job: Job) -> str:
         text = f"Stopped at step {job.step} of {job.steps}." if job.steps else f"Stopped before {before}."
     else:
         title, tone = "That did not work", "eis-bad"
-        text = (job.error or {}).get("message", "The job failed.")
+        text = without_backticks((job.error or {}).get("message", "The job failed."))
     if reason := why_nothing_follows(job):
         text = f"{text} {reason}"
     return (
@@ -110,7 +121,7 @@ def refused(message: str, more: Sequence[str] = ()) -> str:
     lines = "".join(f"<li>{escape(line)}</li>" for line in more)
     return (
         f'<div class="eis-frame"><div class="eis-empty eis-bad" role="alert"><strong>Not accepted</strong>'
-        f"<span>{escape(message)}</span>{f'<ul>{lines}</ul>' if lines else ''}</div></div>"
+        f"<span>{escape(without_backticks(message))}</span>{f'<ul>{lines}</ul>' if lines else ''}</div></div>"
     )
 
 

@@ -1,5 +1,6 @@
 """Words and small pieces of HTML that several pages share; everything that a person wrote is escaped here."""
 
+import re
 import time
 from collections.abc import Iterable
 from html import escape
@@ -217,11 +218,17 @@ def thumbnail_url(reference: str) -> str:
 
 def in_words(field: str, message: str) -> str:
     """What is wrong with a field of a form, by its label."""
-    told = message
+    told = without_backticks(message)
+    begun = any(check in told for check in CHECKS)
     for check, words in CHECKS.items():
         told = told.replace(check, words, 1)
     name = field.partition(".")[0]
-    return f"{label(name)} {told}" if name and told != message else f"{label(name)}: {told}" if name else upper(told)
+    return f"{label(name)} {told}" if name and begun else f"{label(name)}: {told}" if name else upper(told)
+
+
+def without_backticks(message: str) -> str:
+    """A message as a page shows it: what stands in backticks is a field's label, or a command as it is typed."""
+    return re.sub(r"`([^`]+)`", lambda found: f"“{LABELS.get(found[1], found[1])}”", message)
 
 
 def upper(sentence: str) -> str:

@@ -1,5 +1,8 @@
 """The runtime as a worker meets it: borrow, share, make room, say what runs out, close."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -322,3 +325,11 @@ def test_close_drops_everything(library):
     runtime.close()
     assert runtime.resident() == []
     assert runtime.memory()["placed_bytes"] == 0
+
+
+def test_opening_says_nothing_that_an_operator_must_read():
+    """A start prints the page's address, not what libraries think of each other's versions."""
+    quiet = {name: value for name, value in os.environ.items() if "VERBOSITY" not in name and "WARNINGS" not in name}
+    command = [sys.executable, "-c", "import app.models.runtime, diffusers; diffusers.StableDiffusionXLPipeline"]
+    told = subprocess.run(command, env=quiet, capture_output=True, text=True, check=True)
+    assert told.stdout + told.stderr == ""

@@ -61,7 +61,13 @@ def wish(page, photo, *, steps: int) -> None:
     put(page, "Picture", photo)
     page.locator(".eis-prompt textarea:visible").first.fill("make it <b>blue</b>")
     page.get_by_label("Steps", exact=True).locator("visible=true").fill(str(steps))
-    page.get_by_label("Worked on at", exact=True).locator("visible=true").fill("256")
+    pasted = page.locator(".eis-with-paste_changes")
+    assert pasted.count() == 2 and not pasted.locator("visible=true").count(), "nothing is pasted"
+    page.get_by_label("Paste only what changed", exact=True).locator("visible=true").check()
+    pasted.nth(1).wait_for()
+    page.get_by_label("Paste only what changed", exact=True).locator("visible=true").uncheck()
+    pasted.nth(1).wait_for(state="hidden")
+    page.get_by_label("Worked on at").locator("visible=true").fill("256")
     for name in ("Rewrite the instruction first", "Judge and correct"):
         page.get_by_label(name, exact=True).locator("visible=true").check()
     page.locator("#generate-step1x-edit").click()

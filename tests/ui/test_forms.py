@@ -1,5 +1,6 @@
 """A form says what the Request class says: every field has a widget, and what is read validates."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import gradio as gr
@@ -11,13 +12,14 @@ from app.core.catalog import CATALOG, find
 from app.core.fields import ImageReference, InitImage, MaskImage, field
 from app.errors import InvalidRequest
 from app.models.library import ModelLibrary
+from app.ui import forms
 from app.ui.controls import FROM_THE_MODEL, LEFT_OUT
 from app.ui.forms import PICTURES, Form, group_of, kinds, question_of
 from app.ui.model_choices import ModelChoices, size_presets
-from app.ui.wording import label
 from tests.api.test_models import lora_file
 from tests.ui.capabilities import CATALOG as TEST_CATALOG
 
+STYLE = (Path(forms.__file__).parent / "style.css").read_text("utf-8")
 PICTURE = {"image": "0" * 26, "width": 64, "height": 64, "mask": "data:image/png;base64,AAAA"}
 
 
@@ -75,10 +77,30 @@ def test_other_catalogs_build_too(capability, library):
 
 @pytest.mark.parametrize("capability", CATALOG, ids=lambda capability: capability.name)
 def test_labels_are_words_and_no_two_of_a_form_are_the_same(capability):
-    labels = [label(name) for name in capability.request.model_fields]
+    labels = [question_of(capability.request, name, None).label for name in capability.request.model_fields]
     assert len(set(labels)) == len(labels)
     foreign = {"id", "ip", "num", "ortho", "index", "inline", "x", "y"}
     assert [one for one in labels if foreign & set(one.lower().split())] == []
+
+
+def test_a_field_that_means_another_thing_here_has_its_own_label():
+    names = {
+        name: question_of(find(name).request, "ip_adapter_scale", None).label
+        for name in ("instantid/generate", "ip-adapter")
+    }
+    assert names == {"instantid/generate": "Strength of the face", "ip-adapter": "Strength of the picture"}
+
+
+def test_every_field_that_says_nothing_without_another_is_hidden_by_the_page():
+    others = {
+        (name, question.only_with)
+        for capability in CATALOG
+        for name in capability.request.model_fields
+        if (question := question_of(capability.request, name, None)).only_with
+    }
+    assert {other for _, other in others} == {"class_prompt", "paste_changes"}
+    for _, other in others:
+        assert f".eis-field-{other}" in STYLE and f".eis-with-{other}" in STYLE
 
 
 @pytest.mark.parametrize(

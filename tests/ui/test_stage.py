@@ -95,6 +95,16 @@ def test_a_refusal_names_the_field_and_speaks_of_no_strings():
     assert in_words("prompt", "String should have at most 9 characters") == "Prompt must have at most 9 characters"
     assert in_words("seed", "Input should be a valid integer") == "Seed must be a valid integer"
     assert in_words("image", "choose a picture first.") == "Picture: choose a picture first."
+    assert in_words("prompt", "name the LoRA in `loras`") == "Prompt: name the LoRA in “LoRAs”"
+
+
+def test_a_refusal_has_labels_and_commands_and_no_backticks():
+    told = "Nothing for `ip_adapter_model`: `eis models pull ip-adapter` fetches it."
+    for shown in (
+        stage.refused(told, []),
+        stage.ended_badly(job(JobStatus.FAILED, error={"code": "x", "message": told})),
+    ):
+        assert "Nothing for “IP-Adapter”: “eis models pull ip-adapter” fetches it." in shown
 
 
 def test_nothing_written_by_a_person_becomes_markup():
