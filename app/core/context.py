@@ -168,9 +168,9 @@ class RunContext:
     def editor(self, model: str, *, task: str, loras: Sequence[WeightedModel] = ()) -> AbstractContextManager[Editor]:
         """A model that edits by instructions, with its LoRAs."""
         self.check_cancelled()
-        return self._require_runtime().editor(
-            model, task=task, loras=tuple(loras), priority=self._priority, check=self.check_cancelled
-        )
+        runtime = self._require_runtime()
+        settings = {"loras": tuple(loras), "priority": self._priority, "check": self.check_cancelled}
+        return self._noting(runtime.editor(model, task=task, **settings))
 
     @contextmanager
     def _noting(self, borrowed: AbstractContextManager[Pipeline]) -> Iterator[Pipeline]:

@@ -5,28 +5,24 @@ it is told.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from app.errors import InvalidRequest, OutOfMemory
+from app.errors import InvalidRequest
 from app.models import controls
 from app.models.attached import Attached
 from app.models.attention import faster_attention, sliced_attention
 from app.models.device import TorchDevice
 from app.models.prompts import PromptEncoder
+from app.models.relief import IN_TILES, ONE_AT_A_TIME, STREAMED, Measure, Room, relieved
 from app.models.row_attention import Part, attending
 from app.models.step_batching import Call, Session, StepBatcher
 
 PROMPT_ARGUMENTS = ("prompt", "negative_prompt", "clip_skip")
-OUT_OF_MEMORY = (
-    "The device's memory did not suffice for this run, also after other models were moved away, with the weights "
-    "streamed where that helps, with the picture decoded in tiles and with one picture at a time. Lower the width and "
-    "height, or choose a smaller model or number format (EIS_PRECISION)."
-)
 
 
 class BorrowedPipeline:
@@ -45,8 +41,7 @@ class BorrowedPipeline:
         device: TorchDevice,
         batcher: StepBatcher | None = None,
         session: Session | None = None,
-        park_others: Callable[[], bool] = lambda: False,
-        stream: Callable[[], bool] = lambda: False,
+        room: Room | None = None,
         vae_tiling: bool = False,
         sliced_attention: bool = False,
         compiled: bool = False,
@@ -60,8 +55,7 @@ class BorrowedPipeline:
         self._device = device
         self._batcher = batcher or StepBatcher()
         self._session = session or Session()
-        self._park_others = park_others
-        self._stream = stream
+        self._room = room or Room()
         self._one_at_a_time = False
         self._vae_tiling = vae_tiling
         self._sliced_attention = sliced_attention
@@ -178,21 +172,12 @@ class BorrowedPipeline:
 
     def _run(self, arguments: dict[str, Any]) -> Any:
         sources = _as_sources(arguments.get("generator"))
-        states = [source.get_state() for source in sources]
-        for relieve in (None, *self._measures(len(sources))):
-            if relieve is not None and not relieve():
-                continue
-            for source, state in zip(sources, states, strict=True):
-                source.set_state(state)
-            try:
-                with torch.no_grad(), _kept_format(self.stock.vae), self._attention():
-                    return self._draw(arguments)
-            except Exception as error:
-                if not self._device.is_out_of_memory(error):
-                    raise
-            # Outside the handler, whose traceback would keep the failed call's tensors alive.
-            self._device.empty_cache()
-        raise OutOfMemory(OUT_OF_MEMORY)
+
+        def run() -> Any:
+            with torch.no_grad(), _kept_format(self.stock.vae), self._attention():
+                return self._draw(arguments)
+
+        return relieved(run, self._device, self._measures(len(sources)), sources)
 
     def _attention(self) -> AbstractContextManager[None]:
         if self._sliced_attention:
@@ -212,23 +197,23 @@ class BorrowedPipeline:
         answer.images = images
         return answer
 
-    def _measures(self, pictures: int) -> tuple[Callable[[], bool], ...]:
+    def _measures(self, pictures: int) -> tuple[Measure, ...]:
         """What is tried against a lack of memory, mildest first; each answers whether it could do anything."""
 
         def lower_the_batch() -> bool:
             self._one_at_a_time = pictures > 1
             if self._one_at_a_time:
-                self.notes.append("The device's memory did not suffice, so the pictures were drawn one at a time.")
+                self.notes.append(ONE_AT_A_TIME)
             return self._one_at_a_time
 
-        return self._park_others, self._stream_weights, self._decode_in_tiles, lower_the_batch
+        return self._room.park_others, self._stream_weights, self._decode_in_tiles, lower_the_batch
 
     def _stream_weights(self) -> bool:
-        if not self._stream():
+        if not self._room.stream():
             return False
         # Streaming moved the shared modules undressed.
         self._dress()
-        self.notes.append("The device's memory did not suffice, so the model's weights were streamed from RAM.")
+        self.notes.append(STREAMED)
         return True
 
     def _decode_in_tiles(self) -> bool:
@@ -236,7 +221,7 @@ class BorrowedPipeline:
             return False
         self._vae_tiling = True
         self.stock.vae.enable_tiling()
-        self.notes.append("The device's memory did not suffice, so the picture was decoded in tiles.")
+        self.notes.append(IN_TILES)
         return True
 
     def _with_embeddings(self, arguments: dict[str, Any]) -> dict[str, Any]:

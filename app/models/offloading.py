@@ -229,6 +229,7 @@ class Placed:
 
     modules: list[torch.nn.Module]
     placement: Placement
+    wardrobe: Any
 
     @property
     def bytes(self) -> int:
@@ -238,6 +239,16 @@ class Placed:
     def plan(self, available: int) -> int:
         """Settle how the weights will stand on a device with so much room; answers the bytes they take there."""
         return self.placement.plan(available)
+
+    def stream(self) -> int | None:
+        """Let the denoiser's layers visit the device one by one from now on; the bytes that stand there then, None
+        where nothing is gained. Nothing is worn afterwards.
+        """
+        strategy = self.placement.strategy
+        if strategy in {Offload.STREAMED, Offload.SEQUENTIAL_CPU} or not self.placement.device_has_own_memory:
+            return None
+        self.wardrobe.wear(None)
+        return self.placement.change(Offload.STREAMED)
 
 
 @contextmanager

@@ -44,6 +44,10 @@ class OpenedEditor(Placed, ABC):
     def place(self) -> None:
         """Move the weights to the device, or let them visit it."""
         self.placement.put()
+        self.set_tiling()
+
+    def set_tiling(self) -> None:
+        """Decode in tiles where the strategy says so, and only there."""
         self.vae.use_tiling = self.placement.strategy.decodes_in_tiles
 
     def park(self) -> None:

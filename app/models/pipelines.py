@@ -104,11 +104,8 @@ class Checkpoint(Placed):
         self.placement.take()
 
     def stream(self) -> int | None:
-        """Let the weights visit the device from now on; the bytes they take there, None where nothing is gained."""
-        if self.placement.strategy.keeps_weights_in_ram or not self.placement.device_has_own_memory:
-            return None
-        self.wardrobe.wear(None)
-        needs = self.placement.change(Offload.STREAMED)
+        """See `Placed.stream`."""
+        needs = super().stream()
         self._use_compiled()
         return needs
 

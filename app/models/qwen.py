@@ -5,7 +5,7 @@ the versions share is a part of its own. The stock pipelines are views of these 
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,9 @@ class QwenImageEdit(OpenedEditor):
         """See `OpenedEditor`."""
         return self.view("edit", {})
 
-    def editor(
-        self, batcher: StepBatcher, *, priority: int = 5, check: Callable[[], None] = lambda: None
-    ) -> QwenEditor:
-        """What a run borrows."""
-        return QwenEditor(self, batcher, priority=priority, check=check)
+    def editor(self, batcher: StepBatcher, **settings: Any) -> QwenEditor:
+        """What a run borrows; `settings` are those of a `DressedEditor`."""
+        return QwenEditor(self, batcher, **settings)
 
     def lessons(self, plan: TrainingPlan, batcher: StepBatcher) -> QwenLessons:
         """What a trainer must know of it; `InvalidRequest` where its weights are not whole."""

@@ -78,13 +78,16 @@ class QwenEditor(DressedEditor):
                 callback_on_step_end(self, index, timestep, tensors)
             return tensors
 
-        session = self.session
-        with self._batcher.turn(session), previews.watching(stock.scheduler):
-            # Now, while the autoencoder is needed anyway: between two steps the network would have to make room.
-            previews.remember_colours(opened.vae, colours_of)
-            stock.transformer = self._noting_cells(self._batcher.view(opened.transformer, session))
-            self._stock = stock
-            return stock(**told, callback_on_step_end=on_step)
+        def run() -> Any:
+            session = self.session
+            with self._batcher.turn(session), previews.watching(stock.scheduler):
+                # Now, while the autoencoder is needed anyway: between two steps the network would have to make room.
+                previews.remember_colours(opened.vae, colours_of)
+                stock.transformer = self._noting_cells(self._batcher.view(opened.transformer, session))
+                self._stock = stock
+                return stock(**told, callback_on_step_end=on_step)
+
+        return self._relieved(run, arguments["generator"])
 
     def count_timesteps(self, num_inference_steps: int, strength: float | None = None) -> int:
         """How often a call reports a step; `strength` leaves the first out."""

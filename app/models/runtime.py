@@ -23,13 +23,14 @@ from app.models import adapters, compiling, previews
 from app.models.adapters import Addition
 from app.models.attached import Attached
 from app.models.attaching import Attacher, drop_replaced, key_of, model_of, settings_of
-from app.models.borrowed import OUT_OF_MEMORY, BorrowedPipeline
+from app.models.borrowed import BorrowedPipeline
 from app.models.device import TorchDevice, parked_default
 from app.models.library import ModelLibrary, ModelRow
 from app.models.licences import licence_notes
 from app.models.machine import check_package
 from app.models.pipelines import Checkpoint
 from app.models.prompts import Encoder, PromptEncoder
+from app.models.relief import OUT_OF_MEMORY, Room
 from app.models.schedulers import start_at_sigma
 from app.models.spec import EDITORS
 from app.models.step_batching import Session, StepBatcher
@@ -108,15 +109,6 @@ class Runtime:
             session = Session(priority, outfit.key, check, functools.partial(wardrobe.wear, outfit))
             prompts = _prompt_encoder(checkpoint, outfit.vectors, plain=not lora_additions and not inversions)
 
-            def park_others() -> bool:
-                return self._cache.park_unpinned() | wardrobe.clear()
-
-            def stream() -> bool:
-                needs = checkpoint.stream()
-                if needs is not None:
-                    self._cache.note_needs(key, needs)
-                return needs is not None
-
             yield BorrowedPipeline(
                 stock,
                 prompts,
@@ -124,8 +116,7 @@ class Runtime:
                 device=checkpoint.device,
                 batcher=self.batcher,
                 session=session,
-                park_others=park_others,
-                stream=stream,
+                room=self._room(key, checkpoint),
                 vae_tiling=vae_tiling or checkpoint.placement.strategy.decodes_in_tiles,
                 sliced_attention=checkpoint.placement.strategy is Offload.ATTENTION,
                 compiled=checkpoint.is_compiled and not attached.branches,
@@ -174,7 +165,8 @@ class Runtime:
         device = self.device.for_model(self._stored(row, parts))
         with ExitStack() as stack:
             opened = stack.enter_context(self._attacher.opened(row, parts, device))
-            editor = opened.editor(self.batcher, priority=priority, check=check)
+            room = self._room(key_of(row, parts, device), opened)
+            editor = opened.editor(self.batcher, priority=priority, check=check, room=room)
             if loras:
                 additions = [self._addition(lora.model, "lora", row, lora.weight) for lora in loras]
                 stack.enter_context(editor.wearing(additions))
@@ -211,6 +203,20 @@ class Runtime:
             lessons = UNetLessons(checkpoint, family, plan, pipeline_for)
             with open_trainer(checkpoint, family, lessons, plan, **turns) as trainer:
                 yield trainer
+
+    def _room(self, key: str, opened: Any) -> Room:
+        """How a borrower of this model gets more of the device's memory."""
+
+        def park_others() -> bool:
+            return self._cache.park_unpinned() | opened.wardrobe.clear()
+
+        def stream() -> bool:
+            needs = opened.stream()
+            if needs is not None:
+                self._cache.note_needs(key, needs)
+            return needs is not None
+
+        return Room(park_others, stream)
 
     def _load(self, row: ModelRow, parts: Sequence[ModelRow], at: TorchDevice) -> Checkpoint:
         """What the row's loader makes of its files and parts."""

@@ -5,7 +5,7 @@ autoencoder's (v1.0, v1.1), whose vision-language model is a part of its own. Wh
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,9 @@ class Step1X(OpenedEditor):
         missing = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
         return diffusers.FluxPipeline(transformer=self.transformer.flux, **dict.fromkeys(missing))
 
-    def editor(
-        self, batcher: StepBatcher, *, priority: int = 5, check: Callable[[], None] = lambda: None
-    ) -> Step1XEditor:
-        """What a run borrows."""
-        return Step1XEditor(self, batcher, priority=priority, check=check)
+    def editor(self, batcher: StepBatcher, **settings: Any) -> Step1XEditor:
+        """What a run borrows; `settings` are those of a `DressedEditor`."""
+        return Step1XEditor(self, batcher, **settings)
 
     def lessons(self, plan: TrainingPlan, batcher: StepBatcher) -> Step1XLessons:
         """What a trainer must know of it."""

@@ -6,6 +6,7 @@ and between two tokens of an answer, the job may end.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,8 +46,14 @@ class Step1XEditor(DressedEditor):
     def _turn(self) -> Any:
         return self._batcher.turn(self.session)
 
+    def __call__(self, *, generator: torch.Generator, **arguments: Any) -> Any:
+        """The answer's `.images` hold the edited picture, at the size that the model works at (`working_size`);
+        `arguments` are those of `_edit`.
+        """
+        return self._relieved(partial(self._edit, generator=generator, **arguments), generator)
+
     @torch.no_grad()
-    def __call__(
+    def _edit(
         self,
         *,
         prompt: str,
@@ -58,7 +65,6 @@ class Step1XEditor(DressedEditor):
         generator: torch.Generator,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], Any] | None = None,
     ) -> Any:
-        """The answer's `.images` hold the edited picture, at the size that the model works at (`working_size`)."""
         opened, version = self._opened, self._opened.version
         width, height = working_size(image.size, size_level)
         seen = image.resize((width, height), Image.Resampling.BICUBIC if version is V1_0 else Image.Resampling.LANCZOS)
@@ -163,7 +169,6 @@ class Step1XEditor(DressedEditor):
         array = (pixels[0].float().clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
         return Image.fromarray(array)
 
-    @torch.no_grad()
     def say(
         self,
         text: str,
@@ -174,6 +179,13 @@ class Step1XEditor(DressedEditor):
         max_new_tokens: int = 512,
     ) -> str:
         """The model's answer to a text about pictures, which stand before it; it may end after any token."""
+        answer = partial(self._say, text, images, system, generator, max_new_tokens)
+        return self._relieved(answer, generator)
+
+    @torch.no_grad()
+    def _say(
+        self, text: str, images: Sequence[Image.Image], system: str, generator: torch.Generator, max_new_tokens: int
+    ) -> str:
         opened = self._opened
         tokenizer = opened.tokenizer
         shown = [shrunk(image) for image in images]

@@ -21,6 +21,7 @@ from app.pocket.shards import mixed_precision
 
 BATCH = 64
 TEMPERATURE = 0.1
+POINTS_WEIGHT = 10.0
 HEAD_RATE, HEAD_BATCH, HEAD_NOISE = 2e-3, 128, 0.02
 FILL = torch.tensor([132, 133, 135]).view(1, 3, 1, 1) / 255  # what facexlib puts around an aligned face (RGB)
 
@@ -191,7 +192,10 @@ class RecognitionTask:
 
 
 class ImageEncoderTask:
-    """PuLID's grey view of an aligned face to a pooled vector that tells geometry, looks and pose."""
+    """PuLID's grey view of an aligned face to a pooled vector that tells geometry, looks, pose and where points lie.
+
+    Points are what teaches it to look closely: numbers of geometry alone say little about where an eye ends.
+    """
 
     name, rate, size = "image-encoder", 1e-3, face_networks.IMAGE_SIZE
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
@@ -201,13 +205,19 @@ class ImageEncoderTask:
         self.network = face_networks.build_image_encoder()
         self.heads = Heads(face_networks.POOLED)
         self.heads.pose = nn.Linear(face_networks.POOLED, 2)
+        self.heads.points = nn.Linear(face_networks.POOLED, 2 * 68)
         behind = torch.zeros(len(portraits.PARTS), dtype=torch.bool)
         behind[[portraits.PARTS.index(name) for name in crops.BEHIND_A_FACE]] = True
         self.behind = behind
 
     def crop(self, some: People, indices, pictures, generator=None):
+        return self.cut(some, indices, pictures, self.matrices(some, indices, generator))
+
+    def matrices(self, some: People, indices, generator=None) -> torch.Tensor:
         matrices = crops.similarity(some.five_points[indices], crops.FFHQ * self.size / 512)
-        matrices = matrices if generator is None else crops.shake(matrices, self.size, generator, 0.4)
+        return matrices if generator is None else crops.shake(matrices, self.size, generator, 0.4)
+
+    def cut(self, some: People, indices, pictures, matrices: torch.Tensor) -> torch.Tensor:
         mask = self.behind[torch.from_numpy(some.parts[indices].astype(int))][:, None].float()
         mask = crops.warp(mask, matrices, self.size, 1.0) > 0.5
         return (crops.grey_face(crops.warp(pictures, matrices, self.size), mask) - self.mean) / self.deviation
@@ -215,12 +225,16 @@ class ImageEncoderTask:
     def batch(self, some: People, number: int):
         indices, rng, generator = pick(some, number, self.name)
         pictures = crops.worsen(pictures_of(some, indices, rng), rng, generator)
-        pose = some.poses[indices] / likeness.DEGREES
-        return self.crop(some, indices, pictures, generator), some.geometry[indices], some.looks[indices], pose
+        matrices = self.matrices(some, indices, generator)
+        truths = some.geometry[indices], some.looks[indices], some.poses[indices] / likeness.DEGREES
+        points = unit_points(some, indices, matrices, self.size)
+        return self.cut(some, indices, pictures, matrices), *truths, points
 
-    def loss(self, pictures, geometry, looks, pose) -> torch.Tensor:
+    def loss(self, pictures, geometry, looks, pose, points) -> torch.Tensor:
         vectors = self.network(pictures).float() * 2
-        return self.heads.loss(vectors, geometry, looks) + functional.mse_loss(self.heads.pose(vectors), pose)
+        placed = (self.heads.points(vectors).unflatten(-1, (68, 2)) - points).abs().mean()
+        turned = functional.mse_loss(self.heads.pose(vectors), pose)
+        return self.heads.loss(vectors, geometry, looks) + turned + POINTS_WEIGHT * placed
 
     @torch.no_grad()
     def judge(self, some: People) -> str:
