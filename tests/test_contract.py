@@ -197,7 +197,7 @@ def test_example_runs_and_states_what_it_used(capability, application, client):
     assert job["status"] == "succeeded"
     assert job["result"]["images"] or job["result"]["data"]
     if capability.needs:
-        assert job["model"] == "pocket"
+        assert job["model"] in {"pocket", f"pocket-{capability.name}"}
     for name in ("seed", "num_inference_steps", "guidance_scale", "scheduler", "model"):
         if name in capability.request.model_fields:
             assert job["request"][name] is not None, f"the answer does not state {name}"

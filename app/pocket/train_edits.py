@@ -26,7 +26,7 @@ NAME = "edits"
 FOLDER = Path(__file__).parent / "editing" / "pocket-instruct-pix2pix"
 BATCH = 16
 RATE = 4e-4
-PAIRS, STEPS = 6144, 6000
+PAIRS, STEPS = 6144, 14000
 NOTHING_SAID, NOTHING_SHOWN, NEITHER = 0.05, 0.05, 0.05
 SHAPES: archive.Shapes = {"before": encoding.LATENTS, "after": encoding.LATENTS}
 

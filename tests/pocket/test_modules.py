@@ -1,6 +1,7 @@
 """Pocket's ControlNet and InstructPix2Pix: measures that can tell, and training from nothing."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image, ImageChops, ImageOps  # noqa: E402
 from app.core.jobs import JobStatus  # noqa: E402
 from app.core.service import Service  # noqa: E402
 from app.imaging import control_maps  # noqa: E402
+from app.imaging.paste_changes import paste_changes  # noqa: E402
 from app.pocket import (  # noqa: E402
     archive,
     captions,
@@ -170,3 +172,39 @@ def test_a_fresh_machine_colours_a_line_drawing(fresh):
     assert check_control.edge_f1(check_control.edges_of(image), check_control.edges_of(given)) >= 0.6
     found = measure.find(image)
     assert (measure.background_colour(image), measure.colour_of(found)) == ("blue", "red")
+
+
+def test_the_shipped_editor_is_small_and_does_what_it_is_told():
+    some = [train_edits.edit_of("shipped", number) for number in range(20)]
+    drawn, network = check_edits.draw(check_edits.pipeline_of(train_edits.FOLDER), some, "shipped"), classifier.load()
+    fulfilled = [check_edits.is_fulfilled(edit, image, network) for edit, image in zip(some, drawn, strict=True)]
+    given = [world.draw(edit.before) for edit in some]
+    pasted = [paste_changes(before, image).image for before, image in zip(given, drawn, strict=True)]
+    assert np.mean(fulfilled) >= 0.7 and check_edits.mean_difference(some, pasted) <= 3
+    assert sum(path.stat().st_size for path in train_edits.FOLDER.iterdir()) <= 40_000_000
+
+
+def test_what_comes_in_a_things_place_is_judged_by_what_it_is():
+    """The wish says no colour for it, and the thing that stays has to keep its own."""
+    wishes = (train_edits.edit_of("replaced", number) for number in range(99))
+    edit = next(wish for wish in wishes if wish.kind == "replace" and len(wish.after.things) == 2)
+    network, taken = classifier.load(), {edit.after.background, *(thing.colour for thing in edit.after.things)}
+    free = next(name for name in world.COLOURS if name not in taken)
+
+    def painted(number: int):
+        things = [replace(thing, colour=free) if n == number else thing for n, thing in enumerate(edit.after.things)]
+        return world.draw(replace(edit.after, things=tuple(things)))
+
+    pictures = world.draw(edit.after), painted(edit.place), painted(1 - edit.place)
+    assert [check_edits.is_fulfilled(edit, picture, network) for picture in pictures] == [True, True, False]
+    assert [check_edits.keeps_colour(edit, picture) for picture in pictures[:2]] == [True, False]
+
+
+def test_a_fresh_machine_makes_the_car_green(fresh):
+    given = world.draw(world.Scene("white", (world.Thing("car", "red", "big"),)))
+    wish = {"prompt": "make the car green", "image": sent(fresh, given), "seed": 1, "paste_changes": True}
+    image = drawn(fresh, "instruct-pix2pix", wish)
+    found, before = measure.find(image), measure.find(given)
+    assert (measure.background_colour(image), measure.colour_of(found)) == ("white", "green")
+    assert np.abs(np.subtract(found.box, before.box)).max() <= 6
+    assert np.array_equal(np.asarray(image)[:8], np.asarray(given)[:8]), "what did not change keeps its bytes"
