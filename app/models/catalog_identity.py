@@ -178,8 +178,16 @@ EMBEDDED: tuple[ModelSpec, ...] = (
         "app.models.pulid:load",
         "PuLID v1.1 in miniature.",
         tasks=("pulid",),
-        parts=("pocket-faces", "pocket-clip"),
+        parts=("pocket-faces", "pocket-clip", "pocket-pulid-lora"),
         options=_OWN_SETTINGS,
+    ),
+    _embedded(
+        "pocket-pulid-lora",
+        "Pocket PuLID's LoRA",
+        "lora",
+        "app.models.pipelines:load",
+        "Lets pocket follow what PuLID's tokens say of a face; worn whenever pocket's PuLID is, and never else.",
+        tasks=("pulid-lora",),
     ),
     _embedded(
         "pocket-pulid-v1",
@@ -188,7 +196,7 @@ EMBEDDED: tuple[ModelSpec, ...] = (
         "app.models.pulid:load",
         "PuLID v1 in miniature: a part of pocket's EcomID.",
         tasks=("pulid",),
-        parts=("pocket-faces", "pocket-clip"),
+        parts=("pocket-faces", "pocket-clip", "pocket-pulid-lora"),
         options=_OWN_SETTINGS,
     ),
     _embedded(

@@ -9,8 +9,8 @@ measure was never a loss.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from PIL import Image
 from app.models import eva_clip, faces, pulid
 from app.models.device import TorchDevice
 from app.models.row_attention import Branch, Halves, IdentityBranch, Part, attending
-from app.pocket import likeness, measure, portraits, spec, world
+from app.pocket import likeness, measure, portraits, spec, unet_lora, world
 from app.pocket.check import load
 from app.pocket.checkpoints import generator_of, rng_of
 from app.pocket.sheets import contact_sheet
@@ -94,6 +94,19 @@ class Identities:
         ]
         settings = {"scale": ID_SCALE, "num_zero": NUM_ZERO, "ortho": ORTHO} | mode
         return RowsOfFaces(stacked(halves), opened.layers, **settings)
+
+    @contextmanager
+    def dressed(self, row: str | None) -> Iterator[None]:
+        """The pipeline with the LoRA on that belongs to this row, where one does."""
+        lora = self.folder / f"{row}-lora" / unet_lora.FILE_NAME
+        if not lora.exists():
+            yield
+            return
+        self.pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
+        try:
+            yield
+        finally:
+            self.pipeline.unload_lora_weights()
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[str], seed: object, branches: Sequence[Branch] = (), **more) -> list[Image.Image]:
@@ -167,7 +180,8 @@ def draw_cases(
         some = cases[first : first + BATCH]
         references = [world.draw(case.reference) for case in some]
         branches = [identities.pulid_branch(row, references, **mode)] if row else []
-        images += identities.draw([case.prompt for case in some], f"{seed}-{first}", branches)
+        with identities.dressed(row):
+            images += identities.draw([case.prompt for case in some], f"{seed}-{first}", branches)
     return images
 
 

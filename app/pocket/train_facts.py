@@ -36,7 +36,7 @@ FURTHER = 0.6  # a number that differs does so by at least this much
 PAIRS, ALONE = 12, 4  # of a batch: portraits that are told with both geometries, and others for the diffusion loss
 RATE = 1e-3
 DIFFERENCE_WEIGHT = 2.0
-SMALLEST = 0.1  # a difference below this share of the batch's mean counts by less
+SMALLEST = 0.02  # a difference below this share of the batch's mean counts by less
 EARLIEST = 400  # times below do not decide a geometry any more
 FASTER = 4.0  # the tokens' numbers are that many times larger inside than their parameters
 TELL_BATCH, TELL_RATE = 64, 1.5e-3
@@ -193,9 +193,13 @@ def teach(
     return tokens, attachment, complete
 
 
-def begin_with(checkpoint: Path, tokens: FactTokens, attachment: Attachment) -> None:
-    """Take the weights that a checkpoint of `teach` or of steering holds; tokens only where there are as many."""
-    *_, told, layers = torch.load(checkpoint, weights_only=True)["modules"]
+def begin_with(checkpoint: Path, tokens: FactTokens, attachment: Attachment, unet: nn.Module | None = None) -> None:
+    """Take the weights that a checkpoint of `teach` or of steering holds; tokens only where there are as many, the
+    UNet's only of steering.
+    """
+    *networks, told, layers = torch.load(checkpoint, weights_only=True)["modules"]
+    if unet is not None and networks:
+        unet.load_state_dict(networks[0])
     attachment.load_state_dict(layers)
     if told["nobody"].shape == tokens.nobody.shape:
         tokens.load_state_dict(told)

@@ -21,6 +21,7 @@ from app.pocket import (
     train_instantid,
     train_pulid,
     train_steering,
+    unet_lora,
 )
 from app.pocket.check import load
 from app.pocket.checkpoints import Stage, rng_of
@@ -52,8 +53,8 @@ class Lengths:
 PRESETS = {
     "cpu": Lengths(
         16384, 1024,
-        {"likeness": 900, "recognition": 5000, "image-encoder": 700, "detector": 600, "landmarks": 300,
-         "parsing": 200, "latent-judge": 3000, "facts-v1.1": 3000, "tell-v1.1": 1500, "pulid-v1.1": 800,
+        {"likeness": 900, "recognition": 5000, "image-encoder": 4500, "detector": 600, "landmarks": 300,
+         "parsing": 200, "latent-judge": 3000, "facts-v1.1": 400, "tell-v1.1": 1500, "pulid-v1.1": 800,
          "facts-v1": 700, "tell-v1": 1500, "pulid-v1": 700, "instantid": 900},
     ),
     "tiny": Lengths(
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--measure", type=Path, default=spec.WEIGHTS, help="folder of the finished measure of likeness")
     parser.add_argument("--only", nargs="+", choices=tuple(PRESETS["cpu"].steps), help="these stages alone")
     parser.add_argument("--steps", type=int, help="how long those stages are (the preset says it)")
+    parser.add_argument("--lora", type=Path, default=train_steering.FOLDER, help="folder of the LoRA that PuLID wears")
     steering = work_folder(f"pocket-{train_steering.NAME}") / f"{train_steering.NAME}.pt"
     parser.add_argument("--begin", type=Path, default=steering, help="a checkpoint whose tokens facts begin with")
     options = parse(parser, argv)
@@ -78,8 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.steps is not None:
         lengths = replace(lengths, steps=lengths.steps | dict.fromkeys(chosen, options.steps))
     run = Run(
-        lengths, options.work, options.out, options.measure, options.weights, options.begin, options.seed,
-        options.seconds,
+        lengths, options.work, options.out, options.measure, options.weights, options.lora, options.begin,
+        options.seed, options.seconds,
     )  # fmt: skip
     complete = all([run.stage(name) for name in chosen])
     print(f"pocket identity: {ending(complete)}")
@@ -96,6 +98,7 @@ class Run:
         out: Path,
         measure: Path,
         weights: Path,
+        lora: Path,
         begin: Path,
         seed: str,
         seconds: float | None = None,
@@ -104,6 +107,8 @@ class Run:
         self.lengths, self.work, self.out, self.measure = lengths, work, out, measure
         self.begin, self.seed, self.seconds, self.report = begin, seed, seconds, report
         self.pipeline: StableDiffusionXLPipeline = load(weights)
+        self.listening = StableDiffusionXLPipeline(**self.pipeline.components | {"unet": load(weights).unet.float()})
+        unet_lora.put_on(self.listening.unet, lora)
         build = partial(people.build, work / "people", autoencoder=self.pipeline.vae, report=report)
         self.held_out = build("held-out", lengths.held_out)
         self.people = build(seed, lengths.portraits)
@@ -179,7 +184,7 @@ class Run:
         begin = self.work / "facts-v1.1.pt" if version == "v1" else self.begin
         others = train_facts.build_others(self.work / "people", self.people, self.pipeline.vae, self.report)
         return train_facts.teach(
-            version, self.pipeline, self.people, others, self.work, self.seed, self.lengths.steps[name], begin,
+            version, self.listening, self.people, others, self.work, self.seed, self.lengths.steps[name], begin,
             self.seconds, self.report,
         )  # fmt: skip
 
@@ -195,7 +200,7 @@ class Run:
     def _pulid(self, version: str) -> bool:
         encoder, attachment, begun = self._tell(version)
         encoder, attachment, complete = train_pulid.train(
-            version, self.pipeline, self.people, self._features(), self._judge()[0], self.work, self.seed,
+            version, self.listening, self.people, self._features(), self._judge()[0], self.work, self.seed,
             self.lengths.steps[f"pulid-{version}"], (encoder, attachment), self.seconds, self.report,
         )  # fmt: skip
         self._write_pulid(version, encoder, attachment)

@@ -72,12 +72,15 @@ class ModelChoices:
         return "Your pictures appear here as they are made."
 
     def additions(self, kind: str, model: str | None = None) -> list[dict[str, str]]:
-        """The installed LoRAs or textual inversions; of a model, those that fit its family."""
+        """The installed LoRAs or textual inversions; of a model, those that fit its family. What has a task of its own
+        belongs to another model, and comes with it.
+        """
         spec = self._spec(model) if model else None
         return [
             {"id": row.spec.id, "title": row.spec.title}
             for row in self._library.rows()
-            if row.spec.kind == kind and row.installed and (spec is None or row.spec.family in {spec.family, "other"})
+            if row.spec.kind == kind and row.installed and not row.spec.tasks
+            if spec is None or row.spec.family in {spec.family, "other"}
         ]
 
     def recommended(self, model: str) -> Recommended | None:

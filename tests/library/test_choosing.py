@@ -96,7 +96,12 @@ def test_an_embedded_model_is_there_with_its_weights_and_its_parts(tmp_path: Pat
     (folder / "pocket-pulid" / "weights.safetensors").write_bytes(b"w" * 30)
     (folder / "pocket-pulid" / "note.json").write_text("{}" * 100)
     assert not library.get("pocket-pulid").installed, "its parts are missing"
-    for part, name in (("pocket-faces", "detector.onnx"), ("pocket-clip", "weights.safetensors")):
+    parts = {
+        "pocket-faces": "detector.onnx",
+        "pocket-clip": "weights.safetensors",
+        "pocket-pulid-lora": "lora.safetensors",
+    }
+    for part, name in parts.items():
         (folder / part).mkdir()
         assert not library.get(part).installed
         (folder / part / name).write_bytes(b"w")

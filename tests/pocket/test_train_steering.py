@@ -1,4 +1,4 @@
-"""Pocket's UNet learns on beside portraits that tokens tell: what is taken over, what moves, and where it goes on."""
+"""A copy of pocket's UNet learns to follow what tokens tell of a face: what moves, where it goes on, and its LoRA."""
 
 from pathlib import Path
 
@@ -8,44 +8,76 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from app.pocket import spec, train_facts, train_pulid, train_steering  # noqa: E402
+from app.pocket import spec, train_facts, train_pulid, train_steering, unet_lora  # noqa: E402
 from app.pocket.check import load  # noqa: E402
 
-COMMAND = ("--portraits", "32", "--latents", "32")
+
+def steer(folder: Path, steps: int, *more: str) -> Path:
+    """Run the command; answers the folder of the LoRA."""
+    command = ["--steps", str(steps), "--work", str(folder / "work"), "--out", str(folder / "lora"), *more]
+    assert train_steering.main([*command, "--portraits", "32"]) == 0
+    return folder / "lora"
 
 
-def steer(folder: Path, steps: int, out: str = "weights", *more: str) -> Path:
-    """Run the command; answers the folder of weights."""
-    command = ["--steps", str(steps), "--work", str(folder / "work"), "--out", str(folder / out), *COMMAND, *more]
-    assert train_steering.main(command) == 0
-    return folder / out
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory) -> Path:
+    """A folder after one step: `work/steering.pt` and `lora`."""
+    folder = tmp_path_factory.mktemp("steered")
+    steer(folder, 1)
+    return folder
 
 
-def unet_of(weights: Path) -> dict[str, torch.Tensor]:
-    return load_file(weights / "unet/diffusion_pytorch_model.safetensors")
+def test_a_run_leaves_pocket_alone_and_goes_on_where_it_stopped(steered: Path) -> None:
+    file = spec.WEIGHTS / "unet/diffusion_pytorch_model.safetensors"
+    before, first = file.read_bytes(), (steered / "lora" / unet_lora.FILE_NAME).read_bytes()
+    steer(steered, 2)
+    assert torch.load(steered / "work/steering.pt", weights_only=True)["number"] == 2
+    assert (steered / "lora" / unet_lora.FILE_NAME).read_bytes() != first and file.read_bytes() == before
 
 
-def test_a_run_changes_the_unet_alone_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    weights = steer(tmp_path, 1)
-    before, after = unet_of(spec.WEIGHTS), unet_of(weights)
-    assert before.keys() == after.keys()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-    for name in ("vae", "text_encoder", "text_encoder_2"):
-        file = next((spec.WEIGHTS / name).glob("*.safetensors"))
-        assert (weights / name / file.name).read_bytes() == file.read_bytes()
-    assert (weights / "unet/config.json").read_bytes() == (spec.WEIGHTS / "unet/config.json").read_bytes()
-    steer(tmp_path, 2)
-    assert torch.load(tmp_path / "work/steering.pt", weights_only=True)["number"] == 2
-    assert load(weights).unet.config.cross_attention_dim == load(spec.WEIGHTS).unet.config.cross_attention_dim
+def test_the_lora_is_the_difference_and_diffusers_reads_it(steered: Path) -> None:
+    state = torch.load(steered / "work/steering.pt", weights_only=True)
+    learned = load(spec.WEIGHTS).unet.float()
+    with torch.no_grad():
+        for parameter, average in zip(learned.parameters(), state["averages"], strict=False):
+            parameter.copy_(average)
+    added, worn = load(spec.WEIGHTS), load(spec.WEIGHTS)
+    whole, kept = unet_lora.difference(added.unet.float(), learned, 2304)
+    assert kept == pytest.approx(1, abs=1e-4)
+    unet_lora.save(whole, steered / "whole")
+    unet_lora.put_on(added.unet, steered / "whole")
+    for name, layer in added.unet.named_modules():
+        if isinstance(layer, unet_lora.LAYERS):
+            assert torch.allclose(layer.weight, learned.get_submodule(name).weight, atol=2e-5), name
+    worn.unet.float()
+    worn.load_lora_weights(steered / "whole", weight_name=unet_lora.FILE_NAME)
+    told = {
+        "timestep": 500,
+        "encoder_hidden_states": torch.randn(1, 20, 256),
+        "added_cond_kwargs": {"text_embeds": torch.randn(1, 160), "time_ids": torch.full((1, 6), 128.0)},
+    }
+    with torch.no_grad():
+        noise = torch.randn(1, 4, 16, 16)
+        assert torch.allclose(worn.unet.eval()(noise, **told).sample, added.unet.eval()(noise, **told).sample, atol=1e-4)
 
 
-def test_facts_begin_with_the_tokens_that_the_unet_learned_to_follow(tmp_path: Path) -> None:
-    steer(tmp_path, 1)
-    kept = torch.load(tmp_path / "work/steering.pt", weights_only=True)["modules"]
+def test_fewer_numbers_keep_less_of_it(steered: Path) -> None:
+    before = load(spec.WEIGHTS).unet.float()
+    after = load(spec.WEIGHTS).unet.float()
+    with torch.no_grad():
+        for parameter in after.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    shares = [unet_lora.difference(before, after, rank)[1] for rank in (4, 16)]
+    assert 0 < shares[0] < shares[1] < 1
+
+
+def test_facts_begin_with_the_tokens_and_a_run_with_the_unet_too(steered: Path) -> None:
+    kept = torch.load(steered / "work/steering.pt", weights_only=True)["modules"]
     for version, same in (("v1.1", True), ("v1", False)):
-        tokens = train_facts.FactTokens(train_pulid.TOKENS[version])
-        attachment = train_pulid.Attachment(load(spec.WEIGHTS).unet)
-        train_facts.begin_with(tmp_path / "work/steering.pt", tokens, attachment)
+        tokens, unet = train_facts.FactTokens(train_pulid.TOKENS[version]), load(spec.WEIGHTS).unet.float()
+        attachment = train_pulid.Attachment(unet)
+        train_facts.begin_with(steered / "work/steering.pt", tokens, attachment, unet)
+        assert all(torch.equal(kept[0][name], tensor) for name, tensor in unet.state_dict().items())
         assert all(torch.equal(kept[2][name], tensor) for name, tensor in attachment.state_dict().items())
         taken = kept[1]["linear.weight"].shape == tokens.linear.weight.shape
         assert taken is same and (not same or torch.equal(kept[1]["linear.weight"], tokens.linear.weight))
@@ -68,3 +100,12 @@ def test_what_is_told_otherwise_is_missed_by_a_unet_that_does_not_listen() -> No
     sigma = frozen.levels(told.time)[1][:6]
     heard[:6] = sigma * 0.5
     assert told.losses(heard)[1] < 1e-6
+
+
+def test_the_shipped_lora_fits_pocket_and_with_pulid_is_small() -> None:
+    state, unet = load_file(train_steering.FOLDER / unet_lora.FILE_NAME), load(spec.WEIGHTS).unet
+    layers = {name for name, layer in unet.named_modules() if isinstance(layer, unet_lora.LAYERS)}
+    assert {name.removeprefix("unet.").rsplit(".", 2)[0] for name in state} == layers
+    pulid = train_steering.FOLDER.parent / "pocket-pulid"
+    files = [path for folder in (train_steering.FOLDER, pulid) for path in folder.iterdir()]
+    assert sum(path.stat().st_size for path in files) <= 15_000_000
