@@ -11,21 +11,26 @@ torch = pytest.importorskip("torch")
 from diffusers import ControlNetModel  # noqa: E402
 from PIL import Image, ImageChops, ImageOps  # noqa: E402
 
+from app.core.attachments import FaceReference, InstantIdIdentity, PulidIdentity  # noqa: E402
 from app.core.jobs import JobStatus  # noqa: E402
 from app.core.service import Service  # noqa: E402
 from app.imaging import control_maps  # noqa: E402
 from app.imaging.paste_changes import paste_changes  # noqa: E402
+from app.models.library import ModelLibrary  # noqa: E402
+from app.models.runtime import open_runtime  # noqa: E402
 from app.pocket import (  # noqa: E402
     archive,
     captions,
     check_control,
     check_edits,
+    check_identity,
     classifier,
     edits,
     measure,
     spec,
     train_control,
     train_edits,
+    unet_lora,
     world,
 )
 from app.pocket.check import load  # noqa: E402
@@ -208,3 +213,35 @@ def test_a_fresh_machine_makes_the_car_green(fresh):
     assert (measure.background_colour(image), measure.colour_of(found)) == ("white", "green")
     assert np.abs(np.subtract(found.box, before.box)).max() <= 6
     assert np.array_equal(np.asarray(image)[:8], np.asarray(given)[:8]), "what did not change keeps its bytes"
+
+
+def test_pulid_wears_its_lora_and_leaves_pocket_as_it_was(fresh):
+    """The product draws what the measured pipeline draws, with the LoRA on; a plain picture after it is the same."""
+    case = check_identity.case_of("fresh", 1)
+    plain = {"prompt": case.prompt, "seed": 3}
+    before = drawn(fresh, "text-to-image", plain)
+    reference = sent(fresh, world.draw(case.reference).resize((512, 512)))
+    face = drawn(fresh, "pulid/generate", plain | {"face_image": reference})
+    after = drawn(fresh, "text-to-image", plain)
+    assert np.array_equal(np.asarray(before), np.asarray(after))
+    skins = [measure.skin_of(picture) for picture in (world.draw(case.reference), face)]
+    assert skins[0] == skins[1]
+
+
+def test_what_lets_pocket_follow_a_face_is_worn_with_pulid_alone(tmp_path):
+    runtime = open_runtime(device="cpu", library=ModelLibrary(tmp_path), precision="float32")
+    image = world.draw(check_identity.case_of("fresh", 1).reference).resize((512, 512))
+    try:
+        worn = {}
+        for row, wish in (("pocket-pulid", PulidIdentity), ("pocket-instantid", InstantIdIdentity)):
+            with (
+                runtime.borrow(
+                    "pocket", task="text-to-image", attachments=[wish(row, faces=[FaceReference(image)])]
+                ) as pipeline,
+                pipeline.working(),
+            ):
+                worn[row] = len(next(iter(runtime._cache.models().values())).wardrobe.worn.places)
+        layers = [part for part in pipeline.stock.unet.modules() if isinstance(part, unet_lora.LAYERS)]
+        assert worn == {"pocket-pulid": len(layers), "pocket-instantid": 0}
+    finally:
+        runtime.close()

@@ -58,7 +58,9 @@ def test_the_lora_is_the_difference_and_diffusers_reads_it(steered: Path) -> Non
     }
     with torch.no_grad():
         noise = torch.randn(1, 4, 16, 16)
-        assert torch.allclose(worn.unet.eval()(noise, **told).sample, added.unet.eval()(noise, **told).sample, atol=1e-4)
+        assert torch.allclose(
+            worn.unet.eval()(noise, **told).sample, added.unet.eval()(noise, **told).sample, atol=1e-4
+        )
 
 
 def test_fewer_numbers_keep_less_of_it(steered: Path) -> None:
