@@ -9,7 +9,7 @@ from app.errors import InvalidRequest
 COMMANDS = {
     "train": ("train the embedded model again from nothing", "app.pocket.train"),
     "check": ("draw prompts of its grammar and measure the pictures", "app.pocket.check"),
-    "train-steering": ("let it go on learning, and follow what faces' tokens say", "app.pocket.train_steering"),
+    "train-steering": ("train the LoRA with which it follows what PuLID's tokens say", "app.pocket.train_steering"),
     "train-identity": ("train what keeps a face on it", "app.pocket.train_identity"),
     "train-tagger": ("train what names the things in its pictures", "app.pocket.train_tagger"),
     "check-identity": ("draw unseen people anew and measure who is seen", "app.pocket.check_identity"),
