@@ -9,6 +9,7 @@ another's place is judged by what it is: the wish says no colour, and whether th
 from __future__ import annotations
 
 import argparse
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from scipy.ndimage import binary_dilation
 
 from app.imaging.paste_changes import paste_changes
 from app.models.pipelines import NOT_LOADED
-from app.pocket import check_identity, classifier, edits, measure, spec, train_edits, world
+from app.pocket import check_identity, classifier, edits, likeness, measure, spec, train_edits, world
 from app.pocket.check import DARK_WITH_GLASSES, load
 from app.pocket.checkpoints import generator_of
 from app.pocket.sheets import contact_sheet
@@ -97,11 +98,24 @@ def _shows_looks(edit: edits.Edit, image: Image.Image) -> bool:
     person = edit.after.person
     if edit.kind == "background":
         return measure.background_colour(image) == edit.after.background
+    if edit.kind == "pose":
+        return pose_of(image) == person.pose
     if edit.kind == "hair":
         return measure.hair_colour_of(image) == person.hair_colour
     if edit.kind == "clothing":
         return check_identity.clothing_colour(image) == person.clothing_colour
     return (measure.dark_around_eyes(image) > DARK_WITH_GLASSES) == (person.glasses != "none")
+
+
+def pose_of(image: Image.Image) -> str:
+    """The pose that the measure of likeness reads off a portrait."""
+    _, angles = likeness.read(_measure(), [image])
+    return likeness.pose_name(*angles[0])
+
+
+@functools.cache
+def _measure() -> likeness.Likeness:
+    return likeness.load(spec.WEIGHTS)
 
 
 def outside(edit: edits.Edit) -> np.ndarray:

@@ -10,8 +10,8 @@ from app.pocket.things import THINGS
 from app.pocket.world import COLOURS, Scene, Thing, random_scene
 
 OF_THINGS = ("colour", "colour", "background", "replace", "replace", "add", "remove")
-OF_PORTRAITS = ("background", "hair", "clothing", "glasses on", "glasses off")
-PORTRAITS = 0.25  # of the edits
+OF_PORTRAITS = ("background", "hair", "clothing", "glasses on", "glasses off", "pose", "pose")
+PORTRAITS = 0.3  # of the edits
 COLOUR_UNSAID = 0.15  # of the things that are added or put in another's place
 
 _WORDS: dict[str, tuple[str, ...]] = {
@@ -32,8 +32,10 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "hair": ("make the hair {colour}", "{colour} hair", "change the hair to {colour}", "dye the hair {colour}"),
     "clothing": ("make the {thing} {colour}", "a {colour} {thing}", "change the {thing} to {colour}"),
     "glasses on": ("add {other}", "put on {other}", "with {other}", "wearing {other}"),
+    "pose": ("turn the head {way}", "look {way}", "looking {way}", "the head should be turned {way}"),
     "glasses off": ("remove the glasses", "without glasses", "no glasses", "take the glasses off"),
 }  # fmt: skip
+_WAYS = {"front": "straight ahead", "left": "left", "right": "right", "up": "up", "down": "down"}
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,9 @@ def _of_portrait(scene: Scene, rng: random.Random) -> Edit:
         glasses = rng.choice(("glasses", "sunglasses"))
         person, told = replace(person, glasses="none"), {"other": glasses}
         new = replace(person, glasses=glasses)
+    elif kind == "pose":
+        pose = _another(portraits.POSES, person.pose, rng=rng)
+        told, new = {"way": _WAYS[pose]}, replace(person, pose=pose)
     elif kind == "glasses off":
         person, told = replace(person, glasses=rng.choice(("glasses", "sunglasses"))), {}
         new = replace(person, glasses="none")

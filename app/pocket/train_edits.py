@@ -68,12 +68,14 @@ def train(
     folder: Path,
     seed: object,
     steps: int,
+    start: Path | None = None,
     seconds: float | None = None,
     report: Callable[[str], None] = print,
 ) -> tuple[UNet2DConditionModel, bool]:
-    """(the UNet with its averaged weights, whether it is complete)."""
+    """(the UNet with its averaged weights, whether it is complete); `start`: the folder of one to learn on with."""
     torch.manual_seed(rng_of(seed, NAME).getrandbits(31))
-    unet = build_unet(pipeline.unet).to(memory_format=torch.channels_last)
+    unet = build_unet(pipeline.unet) if start is None else UNet2DConditionModel.from_pretrained(start).float()
+    unet = unet.to(memory_format=torch.channels_last)
     unet.set_attn_processor(AttnProcessor())
     frozen = train_pulid.Frozen(pipeline)
     stage = Stage(NAME, folder, [unet], RATE, steps, horizon=150)
@@ -113,10 +115,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = parser_of(NAME, __doc__, FOLDER, "UNet")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="different wishes that it learns from")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of {BATCH} wishes")
+    parser.add_argument("--start", type=Path, help="folder of a UNet of eight channels that learns on")
     options = parser.parse_args(argv)
     pipeline = load(options.weights)
     pairs = build_pairs(options.work, options.seed, options.pairs, pipeline.vae, say)
-    unet, complete = train(pipeline, pairs, options.work, options.seed, options.steps, options.seconds, say)
+    unet, complete = train(
+        pipeline, pairs, options.work, options.seed, options.steps, options.start, options.seconds, say
+    )
     save_network(unet, options.out)
     print(f"pocket edits: {ending(complete)}")
     return 0

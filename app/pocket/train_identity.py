@@ -53,7 +53,7 @@ class Lengths:
 PRESETS = {
     "cpu": Lengths(
         16384, 1024,
-        {"likeness": 900, "recognition": 5000, "image-encoder": 4500, "detector": 600, "landmarks": 300,
+        {"likeness": 900, "recognition": 5000, "image-encoder": 4500, "detector": 4000, "landmarks": 300,
          "parsing": 200, "latent-judge": 3000, "facts-v1.1": 400, "tell-v1.1": 1500, "pulid-v1.1": 800,
          "facts-v1": 700, "tell-v1": 1500, "pulid-v1": 700, "instantid": 900},
     ),

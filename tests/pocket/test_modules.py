@@ -215,6 +215,13 @@ def test_a_fresh_machine_makes_the_car_green(fresh):
     assert np.array_equal(np.asarray(image)[:8], np.asarray(given)[:8]), "what did not change keeps its bytes"
 
 
+def test_a_fresh_machine_turns_the_head_left(fresh):
+    scene = world.random_portrait(rng_of("turned"))
+    given = world.draw(replace(scene, person=replace(scene.person, pose="front")))
+    image = drawn(fresh, "instruct-pix2pix", {"prompt": "turn the head left", "image": sent(fresh, given), "seed": 1})
+    assert [check_edits.pose_of(picture) for picture in (given, image)] == ["front", "left"]
+
+
 def test_pulid_wears_its_lora_and_leaves_pocket_as_it_was(fresh):
     """The product draws what the measured pipeline draws, with the LoRA on; a plain picture after it is the same."""
     case = check_identity.case_of("fresh", 1)
