@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,6 +56,11 @@ def generator_of(*parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(rng_of(*parts).getrandbits(63))
 
 
+def adamw(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """The usual optimizer of a stage."""
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+
+
 class Stage:
     """One network's training: steps of `step(number)`, resumed from and saved to `<folder>/<name>.pt`.
 
@@ -70,11 +76,12 @@ class Stage:
         steps: int,
         horizon: float = 1000,
         cool_down: float = 0.3,
+        optimizer: Callable[[list[nn.Parameter], float], Any] = adamw,
     ):
         self.name, self.path, self.steps, self.rate = name, folder / f"{name}.pt", steps, rate
         self.modules, self.cool_down = modules, cool_down
-        self.parameters = [p for module in modules for p in module.parameters()]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self.optimizer = optimizer(self.parameters, rate)
         self.averages = Averages(self.parameters, horizon)
         self.number = 0
         self.plateau = self.path.with_name(f"{name}-plateau.pt")

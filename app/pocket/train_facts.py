@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from app.models import pulid
 from app.models.row_attention import Halves
-from app.pocket import archive, captions, encoding, spec, train_pulid, world
+from app.pocket import archive, captions, encoding, spec, train_pulid, unet_lora, world
 from app.pocket.checkpoints import Stage, generator_of, rng_of
 from app.pocket.face_features import FaceFeatures
 from app.pocket.faces import GEOMETRY
@@ -31,15 +33,20 @@ from app.pocket.shards import mixed_precision
 from app.pocket.train_pulid import EMPTY_CAPTIONS, NOBODY, TOKENS, WIDTHS, Attachment, Frozen, RowsOfFaces
 
 NAME = "other-parts"
+FILE_NAME = "facts-{}.safetensors"
+PULID = "pocket-pulid"
 WHOLLY_OTHER = 0.25  # of the other pictures differ in every number
 FURTHER = 0.6  # a number that differs does so by at least this much
 PAIRS, ALONE = 12, 4  # of a batch: portraits that are told with both geometries, and others for the diffusion loss
 RATE = 1e-3
+EVERYTHING_SAID = 0.5
 DIFFERENCE_WEIGHT = 2.0
 SMALLEST = 0.02  # a difference below this share of the batch's mean counts by less
 EARLIEST = 400  # times below do not decide a geometry any more
 FASTER = 4.0  # the tokens' numbers are that many times larger inside than their parameters
 TELL_BATCH, TELL_RATE = 64, 1.5e-3
+GEOMETRY_WEIGHT = 3.0
+"""Of the geometry that the told tokens say, beside the tokens themselves, most of which looks decide."""
 
 
 class FactTokens(nn.Module):
@@ -57,6 +64,21 @@ class FactTokens(nn.Module):
         named = [functional.one_hot(looks[:, i], size).float() for i, size in enumerate(self.sizes)]
         told = self.linear(torch.cat([geometry, *named], 1)).unflatten(-1, self.shape)
         return FASTER * (self.nobody + told * known[:, None, None])
+
+    def reader(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What reads the geometry [n, 14] that tokens [n, tokens, width] say, by least squares."""
+        back, nobody = torch.linalg.pinv(self.linear.weight.detach())[: len(GEOMETRY)].T, self.nobody.detach()
+        return lambda said: (said / FASTER - nobody).flatten(1) @ back
+
+    def save(self, file: Path) -> None:
+        """Keep them for a training that goes on from what ships; the product does not read them."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.detach().half() for name, tensor in self.state_dict().items()}, file)
+
+    def take(self, state: dict[str, torch.Tensor]) -> None:
+        """These weights, where they are for as many tokens."""
+        if state["nobody"].shape == self.nobody.shape:
+            self.load_state_dict(state)
 
 
 def other_geometry(seed: object, index: int, own: Sequence[float]) -> tuple[float, ...]:
@@ -88,11 +110,12 @@ def build_others(
 
 
 def caption_of(scene: world.Scene, rng) -> str:
-    """Words for everything but what the face itself tells; sometimes none."""
+    """Words for what the face does not tell: half the time all of it, else as a prompt has it; sometimes none."""
     if rng.random() < EMPTY_CAPTIONS:
         return ""
+    facts = scene if rng.random() < EVERYTHING_SAID else captions.mention(scene, rng)
     unsaid = {name: None for name in LOOKS if name != "kind"}
-    return captions.word(replace(scene, person=replace(scene.person, **unsaid)), rng)
+    return captions.word(replace(facts, person=replace(facts.person, **unsaid)), rng)
 
 
 class Told:
@@ -110,16 +133,17 @@ class Told:
         rng: random.Random,
         generator: torch.Generator,
         pairs: int = PAIRS,
+        alone: int = ALONE,
         earliest: int = EARLIEST,
     ):
-        indices = [rng.randrange(len(some)) for _ in range(pairs + ALONE)]
+        indices = [rng.randrange(len(some)) for _ in range(pairs + alone)]
         known = torch.ones(len(indices))
         known[len(known) - max(1, round(NOBODY * len(known))) :] = 0
         self.captions = [caption_of(some.scenes[index], rng) for index in indices]
         clean = torch.from_numpy(some.latents[indices].astype("float32"))
         noise = torch.randn(clean.shape, generator=generator)
         early = torch.randint(earliest, 1000, (pairs,), generator=generator)
-        self.time = torch.cat([early, train_pulid.noisy_times(ALONE, generator)])
+        self.time = torch.cat([early, train_pulid.noisy_times(alone, generator)])
         signal, sigma = frozen.levels(self.time)
         self.noisy, self._target = signal * clean + sigma * noise, signal * noise - sigma * clean
         told = indices[:pairs]
@@ -174,7 +198,7 @@ def teach(
     name = f"facts-{version}"
     torch.manual_seed(rng_of(seed, name).getrandbits(31))
     frozen, tokens, attachment = Frozen(pipeline), FactTokens(TOKENS[version]), Attachment(pipeline.unet)
-    if begin is not None and begin.exists():
+    if begin is not None:
         begin_with(begin, tokens, attachment)
     stage = Stage(name, folder, [tokens, attachment], RATE, steps, horizon=50, cool_down=0.4)
     drawn = Drawn(name, report)
@@ -193,16 +217,29 @@ def teach(
     return tokens, attachment, complete
 
 
-def begin_with(checkpoint: Path, tokens: FactTokens, attachment: Attachment, unet: nn.Module | None = None) -> None:
-    """Take the weights that a checkpoint of `teach` or of steering holds; tokens only where there are as many, the
-    UNet's only of steering.
+def begin_with(source: Path, tokens: FactTokens, attachment: Attachment, unet: nn.Module | None = None) -> None:
+    """Take the weights that a checkpoint of `teach` or of steering holds, or a folder of finished modules; tokens only
+    where there are as many, the UNet's only of steering or of the LoRA.
     """
-    *networks, told, layers = torch.load(checkpoint, weights_only=True)["modules"]
+    if source.is_dir():
+        _begin_with_modules(source, tokens, attachment, unet)
+        return
+    *networks, told, layers = torch.load(source, weights_only=True)["modules"]
     if unet is not None and networks:
         unet.load_state_dict(networks[0])
     attachment.load_state_dict(layers)
-    if told["nobody"].shape == tokens.nobody.shape:
-        tokens.load_state_dict(told)
+    tokens.take(told)
+
+
+@torch.no_grad()
+def _begin_with_modules(folder: Path, tokens: FactTokens, attachment: Attachment, unet: nn.Module | None) -> None:
+    state = load_file(next((folder / PULID).glob("*.safetensors")))
+    for number, key, value in zip(attachment.numbers, attachment.keys, attachment.values, strict=True):
+        key.copy_(state[pulid.KEY.format(number)])
+        value.copy_(state[pulid.VALUE.format(number)])
+    tokens.take({name: tensor.float() for name, tensor in load_file(folder / FILE_NAME.format("v1.1")).items()})
+    if unet is not None:
+        unet_lora.put_on(unet, folder / f"{PULID}-lora")
 
 
 def tell(
@@ -219,20 +256,23 @@ def tell(
     """(encoder, whether it is complete): it says of a face's picture what `tokens` say of its facts."""
     name = f"tell-{version}"
     torch.manual_seed(rng_of(seed, name).getrandbits(31))
-    encoder = train_pulid.build_encoder(version)
+    encoder, found, read = train_pulid.build_encoder(version), features.indices, tokens.reader()
     stage = Stage(name, folder, [encoder], TELL_RATE, steps, horizon=60, cool_down=0.5)
     with torch.no_grad():
         spread = tokens(some.geometry[:512], some.looks[:512], torch.ones(len(some.looks[:512]))).var(0).mean()
 
     def step(number: int) -> float:
         rng, generator = rng_of(seed, name, number), generator_of(seed, name, number)
-        indices = [rng.randrange(len(some)) for _ in range(TELL_BATCH)]
-        vectors, hidden = features.of([rng.randrange(2) for _ in indices], indices)
+        indices = [rng.choice(found) for _ in range(TELL_BATCH)]
+        vectors, hidden = features.of(indices)
         known = (torch.rand(TELL_BATCH, generator=generator) >= NOBODY).float()
         with mixed_precision(torch.device("cpu")):
             said = encoder(vectors * known[:, None], [states * known[:, None, None] for states in hidden.unbind(1)])
         wished = tokens(some.geometry[indices], some.looks[indices], known)
         loss = functional.mse_loss(said.float(), wished) / spread
+        faces = known.bool()
+        geometry = read(said.float()[faces])
+        loss = loss + GEOMETRY_WEIGHT * functional.mse_loss(geometry, some.geometry[indices][faces])
         loss.backward()
         return loss.item()
 

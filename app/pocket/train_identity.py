@@ -10,9 +10,13 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionXLPipeline
 
+from app.models import eva_clip, faces
+from app.models.device import TorchDevice
 from app.pocket import (
     face_features,
+    face_networks,
     face_pack,
+    face_views,
     latent_judge,
     likeness,
     people,
@@ -21,6 +25,7 @@ from app.pocket import (
     train_instantid,
     train_pulid,
     train_steering,
+    train_views,
     unet_lora,
 )
 from app.pocket.check import load
@@ -33,6 +38,7 @@ from app.pocket.train_faces import ImageEncoderTask, LikenessTask, RecognitionTa
 
 IDENTITY = Path(__file__).parent / "identity"
 FACES, IMAGE_ENCODER = "pocket-faces", "pocket-clip"
+ENCODER_FILE = "eva02_clip.safetensors"
 INSTANTID = "pocket-instantid"
 PULID = {"v1.1": "pocket-pulid", "v1": "pocket-pulid-v1"}
 TASKS = {
@@ -54,13 +60,14 @@ PRESETS = {
     "cpu": Lengths(
         16384, 1024,
         {"likeness": 900, "recognition": 5000, "image-encoder": 4500, "detector": 4000, "landmarks": 300,
-         "parsing": 200, "latent-judge": 3000, "facts-v1.1": 400, "tell-v1.1": 1500, "pulid-v1.1": 800,
-         "facts-v1": 700, "tell-v1": 1500, "pulid-v1": 700, "instantid": 900},
+         "parsing": 1700, "image-encoder-views": 2500, "latent-judge": 3000, "facts-v1.1": 400, "tell-v1.1": 1500,
+         "pulid-v1.1": 800, "facts-v1": 700, "tell-v1": 1500, "pulid-v1": 700, "instantid": 900},
     ),
     "tiny": Lengths(
         128, 64,
-        dict.fromkeys(("likeness", "recognition", "image-encoder", "detector", "landmarks", "parsing", "latent-judge",
-                       "facts-v1.1", "tell-v1.1", "pulid-v1.1", "facts-v1", "tell-v1", "pulid-v1", "instantid"), 1),
+        dict.fromkeys(("likeness", "recognition", "image-encoder", "detector", "landmarks", "parsing",
+                       "image-encoder-views", "latent-judge", "facts-v1.1", "tell-v1.1", "pulid-v1.1", "facts-v1",
+                       "tell-v1", "pulid-v1", "instantid"), 1),
     ),
 }  # fmt: skip
 
@@ -69,19 +76,23 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the options and train; returns the exit code."""
     parser = parser_of("identity", __doc__, IDENTITY, "modules, one folder each", PRESETS)
     parser.add_argument("--measure", type=Path, default=spec.WEIGHTS, help="folder of the finished measure of likeness")
+    parser.add_argument("--pack", type=Path, default=IDENTITY / FACES, help="the face pack that encoders see through")
     parser.add_argument("--only", nargs="+", choices=tuple(PRESETS["cpu"].steps), help="these stages alone")
     parser.add_argument("--steps", type=int, help="how long those stages are (the preset says it)")
     parser.add_argument("--lora", type=Path, default=train_steering.FOLDER, help="folder of the LoRA that PuLID wears")
     steering = work_folder(f"pocket-{train_steering.NAME}") / f"{train_steering.NAME}.pt"
-    parser.add_argument("--begin", type=Path, default=steering, help="a checkpoint whose tokens facts begin with")
+    begin = steering if steering.exists() else IDENTITY
+    parser.add_argument("--begin", type=Path, default=begin, help=train_steering.BEGIN)
     options = parse(parser, argv)
+    if not (options.lora / unet_lora.FILE_NAME).is_file():
+        parser.error(f"there is no LoRA in {options.lora}; `eis pocket train-steering` makes it")
     lengths = PRESETS[options.preset]
     chosen = options.only or list(lengths.steps)
     if options.steps is not None:
         lengths = replace(lengths, steps=lengths.steps | dict.fromkeys(chosen, options.steps))
     run = Run(
         lengths, options.work, options.out, options.measure, options.weights, options.lora, options.begin,
-        options.seed, options.seconds,
+        options.pack, options.seed, options.seconds,
     )  # fmt: skip
     complete = all([run.stage(name) for name in chosen])
     print(f"pocket identity: {ending(complete)}")
@@ -100,12 +111,13 @@ class Run:
         weights: Path,
         lora: Path,
         begin: Path,
+        pack: Path,
         seed: str,
         seconds: float | None = None,
         report: Callable[[str], None] = say,
     ):
         self.lengths, self.work, self.out, self.measure = lengths, work, out, measure
-        self.begin, self.seed, self.seconds, self.report = begin, seed, seconds, report
+        self.begin, self.pack, self.seed, self.seconds, self.report = begin, pack, seed, seconds, report
         self.pipeline: StableDiffusionXLPipeline = load(weights)
         self.listening = StableDiffusionXLPipeline(**self.pipeline.components | {"unet": load(weights).unet.float()})
         unet_lora.put_on(self.listening.unet, lora)
@@ -119,6 +131,8 @@ class Run:
             task, complete = self._task(name)
             self._write(name, task.network)
             return complete
+        if name == train_views.NAME:
+            return self._closer()
         if name == latent_judge.NAME:
             return self._judge()[1]
         if name == train_instantid.NAME:
@@ -147,7 +161,7 @@ class Run:
         elif name == "parsing":
             face_pack.write_parsing(network, faces / "parsing.safetensors")
         else:
-            face_pack.write_image_encoder(network, self.out / IMAGE_ENCODER / "eva02_clip.safetensors")
+            face_pack.write_image_encoder(network, self.out / IMAGE_ENCODER / ENCODER_FILE)
 
     def _judge(self) -> tuple[latent_judge.LatentJudge, bool]:
         torch.manual_seed(rng_of(self.seed, "judge").getrandbits(31))
@@ -166,9 +180,26 @@ class Run:
         self.report(f"{latent_judge.NAME}: {latent_judge.judge_held_out(judge, self.held_out)}")
         return judge, complete
 
+    def _views(self) -> face_views.FaceViews:
+        analyser = faces.open_analyser([self.pack], TorchDevice("cpu"))
+        return face_views.build(self.work / "views", self.people, analyser, self.report)
+
+    def _encoder(self) -> Path:
+        files = (folder / IMAGE_ENCODER / ENCODER_FILE for folder in (self.out, IDENTITY))
+        return next(file for file in files if file.exists())
+
+    def _closer(self) -> bool:
+        views, steps = self._views(), self.lengths.steps[train_views.NAME]
+        task, complete = train_views.train(
+            self._encoder(), self.people, views, self.work, self.seed, steps, self.seconds, self.report
+        )
+        self.report(f"{train_views.NAME}: {train_views.judge(task, self.people, views)}")
+        self._write(train_views.NAME, task.network)
+        return complete
+
     def _features(self) -> face_features.FaceFeatures:
-        recognition, encoder = (self._task(name)[0] for name in ("recognition", "image-encoder"))
-        return face_features.build(self.work / "features", self.people, recognition, encoder, self.report)
+        clip = eva_clip.open_file(self._encoder(), face_networks.HEAD_DIM)
+        return face_features.build(self.work / "features", self.people, self._views(), clip, self.report)
 
     def _instantid(self) -> bool:
         features, judge = self._features(), self._judge()[0]
@@ -181,7 +212,8 @@ class Run:
 
     def _facts(self, version: str) -> tuple[train_facts.FactTokens, train_pulid.Attachment, bool]:
         name = f"facts-{version}"
-        begin = self.work / "facts-v1.1.pt" if version == "v1" else self.begin
+        taught = self.work / "facts-v1.1.pt"
+        begin = taught if version == "v1" and taught.exists() else self.begin
         others = train_facts.build_others(self.work / "people", self.people, self.pipeline.vae, self.report)
         return train_facts.teach(
             version, self.listening, self.people, others, self.work, self.seed, self.lengths.steps[name], begin,
@@ -195,6 +227,7 @@ class Run:
             version, tokens, self.people, self._features(), self.work, self.seed, steps, self.seconds, self.report
         )
         self._write_pulid(version, encoder, attachment)
+        tokens.save(self.out / train_facts.FILE_NAME.format(version))
         return encoder, attachment, complete and told
 
     def _pulid(self, version: str) -> bool:

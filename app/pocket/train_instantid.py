@@ -94,10 +94,11 @@ def train(
     five = some.five_points
 
     def step(number: int) -> float:
-        rng, references, kinds, targets = train_pulid.pairs_of(some, seed, name, number)
+        rng, references, targets = train_pulid.pairs_of(some, seed, name, number)
         generator = generator_of(seed, name, number)
-        vectors, _ = features.of(kinds, references)
+        vectors, _ = features.of(references)
         known = (torch.rand(BATCH, generator=generator) >= NOBODY).float()
+        known = known * torch.from_numpy(features.found[references].astype("float32"))
         text = frozen.text([caption_of(some.scenes[target], rng) for target in targets])
         clean = torch.from_numpy(some.latents[targets].astype("float32"))
         noise = torch.randn(clean.shape, generator=generator)

@@ -99,7 +99,7 @@ def caption_of(scene: world.Scene, rng: random.Random) -> str:
 
 
 def pairs_of(some: People, seed: object, name: str, number: int, batch: int = BATCH):
-    """(random source, indices of references, kinds of their pictures, indices of targets): two pictures of each."""
+    """(random source, indices of references, indices of targets): two pictures of each."""
     rng = rng_of(seed, name, number)
     references, targets = [], []
     for _ in range(batch):
@@ -107,7 +107,7 @@ def pairs_of(some: People, seed: object, name: str, number: int, batch: int = BA
         one, other = rng.sample(range(people.PICTURES_EACH), 2)
         references.append(person + one)
         targets.append(person + other)
-    return rng, references, [rng.randrange(2) for _ in range(batch)], targets
+    return rng, references, targets
 
 
 def noisy_times(count: int, generator: torch.Generator) -> torch.Tensor:
@@ -226,10 +226,11 @@ def train(
     stage = Stage(f"pulid-{version}", folder, [encoder, attachment, told], RATE, steps, horizon=200)
 
     def step(number: int) -> float:
-        rng, references, kinds, targets = pairs_of(some, seed, f"pulid-{version}", number)
+        rng, references, targets = pairs_of(some, seed, f"pulid-{version}", number)
         generator = generator_of(seed, f"pulid-{version}", number)
-        vectors, hidden = features.of(kinds, references)
+        vectors, hidden = features.of(references)
         known = (torch.rand(BATCH, generator=generator) >= NOBODY).float()
+        known = known * torch.from_numpy(features.found[references].astype("float32"))
         text = frozen.text([caption_of(some.scenes[target], rng) for target in targets])
         clean = torch.from_numpy(some.latents[targets].astype("float32"))
         noise = torch.randn(clean.shape, generator=generator)

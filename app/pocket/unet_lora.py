@@ -44,6 +44,21 @@ def difference(before: UNet2DConditionModel, after: UNet2DConditionModel, rank: 
     return state, kept / max(changed, 1e-30)
 
 
+@torch.no_grad()
+def press(before: UNet2DConditionModel, after: UNet2DConditionModel, rank: int) -> None:
+    """Leave of what changed what a LoRA of this rank can say, in place."""
+    state, _ = difference(before, after, rank)
+    layers = dict(before.named_modules())
+    for name, layer in after.named_modules():
+        if isinstance(layer, LAYERS):
+            layer.weight.copy_(layers[name].weight.to(layer.weight) + _change(state, name, layer.weight))
+
+
+def _change(state: Mapping[str, torch.Tensor], name: str, weight: torch.Tensor) -> torch.Tensor:
+    change = state[f"{name}.{UP}"].flatten(1) @ state[f"{name}.{DOWN}"].flatten(1)
+    return change.view_as(weight).to(weight)
+
+
 def save(state: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Write the file that diffusers reads, in sixteen bits."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,5 +72,4 @@ def put_on(unet: UNet2DConditionModel, folder: Path) -> None:
     layers = dict(unet.named_modules())
     for name in [name.removesuffix(f".{DOWN}") for name in state if name.endswith(DOWN)]:
         weight = layers[name].weight
-        change = state[f"{name}.{UP}"].flatten(1) @ state[f"{name}.{DOWN}"].flatten(1)
-        weight.add_(change.view_as(weight).to(weight))
+        weight.add_(_change(state, name, weight))

@@ -33,6 +33,12 @@ def test_every_stage_ends_in_files_that_the_product_opens(tmp_path):
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 15_000_000
 
 
+def test_without_a_lora_it_says_what_makes_one(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_identity.main(command(tmp_path, "--lora", str(tmp_path / "none")))
+    assert "eis pocket train-steering" in capsys.readouterr().err and not (tmp_path / "work").exists()
+
+
 def test_a_stage_that_was_cut_off_goes_on(tmp_path):
     assert train_identity.main(command(tmp_path, "--only", "pulid-v1.1", "--steps", "1")) == 0
     before = torch.load(tmp_path / "work/pulid-v1.1.pt", weights_only=True)

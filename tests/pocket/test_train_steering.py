@@ -73,6 +73,30 @@ def test_fewer_numbers_keep_less_of_it(steered: Path) -> None:
     assert 0 < shares[0] < shares[1] < 1
 
 
+def test_what_is_pressed_is_what_a_lora_says(steered: Path) -> None:
+    before, after = load(spec.WEIGHTS).unet.float(), load(spec.WEIGHTS).unet.float()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for layer in after.modules():
+            if isinstance(layer, unet_lora.LAYERS):
+                layer.weight.add_(0.01 * torch.randn_like(layer.weight))
+    wanted, some = unet_lora.difference(before, after, 8)
+    assert some < 0.9
+    unet_lora.press(before, after, 8)
+    assert unet_lora.difference(before, after, 8)[1] == pytest.approx(1, abs=1e-4)
+    unet_lora.save(wanted, steered / "pressed")
+    unet_lora.put_on(before, steered / "pressed")
+    for (name, one), other in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-4), name
+
+
+def test_only_what_a_lora_holds_learns(steered: Path) -> None:
+    kept = torch.load(steered / "work/steering.pt", weights_only=True)["modules"][0]
+    layers = {n for n, layer in load(spec.WEIGHTS).unet.named_modules() if isinstance(layer, unet_lora.LAYERS)}
+    moved = {n for n, t in load(spec.WEIGHTS).unet.float().state_dict().items() if not torch.equal(kept[n], t)}
+    assert moved and moved <= {f"{name}.weight" for name in layers}
+
+
 def test_facts_begin_with_the_tokens_and_a_run_with_the_unet_too(steered: Path) -> None:
     kept = torch.load(steered / "work/steering.pt", weights_only=True)["modules"]
     for version, same in (("v1.1", True), ("v1", False)):
