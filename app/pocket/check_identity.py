@@ -27,7 +27,7 @@ from app.pocket import likeness, measure, portraits, spec, unet_lora, world
 from app.pocket.check import load
 from app.pocket.checkpoints import generator_of, rng_of
 from app.pocket.sheets import contact_sheet
-from app.pocket.train_identity import FACES, IDENTITY, IMAGE_ENCODER
+from app.pocket.train_identity import FACES, IDENTITY, IMAGE_ENCODER, PULID
 from app.pocket.train_pulid import RowsOfFaces
 
 CLIP_HEAD_DIM = 32
@@ -98,8 +98,8 @@ class Identities:
     @contextmanager
     def dressed(self, row: str | None) -> Iterator[None]:
         """The pipeline with the LoRA on that belongs to this row, where one does."""
-        lora = self.folder / f"{row}-lora" / unet_lora.FILE_NAME
-        if not lora.exists():
+        lora = self.folder / f"{PULID['v1.1']}-lora" / unet_lora.FILE_NAME
+        if row not in PULID.values() or not lora.exists():
             yield
             return
         self.pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
