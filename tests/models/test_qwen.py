@@ -27,7 +27,9 @@ from app.models.qwen_network import is_few_bits, load_single_file
 from app.models.runtime import open_runtime
 from app.models.tiers import SHARE_FOR_WORK, needed_bytes
 from benchmarks.editing import bytes_of, computed, full_size, layer_bytes, reached, sizes_in
-from tests.models import tiny_qwen
+from tests.models import tiny_qwen, trained_models
+
+runtime = trained_models.runtime  # of this module's own library
 
 SIDE = 128
 PHOTO = Image.effect_mandelbrot((SIDE, SIDE), (-2, -1.2, 0.8, 1.2), 60).convert("RGB")
@@ -102,13 +104,6 @@ def library(published, tmp_path_factory):
     for name in (*FILES, "style.safetensors", "narrow.safetensors"):
         library.add(published / name)
     return library
-
-
-@pytest.fixture(scope="module")
-def runtime(library):
-    opened = open_runtime(device="cpu", library=library, precision="float32")
-    yield opened
-    opened.close()
 
 
 def draw(runtime, model="tiny-qwen", loras=()):
