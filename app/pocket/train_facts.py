@@ -30,6 +30,7 @@ from app.pocket.face_features import FaceFeatures
 from app.pocket.faces import GEOMETRY
 from app.pocket.people import LOOKS, People
 from app.pocket.shards import mixed_precision
+from app.pocket.told_geometry import told_geometry
 from app.pocket.train_pulid import EMPTY_CAPTIONS, NOBODY, TOKENS, WIDTHS, Attachment, Frozen, RowsOfFaces
 
 NAME = "other-parts"
@@ -253,9 +254,12 @@ def tell(
     seconds: float | None = None,
     report: Callable[[str], None] = print,
 ) -> tuple[nn.Module, bool]:
-    """(encoder, whether it is complete): it says of a face's picture what `tokens` say of its facts."""
+    """(encoder, whether it is complete): it says of a face's picture what `tokens` say of its facts, as far as the
+    picture tells them (`told_geometry`).
+    """
     name = f"tell-{version}"
     torch.manual_seed(rng_of(seed, name).getrandbits(31))
+    told = told_geometry(features, some.geometry)
     encoder, found, read = train_pulid.build_encoder(version), features.indices, tokens.reader()
     stage = Stage(name, folder, [encoder], TELL_RATE, steps, horizon=60, cool_down=0.5)
     with torch.no_grad():
@@ -268,11 +272,11 @@ def tell(
         known = (torch.rand(TELL_BATCH, generator=generator) >= NOBODY).float()
         with mixed_precision(torch.device("cpu")):
             said = encoder(vectors * known[:, None], [states * known[:, None, None] for states in hidden.unbind(1)])
-        wished = tokens(some.geometry[indices], some.looks[indices], known)
+        wished = tokens(told[indices], some.looks[indices], known)
         loss = functional.mse_loss(said.float(), wished) / spread
         faces = known.bool()
         geometry = read(said.float()[faces])
-        loss = loss + GEOMETRY_WEIGHT * functional.mse_loss(geometry, some.geometry[indices][faces])
+        loss = loss + GEOMETRY_WEIGHT * functional.mse_loss(geometry, told[indices][faces])
         loss.backward()
         return loss.item()
 

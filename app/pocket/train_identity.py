@@ -25,7 +25,6 @@ from app.pocket import (
     train_instantid,
     train_pulid,
     train_steering,
-    train_views,
     unet_lora,
 )
 from app.pocket.check import load
@@ -60,14 +59,13 @@ PRESETS = {
     "cpu": Lengths(
         16384, 1024,
         {"likeness": 900, "recognition": 5000, "image-encoder": 4500, "detector": 4000, "landmarks": 300,
-         "parsing": 1700, "image-encoder-views": 2500, "latent-judge": 3000, "facts-v1.1": 400, "tell-v1.1": 1500,
+         "parsing": 1700, "latent-judge": 3000, "facts-v1.1": 400, "tell-v1.1": 1500,
          "pulid-v1.1": 800, "facts-v1": 700, "tell-v1": 1500, "pulid-v1": 700, "instantid": 900},
     ),
     "tiny": Lengths(
         128, 64,
-        dict.fromkeys(("likeness", "recognition", "image-encoder", "detector", "landmarks", "parsing",
-                       "image-encoder-views", "latent-judge", "facts-v1.1", "tell-v1.1", "pulid-v1.1", "facts-v1",
-                       "tell-v1", "pulid-v1", "instantid"), 1),
+        dict.fromkeys(("likeness", "recognition", "image-encoder", "detector", "landmarks", "parsing", "latent-judge",
+                       "facts-v1.1", "tell-v1.1", "pulid-v1.1", "facts-v1", "tell-v1", "pulid-v1", "instantid"), 1),
     ),
 }  # fmt: skip
 
@@ -131,8 +129,6 @@ class Run:
             task, complete = self._task(name)
             self._write(name, task.network)
             return complete
-        if name == train_views.NAME:
-            return self._closer()
         if name == latent_judge.NAME:
             return self._judge()[1]
         if name == train_instantid.NAME:
@@ -187,15 +183,6 @@ class Run:
     def _encoder(self) -> Path:
         files = (folder / IMAGE_ENCODER / ENCODER_FILE for folder in (self.out, IDENTITY))
         return next(file for file in files if file.exists())
-
-    def _closer(self) -> bool:
-        views, steps = self._views(), self.lengths.steps[train_views.NAME]
-        task, complete = train_views.train(
-            self._encoder(), self.people, views, self.work, self.seed, steps, self.seconds, self.report
-        )
-        self.report(f"{train_views.NAME}: {train_views.judge(task, self.people, views)}")
-        self._write(train_views.NAME, task.network)
-        return complete
 
     def _features(self) -> face_features.FaceFeatures:
         clip = eva_clip.open_file(self._encoder(), face_networks.HEAD_DIM)

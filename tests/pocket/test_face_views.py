@@ -9,7 +9,7 @@ from PIL import Image  # noqa: E402
 
 from app.models import eva_clip, faces  # noqa: E402
 from app.models.device import TorchDevice  # noqa: E402
-from app.pocket import crops, face_features, face_networks, face_views, people, train_views, world  # noqa: E402
+from app.pocket import crops, face_features, face_networks, face_views, people, world  # noqa: E402
 from app.pocket.check import load  # noqa: E402
 from app.pocket.spec import WEIGHTS  # noqa: E402
 from app.pocket.train_identity import FACES, IDENTITY, IMAGE_ENCODER  # noqa: E402
@@ -67,14 +67,3 @@ def test_features_are_those_of_the_product(some, views, analyser, tmp_path) -> N
         assert np.abs(vectors[0].numpy() - wanted).max() < 0.02 * np.abs(wanted).max()
         states = np.stack(told.clip_hidden)
         assert np.abs(hidden[0].numpy() - states).mean() < 0.02 * np.abs(states).mean(), "a view has eight bits"
-
-
-def test_the_encoder_goes_on_from_the_file_and_a_longer_run_from_there(some, views, tmp_path) -> None:
-    begun = eva_clip.open_file(CLIP, face_networks.HEAD_DIM).tower.float()
-    state = {name: tensor.clone() for name, tensor in begun.state_dict().items()}
-    for steps in (1, 2):
-        task, complete = train_views.train(CLIP, some, views, tmp_path, "t", steps, report=lambda line: None)
-        assert complete
-    moved = [(task.network.state_dict()[name] - tensor).abs().max() for name, tensor in state.items()]
-    assert 0 < max(moved) < 0.02
-    assert train_views.judge(task, some, views).startswith("geometry R2 ")
