@@ -52,6 +52,7 @@ def test_pulid_shows_the_looks_of_the_reference_and_follows_the_prompt(identitie
     figures = check_identity.measured(identities, cases, images)
     assert figures.skin.mean() >= 0.6 > plain.skin.mean()
     assert figures.background.mean() >= 0.85 and figures.clothing.mean() >= 0.85
+    assert figures.ratio < 0.7 < 0.9 < plain.ratio, "the face is the reference's and not another's"
 
 
 def test_instantid_turns_faces_as_keypoints_say(identities):

@@ -128,10 +128,21 @@ def test_what_is_told_otherwise_is_missed_by_a_unet_that_does_not_listen() -> No
     assert told.losses(heard)[1] < 1e-6
 
 
-def test_the_shipped_lora_fits_pocket_and_with_pulid_is_small() -> None:
-    state, unet = load_file(train_steering.FOLDER / unet_lora.FILE_NAME), load(spec.WEIGHTS).unet
+def test_the_shipped_lora_fits_pocket_and_is_small() -> None:
+    file = train_steering.FOLDER / unet_lora.FILE_NAME
+    state, unet = load_file(file), load(spec.WEIGHTS).unet
     layers = {name for name, layer in unet.named_modules() if isinstance(layer, unet_lora.LAYERS)}
     assert {name.removeprefix("unet.").rsplit(".", 2)[0] for name in state} == layers
-    pulid = train_steering.FOLDER.parent / "pocket-pulid"
-    files = [path for folder in (train_steering.FOLDER, pulid) for path in folder.iterdir()]
-    assert sum(path.stat().st_size for path in files) <= 15_000_000
+    assert {tensor.shape[0] for name, tensor in state.items() if name.endswith(unet_lora.DOWN)} == {train_steering.RANK}
+    assert file.stat().st_size <= 15_000_000
+
+
+def test_a_training_goes_on_from_what_ships() -> None:
+    folder = train_steering.FOLDER.parent
+    tokens, unet = train_facts.FactTokens(8), load(spec.WEIGHTS).unet.float()
+    attachment, plain = train_pulid.Attachment(unet), load(spec.WEIGHTS).unet.float()
+    begun = [parameter.clone() for parameter in (*tokens.parameters(), *attachment.parameters())]
+    train_facts.begin_with(folder, tokens, attachment, unet)
+    assert not any(map(torch.equal, begun, (*tokens.parameters(), *attachment.parameters())))
+    changed, kept = unet_lora.difference(plain, unet, train_steering.RANK)
+    assert kept == pytest.approx(1, abs=1e-3) and len(changed) > 100
