@@ -37,10 +37,15 @@ def test_a_run_leaves_pocket_alone_and_goes_on_where_it_stopped(steered: Path) -
 
 def test_the_lora_is_the_difference_and_diffusers_reads_it(steered: Path) -> None:
     state = torch.load(steered / "work/steering.pt", weights_only=True)
-    learned = load(spec.WEIGHTS).unet.float()
+    pipeline = load(spec.WEIGHTS)
+    learned = pipeline.unet.float()
+    train_steering.Learning(pipeline)
     with torch.no_grad():
-        for parameter, average in zip(learned.parameters(), state["averages"], strict=False):
+        for parameter, average in zip(
+            [p for p in learned.parameters() if p.requires_grad], state["averages"], strict=False
+        ):
             parameter.copy_(average)
+    learned.set_default_attn_processor()
     added, worn = load(spec.WEIGHTS), load(spec.WEIGHTS)
     whole, kept = unet_lora.difference(added.unet.float(), learned, 2304)
     assert kept == pytest.approx(1, abs=1e-4)
@@ -48,7 +53,7 @@ def test_the_lora_is_the_difference_and_diffusers_reads_it(steered: Path) -> Non
     unet_lora.put_on(added.unet, steered / "whole")
     for name, layer in added.unet.named_modules():
         if isinstance(layer, unet_lora.LAYERS):
-            assert torch.allclose(layer.weight, learned.get_submodule(name).weight, atol=2e-5), name
+            assert torch.allclose(layer.weight, learned.get_submodule(name).weight, atol=3e-4), name  # sixteen bits
     worn.unet.float()
     worn.load_lora_weights(steered / "whole", weight_name=unet_lora.FILE_NAME)
     told = {
