@@ -58,7 +58,7 @@ def reload(page, open_page) -> None:
     before = len(open_page.complaints)
     page.reload()
     page.wait_for_selector(".eis-header")
-    ended = ("AbortError: signal is aborted", "Connection errored out", "network error")
+    ended = ("AbortError: signal is aborted", "AbortError: BodyStreamBuffer was aborted", "Connection errored out", "network error")
     new = open_page.complaints[before:]
     open_page.complaints[before:] = [text for text in new if not any(word in text for word in ended)]
 
