@@ -58,7 +58,8 @@ def reload(page, open_page) -> None:
     before = len(open_page.complaints)
     page.reload()
     page.wait_for_selector(".eis-header")
-    ended = ("AbortError: signal is aborted", "AbortError: BodyStreamBuffer was aborted", "Connection errored out", "network error")
+    aborted = ("signal is aborted", "BodyStreamBuffer was aborted")  # as Chromium's versions have it
+    ended = (*(f"AbortError: {words}" for words in aborted), "Connection errored out", "network error")
     new = open_page.complaints[before:]
     open_page.complaints[before:] = [text for text in new if not any(word in text for word in ended)]
 
