@@ -18,18 +18,16 @@ from torchvision.transforms.v2.functional import resize
 
 from app.errors import InvalidRequest
 from app.models.faces import FaceAnalyser
-from app.pocket import archive, crops
+from app.pocket import archive
 from app.pocket.face_networks import EMBEDDING, IMAGE_SIZE
 from app.pocket.people import PICTURES_EACH, People
 
 DECODED = PICTURES_EACH - 1
 """Which picture of each person is looked at as the autoencoder gives it back; the others are looked at as drawn."""
-CROP = 512  # of the product's aligned face
 
 SHAPES: archive.Shapes = {
     "vectors": (np.float32, (EMBEDDING,)),
     "views": (np.uint8, (IMAGE_SIZE, IMAGE_SIZE)),
-    "matrices": (np.float32, (2, 3)),
     "found": (np.bool_, ()),
 }
 
@@ -40,7 +38,6 @@ class FaceViews:
 
     vectors: np.ndarray  # [n, 512] raw identity vectors
     views: np.ndarray  # [n, 112, 112] grey, white where there is no face
-    matrices: np.ndarray  # [n, 2, 3] pixels of the picture to pixels of the view
     found: np.ndarray  # [n] whether a face was
 
     @property
@@ -51,11 +48,6 @@ class FaceViews:
     def pictures(self, indices: list[int]) -> torch.Tensor:
         """[n, 1, 112, 112] of 0 to 1."""
         return torch.from_numpy(self.views[indices].astype(np.float32))[:, None] / 255
-
-    def points(self, some: People, indices: list[int]) -> torch.Tensor:
-        """[n, 68, 2] of -1 to 1: where the face's points truly lie in the views."""
-        moved = crops.move(some.points[indices][..., :2], torch.from_numpy(self.matrices[indices]))
-        return moved * 2 / IMAGE_SIZE - 1
 
 
 def build(folder: Path, some: People, analyser: FaceAnalyser, report: Callable[[str], None] = print) -> FaceViews:
@@ -74,7 +66,6 @@ def build(folder: Path, some: People, analyser: FaceAnalyser, report: Callable[[
             view = resize(analyser.eva_input(aligned.image)[:, :1], [IMAGE_SIZE, IMAGE_SIZE], 3, antialias=True)
             made["vectors"][row] = analyser.embed(image, face)
             made["views"][row] = (view[0, 0].clamp(0, 1) * 255).round().byte().cpu().numpy()
-            made["matrices"][row] = aligned.matrix[:2] * IMAGE_SIZE / CROP
             made["found"][row] = True
         return made
 
