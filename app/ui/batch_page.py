@@ -112,6 +112,8 @@ class BatchPage:
         for box in self.boxes:
             box.change(self.counted, self.boxes, self.count, trigger_mode="always_last", **QUIET)
         pickers = [picker for _, picker in self.pickers.values()]
+        for box in (*self.boxes, *pickers):  # in the browser: what a count answers late would wipe out a refusal
+            box.change(None, None, self.said, js="() => ''", queue=False, **QUIET)
         asked = [self.opened, self.priority, *self.boxes, *pickers]
         self.submit.click(self.enqueue, asked, [self.opened, self.said, *self.parts], **QUIET)
         for source in self.parts:

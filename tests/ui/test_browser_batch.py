@@ -100,6 +100,7 @@ def test_a_refusal_names_the_job_and_keeps_the_form(page):
     assert page.locator("#batch-prompts textarea").input_value() == "good"
     fill(page, lists="seed = 1..51")
     page.wait_for_selector("#batch-count >> text=/51 jobs are too many/")
+    assert page.locator("#batch-said").inner_text() == "", "what was mended is no longer refused"
     fill(page, lists="nonsense")
     page.wait_for_selector("#batch-count >> text=/field = value/")
 
