@@ -35,12 +35,12 @@ from app.pocket.train_pulid import TOKENS, Attachment, Frozen
 NAME = "steering"
 VERSION = "v1.1"
 FOLDER = Path(__file__).parent / "identity" / "pocket-pulid-lora"
-PAIRS, ALONE = 36, 8
+PAIRS, ALONE = 16, 44
 """Of one process' part of a batch: portraits told with both geometries, and such as are told with one."""
 EARLIEST = 200
 BEGIN = "what to begin with: a checkpoint of this training or of facts, or a folder of finished modules (what ships)"
 RATE = 7e-4
-DIFFERENCE_WEIGHT = 1.0
+DIFFUSION_WEIGHT = 4.0
 HORIZON, COOL_DOWN = 80, 0.5
 RANK = 64
 PRESS_EVERY = 25
@@ -83,15 +83,16 @@ def steer(
     modules = [pipeline.unet, tokens, attachment]
     stage = Stage(NAME, folder, modules, RATE, steps, HORIZON, COOL_DOWN, optimizer)
     drawn = train_facts.Drawn(NAME, report)
+    where = train_facts.where_faces_differ(some, others)
 
     def loss_of(part: torch.Tensor) -> torch.Tensor:
         number = int(part)
         rng, generator = rng_of(seed, NAME, number), generator_of(seed, NAME, number)
-        told = Told(some, others, tokens, learning, rng, generator, PAIRS, ALONE, EARLIEST)
+        told = Told(some, others, tokens, learning, rng, generator, PAIRS, ALONE, EARLIEST, where)
         loss, share = told.losses(told.velocity(learning, attachment))
         if number % CPU_SHARDS == 0:  # one process speaks for both
             drawn.note(number // CPU_SHARDS, share.item())
-        return loss + DIFFERENCE_WEIGHT * share
+        return DIFFUSION_WEIGHT * loss + share
 
     def step(number: int) -> float:
         if number >= stage.cool_down_start and number % PRESS_EVERY == 0:

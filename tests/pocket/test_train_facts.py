@@ -49,6 +49,30 @@ def test_the_other_pictures_latents_differ_where_the_geometry_does(tmp_path):
     assert away[:, :1].mean() < 0.3 * away.mean()  # the background above the head is the same
 
 
+def test_places_count_as_far_as_faces_differ_there(tmp_path):
+    pipeline, some = load(spec.WEIGHTS), some_people(32)
+    pictures = to_tensor([world.draw(scene) for scene in some.scenes])
+    with torch.no_grad():
+        some.latents = pipeline.vae.encode(pictures).latent_dist.mean.numpy()
+    where = train_facts.where_faces_differ(some, train_facts.build_others(tmp_path, some, pipeline.vae, report=str))
+    assert where.shape == (16, 16) and where.mean().item() == pytest.approx(1, abs=1e-3)
+    eyes_to_mouth, corners = where[6:12, 5:11], torch.cat([where[:2, :2], where[:2, -2:]])
+    assert eyes_to_mouth.mean() > 2 > 0.5 > corners.mean() >= train_facts.EVERYWHERE - 1e-3
+
+
+def test_every_number_counts_the_same_however_much_it_changes():
+    some = some_people(600)
+    others = some.latents.copy()
+    for index, scene in enumerate(some.scenes):
+        other = train_facts.other_geometry(some.seed, index, scene.geometry)
+        for number in (n for n in range(14) if other[n] != scene.geometry[n]):
+            others[index, :, 1 + number // 7, 2 + number % 7] += 1 + number
+    where = train_facts.where_faces_differ(some, others)
+    changed = where[1:3, 2:9]
+    assert torch.allclose(changed, changed[0, 0].expand(2, 7)) and changed[0, 0] > 10
+    assert where[5:].max().item() == pytest.approx(train_facts.EVERYWHERE)
+
+
 def test_teaching_goes_on_where_it_stopped(tmp_path):
     pipeline, some = load(spec.WEIGHTS), some_people(32)
     others = train_facts.build_others(tmp_path / "others", some, pipeline.vae, report=str)

@@ -133,6 +133,22 @@ def test_what_is_told_otherwise_is_missed_by_a_unet_that_does_not_listen() -> No
     assert told.losses(heard)[1] < 1e-6
 
 
+def test_a_mistake_counts_by_where_it_is_made() -> None:
+    from app.pocket.checkpoints import generator_of, rng_of
+    from tests.pocket.test_train_facts import some_people
+
+    some, where = some_people(32), torch.ones(16, 16)
+    where[:8], where[8:] = 1.5, 0.5
+    frozen, tokens = train_pulid.Frozen(load(spec.WEIGHTS)), train_facts.FactTokens(8)
+    losses = []
+    for wrong in (slice(0, 8), slice(8, 16)):
+        told = train_facts.Told(some, some.latents, tokens, frozen, rng_of("w"), generator_of("w"), 0, 12, where=where)
+        answer = told._target.clone()
+        answer[:, :, wrong] += 1
+        losses.append(told.losses(answer)[0].item())
+    assert losses == [pytest.approx(0.75), pytest.approx(0.25)]
+
+
 def test_the_shipped_lora_fits_pocket_and_is_small() -> None:
     file = train_steering.FOLDER / unet_lora.FILE_NAME
     state, unet = load_file(file), load(spec.WEIGHTS).unet
