@@ -42,7 +42,7 @@ PAIRS, ALONE = 12, 4  # of a batch: portraits that are told with both geometries
 RATE = 1e-3
 EVERYTHING_SAID = 0.5
 DIFFERENCE_WEIGHT = 2.0
-EVERYWHERE, PORTRAITS_LOOKED_AT = 0.3, 4096
+EVERYWHERE, PORTRAITS_LOOKED_AT = 0.3, 4096  # of `where_faces_differ`
 SMALLEST = 0.02  # a difference below this share of the batch's mean counts by less
 EARLIEST = 400  # times below do not decide a geometry any more
 FASTER = 4.0  # the tokens' numbers are that many times larger inside than their parameters
@@ -123,8 +123,8 @@ def caption_of(scene: world.Scene, rng) -> str:
 def where_faces_differ(some: People, others: np.ndarray) -> torch.Tensor:
     """[h, w] with a mean of 1: EVERYWHERE is the same for all places, the rest goes by where geometry changes them.
 
-    Every number of it counts the same, though eyes change thrice as much as mouths. What they change is a tenth of a
-    portrait's latents; clothes and hair, which are the rest, teach a UNet nothing of it.
+    Every number of it counts the same, though eyes change thrice as much as mouths. A seventh of the places has more
+    than twice its share then; clothes and hair, in most of the others, teach a UNet nothing of a face.
     """
     changes: dict[int, list[np.ndarray]] = {}
     for index, scene in enumerate(some.scenes[:PORTRAITS_LOOKED_AT]):
@@ -133,6 +133,8 @@ def where_faces_differ(some: People, others: np.ndarray) -> torch.Tensor:
         if len(numbers) == 1:
             change = others[index].astype("float32") - some.latents[index].astype("float32")
             changes.setdefault(numbers[0], []).append(np.square(change).mean(0))
+    if not changes:
+        raise ValueError("no portrait differs from its other in one number alone; train on more portraits")
     patterns = [np.mean(found, 0) for found in changes.values()]
     pattern = np.mean([found / found.mean() for found in patterns], 0)
     return EVERYWHERE + (1 - EVERYWHERE) * torch.from_numpy(pattern)

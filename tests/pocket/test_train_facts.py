@@ -73,6 +73,13 @@ def test_every_number_counts_the_same_however_much_it_changes():
     assert where[5:].max().item() == pytest.approx(train_facts.EVERYWHERE)
 
 
+def test_too_few_portraits_to_see_where_faces_differ_are_refused():
+    some = some_people(64)
+    some.scenes = some.scenes[:0]
+    with pytest.raises(ValueError, match="more portraits"):
+        train_facts.where_faces_differ(some, some.latents)
+
+
 def test_teaching_goes_on_where_it_stopped(tmp_path):
     pipeline, some = load(spec.WEIGHTS), some_people(32)
     others = train_facts.build_others(tmp_path / "others", some, pipeline.vae, report=str)
