@@ -9,6 +9,7 @@ from app.errors import InvalidRequest
 COMMANDS = {
     "train": ("train the embedded model again from nothing", "app.pocket.train"),
     "check": ("draw prompts of its grammar and measure the pictures", "app.pocket.check"),
+    "train-decoder": ("let the decoder of its autoencoder learn on", "app.pocket.train_decoder"),
     "train-steering": ("train the LoRA with which it follows what PuLID's tokens say", "app.pocket.train_steering"),
     "train-identity": ("train what keeps a face on it", "app.pocket.train_identity"),
     "train-tagger": ("train what names the things in its pictures", "app.pocket.train_tagger"),
