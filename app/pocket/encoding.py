@@ -16,8 +16,8 @@ LATENTS = (np.float16, (4, spec.HEIGHT // 8, spec.WIDTH // 8))
 """The type and shape of one picture's latents in `archive.Shapes`."""
 
 
-def to_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
-    """PIL pictures as [n, 3, height, width], -1 to 1."""
+def to_tensor(images: Sequence[Image.Image] | np.ndarray) -> torch.Tensor:
+    """PIL pictures, or bytes [n, height, width, 3], as [n, 3, height, width], -1 to 1."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

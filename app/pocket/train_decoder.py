@@ -1,15 +1,14 @@
 """Let the decoder of pocket's autoencoder learn on. Its encoder stays as it is, so every latent keeps its meaning, and
 whatever was trained on latents (UNet, ControlNet, edits, identity) draws as before, only clearer.
 
-It learns from portraits, in which small things say who is seen and how they feel, and from other scenes; latents come
-with a little noise, as a UNet's do. It runs on the CPU.
+It learns from portraits, in which small things say who is seen and how they feel, and from scenes of the whole world;
+latents come with a little noise, as a UNet's do. It runs on the CPU.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,31 +38,23 @@ HORIZON, COOL_DOWN = 100, 0.5
 SCENES: archive.Shapes = {"pictures": (np.uint8, (spec.HEIGHT, spec.WIDTH, 3)), "latents": encoding.LATENTS}
 
 
-@dataclass(frozen=True)
-class Scenes:
-    """Pictures without a portrait. First axis: entries."""
-
-    pictures: np.ndarray  # [n, height, width, 3]
-    latents: np.ndarray  # [n, 4, height / 8, width / 8]
-
-
 def build_scenes(
     folder: Path, seed: object, count: int, autoencoder: AutoencoderKL, report: Callable[[str], None] = print
-) -> Scenes:
-    """Draw what the folder lacks of `count` entries, then open it."""
+) -> dict[str, np.ndarray]:
+    """Pictures of the world as its captions know it, three tenths of them portraits, and their latents; made once."""
 
     def make(indices: range) -> dict[str, np.ndarray]:
         images = [world.draw(world.random_scene(rng_of(seed, "scene", index)), spec.WIDTH) for index in indices]
         latents = encoding.encode(autoencoder, encoding.to_tensor(images))
         return {"pictures": np.stack([np.asarray(i) for i in images]), "latents": latents.float().numpy()}
 
-    return Scenes(**archive.build(folder, f"scenes-{seed}", SCENES, count, make, report))
+    return archive.build(folder, f"scenes-{seed}", SCENES, count, make, report)
 
 
 def learn(
     autoencoder: AutoencoderKL,
     some: People,
-    scenes: Scenes,
+    scenes: dict[str, np.ndarray],
     folder: Path,
     seed: object,
     steps: int,
@@ -79,10 +70,10 @@ def learn(
         number = int(part)
         rng, generator = rng_of(seed, NAME, number), generator_of(seed, NAME, number)
         faces = [rng.randrange(len(some)) for _ in range(PORTRAITS)]
-        others = [rng.randrange(len(scenes.pictures)) for _ in range(OTHERS)]
-        pictures = np.concatenate([some.pictures[faces], scenes.pictures[others]])
-        latents = np.concatenate([some.latents[faces], scenes.latents[others]]).astype(np.float32)
-        image = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        others = [rng.randrange(len(scenes["pictures"])) for _ in range(OTHERS)]
+        pictures = np.concatenate([some.pictures[faces], scenes["pictures"][others]])
+        latents = np.concatenate([some.latents[faces], scenes["latents"][others]]).astype(np.float32)
+        image = encoding.to_tensor(pictures)
         clean = torch.from_numpy(latents)
         noise = NOISE * torch.rand(len(clean), 1, 1, 1, generator=generator)
         noisy = clean + noise * torch.randn(clean.shape, generator=generator)

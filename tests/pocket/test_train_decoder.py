@@ -55,7 +55,7 @@ def test_a_decoder_that_forgot_learns_pictures_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         vae.decoder.conv_out.weight.add_(0.05 * torch.randn_like(vae.decoder.conv_out.weight))
-    image = torch.from_numpy(some.pictures[:8].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+    image = encoding.to_tensor(some.pictures[:8])
     latents = torch.from_numpy(some.latents[:8].astype("float32"))
 
     def error() -> float:
