@@ -239,11 +239,16 @@ def test_a_killed_child_leaves_no_half_file_and_the_next_pull_fetches_nothing_ag
 
 
 def test_the_child_ends_with_the_process_that_asked(tmp_path: Path):
+    """Its target is a FIFO that nobody reads, so that it can't be done before it sees that it was left."""
     (tmp_path / "net.pt").write_bytes(saved(NESTED))
-    command = [sys.executable, "-m", "app.models.pickles", str(tmp_path / "net.pt"), "/proc/self/fd/0"]
+    os.mkfifo(tmp_path / "target")
+    command = [sys.executable, "-m", "app.models.pickles", str(tmp_path / "net.pt"), str(tmp_path / "target")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        child.stdin.close()
-        assert child.wait(60) == 1
+        try:
+            child.stdin.close()
+            assert child.wait(60) == 1
+        finally:
+            child.kill()
 
 
 def test_a_stopped_pull_ends_its_conversion(hub, library_at, tmp_path):
