@@ -15,6 +15,8 @@ COMMANDS = {
     "train-tagger": ("train what names the things in its pictures", "app.pocket.train_tagger"),
     "check-identity": ("draw unseen people anew and measure who is seen", "app.pocket.check_identity"),
     "check-instantid": ("draw unseen people in poses that keypoints tell", "app.pocket.check_instantid"),
+    "train-ip-adapter": ("train its IP-Adapter and the encoder that it reads", "app.pocket.train_ip_adapter"),
+    "check-ip-adapter": ("draw after pictures and measure whose facts are there", "app.pocket.check_ip_adapter"),
     "train-control": ("train its ControlNet", "app.pocket.train_control"),
     "check-control": ("draw after maps and measure whose edges are there", "app.pocket.check_control"),
     "train-edits": ("train its InstructPix2Pix", "app.pocket.train_edits"),

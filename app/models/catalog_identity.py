@@ -146,7 +146,7 @@ def _embedded(
 
 
 _OWN_SETTINGS = {"id_scale": "1.0", "num_zero": "0", "ortho": "off"}
-"""What the miniatures were trained with: the published modes' zero tokens would leave little of a face."""
+"""What the miniatures were trained with; the published modes' scales would leave little of a face."""
 
 _CALIBRATED = {"same_face": "0.66", "similar_face": "0.5"}
 """Of 19,900 pairs of people whom no training saw, one in a thousand reaches the first and one in a hundred the second;
@@ -186,7 +186,7 @@ EMBEDDED: tuple[ModelSpec, ...] = (
         "Pocket PuLID's LoRA",
         "lora",
         "app.models.pipelines:load",
-        "Lets pocket follow what PuLID's tokens say of a face; worn whenever pocket's PuLID is, and never else.",
+        "Lets pocket follow what a face's tokens say; worn with pocket's PuLID, InstantID and EcomID, and never else.",
         tasks=("pulid-lora",),
     ),
     _embedded(
@@ -206,7 +206,7 @@ EMBEDDED: tuple[ModelSpec, ...] = (
         "app.models.instantid:load",
         "InstantID in miniature.",
         tasks=("instantid",),
-        parts=("pocket-faces",),
+        parts=("pocket-faces", "pocket-pulid-lora"),
         layout="folder",
     ),
     _embedded(
@@ -218,15 +218,24 @@ EMBEDDED: tuple[ModelSpec, ...] = (
         tasks=("ecomid",),
         parts=("pocket-pulid-v1", "pocket-instantid"),
         layout="folder",
+        options={"id_scale": _OWN_SETTINGS["id_scale"]},
+    ),
+    _embedded(
+        "pocket-image-encoder",
+        "Pocket image encoder for prompts",
+        "image-encoder",
+        EVA_LOADER,
+        "Reads what pictures of pocket's world show; a part of pocket's IP-Adapter.",
+        options={"head_dim": "32"},
     ),
     _embedded(
         "pocket-ip-adapter",
         "Pocket IP-Adapter",
         "ip-adapter",
         "app.models.ip_adapter:load",
-        "IP-Adapter in miniature.",
+        "IP-Adapter in miniature: pictures of pocket's world as a prompt.",
         tasks=("ip-adapter",),
-        parts=("pocket-clip",),
-        options={"encoder": "pocket-clip", "projection": "plus"},
+        parts=("pocket-image-encoder",),
+        options={"encoder": "pocket-image-encoder", "projection": "plus"},
     ),
 )

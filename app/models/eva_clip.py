@@ -46,7 +46,7 @@ class EvaClip(torch.nn.Module):
         self.size: int = tower.patch_embed.img_size[0]
         depth = len(tower.blocks)
         # After the 4th, 8th, ... 20th of 24 blocks; a smaller tower gives them at the same shares of its depth.
-        self._after = [depth * share // (HIDDEN_STATES + 1) - 1 for share in range(1, HIDDEN_STATES + 1)]
+        self.depths = [depth * share // (HIDDEN_STATES + 1) - 1 for share in range(1, HIDDEN_STATES + 1)]
 
     def preprocess(self, crop: torch.Tensor) -> torch.Tensor:
         """A crop [B, 3, H, W] in 0..1 as the tower takes it: its size, CLIP's mean and deviation."""
@@ -59,7 +59,7 @@ class EvaClip(torch.nn.Module):
     def encode(self, pixels: torch.Tensor) -> ClipFeatures:
         """Features of normalised pixels [B, 3, size, size]."""
         last, between = self.tower.forward_intermediates(
-            pixels, indices=self._after, return_prefix_tokens=True, norm=False, output_fmt="NLC"
+            pixels, indices=self.depths, return_prefix_tokens=True, norm=False, output_fmt="NLC"
         )
         hidden = tuple(torch.cat([prefix, patches], dim=1) for patches, prefix in between)
         return ClipFeatures(self.tower.forward_head(last), hidden)

@@ -97,9 +97,9 @@ class Identities:
 
     @contextmanager
     def dressed(self, row: str | None) -> Iterator[None]:
-        """The pipeline with the LoRA on that belongs to this row, where one does."""
+        """The pipeline with the LoRA on that every identity module wears; as it is where no row is named."""
         lora = self.folder / f"{PULID['v1.1']}-lora" / unet_lora.FILE_NAME
-        if row not in PULID.values() or not lora.exists():
+        if row is None or not lora.exists():
             yield
             return
         self.pipeline.load_lora_weights(lora.parent, weight_name=lora.name)

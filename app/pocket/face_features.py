@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,11 @@ class FaceFeatures:
     vectors: np.ndarray  # [n, 512 + 768] raw identity vector, pooled vector of unit length
     hidden: np.ndarray  # [n, SCALES, PLACES, width]
     found: np.ndarray  # [n] of bool
+
+    @property
+    def of_recognition(self) -> FaceFeatures:
+        """The identity vectors [n, 512] alone, which are all that InstantID sees; hidden states stay."""
+        return replace(self, vectors=self.vectors[:, : face_networks.EMBEDDING])
 
     @property
     def indices(self) -> list[int]:

@@ -168,10 +168,10 @@ def build_parsing() -> ParseNet:
     )  # fmt: skip
 
 
-def build_image_encoder(width: int = 64, depth: int = 6) -> Eva:
+def build_image_encoder(width: int = 64, depth: int = 6, size: int = IMAGE_SIZE, pooled: int = POOLED) -> Eva:
     """EVA02-CLIP's visual tower, small."""
     return Eva(
-        img_size=IMAGE_SIZE,
+        img_size=size,
         patch_size=PATCH,
         embed_dim=width,
         depth=depth,
@@ -183,7 +183,7 @@ def build_image_encoder(width: int = 64, depth: int = 6) -> Eva:
         scale_attn_inner=True,
         use_rot_pos_emb=True,
         ref_feat_shape=(16, 16),
-        num_classes=POOLED,
+        num_classes=pooled,
         global_pool="token",
     )
 

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from app.models import pulid
 from app.models.row_attention import Halves
-from app.pocket import archive, captions, encoding, spec, train_pulid, unet_lora, world
+from app.pocket import archive, captions, encoding, spec, unet_lora, world
 from app.pocket.checkpoints import Stage, generator_of, rng_of
 from app.pocket.face_features import FaceFeatures
 from app.pocket.faces import GEOMETRY
@@ -77,10 +77,14 @@ class FactTokens(nn.Module):
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.detach().half() for name, tensor in self.state_dict().items()}, file)
 
+    @torch.no_grad()
     def take(self, state: dict[str, torch.Tensor]) -> None:
-        """These weights, where they are for as many tokens."""
-        if state["nobody"].shape == self.nobody.shape:
-            self.load_state_dict(state)
+        """These weights; where they are for fewer tokens, the first ones stand for the missing ones once more."""
+        taught = len(state["nobody"])
+        order = [number % taught for number in range(len(self.nobody))]
+        self.nobody.copy_(state["nobody"][order])
+        rows = state["linear.weight"].unflatten(0, (taught, -1))
+        self.linear.weight.copy_(rows[order].flatten(0, 1))
 
 
 def other_geometry(seed: object, index: int, own: Sequence[float]) -> tuple[float, ...]:
@@ -243,8 +247,8 @@ def teach(
 
 
 def begin_with(source: Path, tokens: FactTokens, attachment: Attachment, unet: nn.Module | None = None) -> None:
-    """Take the weights that a checkpoint of `teach` or of steering holds, or a folder of finished modules; tokens only
-    where there are as many, the UNet's only of steering or of the LoRA.
+    """Take the weights that a checkpoint of `teach` or of steering holds, or a folder of finished modules; the UNet's
+    only of steering or of the LoRA.
     """
     if source.is_dir():
         _begin_with_modules(source, tokens, attachment, unet)
@@ -268,7 +272,9 @@ def _begin_with_modules(folder: Path, tokens: FactTokens, attachment: Attachment
 
 
 def tell(
-    version: str,
+    name: str,
+    encoder: nn.Module,
+    say: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     tokens: FactTokens,
     some: People,
     features: FaceFeatures,
@@ -277,14 +283,14 @@ def tell(
     steps: int,
     seconds: float | None = None,
     report: Callable[[str], None] = print,
-) -> tuple[nn.Module, bool]:
-    """(encoder, whether it is complete): it says of a face's picture what `tokens` say of its facts, as far as the
-    picture tells them (`told_geometry`).
+) -> bool:
+    """Teach the encoder to say of a face's picture what `tokens` say of its facts, as far as the picture tells them
+    (`told_geometry`); leaves its averaged weights in it; True when complete.
+
+    `say`: identity vectors [n, width] and hidden states [n, 5, places, width], zeros for nobody, to what it says.
     """
-    name = f"tell-{version}"
-    torch.manual_seed(rng_of(seed, name).getrandbits(31))
     told = told_geometry(features, some.geometry)
-    encoder, found, read = train_pulid.build_encoder(version), features.indices, tokens.reader()
+    found, read = features.indices, tokens.reader()
     stage = Stage(name, folder, [encoder], TELL_RATE, steps, horizon=60, cool_down=0.5)
     with torch.no_grad():
         spread = tokens(some.geometry[:512], some.looks[:512], torch.ones(len(some.looks[:512]))).var(0).mean()
@@ -295,7 +301,7 @@ def tell(
         vectors, hidden = features.of(indices)
         known = (torch.rand(TELL_BATCH, generator=generator) >= NOBODY).float()
         with mixed_precision(torch.device("cpu")):
-            said = encoder(vectors * known[:, None], [states * known[:, None, None] for states in hidden.unbind(1)])
+            said = say(vectors * known[:, None], hidden * known[:, None, None, None])
         wished = tokens(told[indices], some.looks[indices], known)
         loss = functional.mse_loss(said.float(), wished) / spread
         faces = known.bool()
@@ -306,4 +312,5 @@ def tell(
 
     complete = stage.run(step, seconds=seconds, report=report)
     stage.averages.copy_to_parameters()
-    return encoder.eval().requires_grad_(False), complete
+    encoder.eval().requires_grad_(False)
+    return complete

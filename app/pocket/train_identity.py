@@ -1,4 +1,4 @@
-"""Train what keeps a face on pocket, stage by stage: measure, face pack, image encoder, PuLID, InstantID; resumable."""
+"""Train what keeps a face on pocket, stage by stage: measure, face pack, image encoder, PuLID, InstantID, EcomID."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import ControlNetModel, StableDiffusionXLPipeline
 
 from app.models import eva_clip, faces
 from app.models.device import TorchDevice
@@ -21,7 +22,9 @@ from app.pocket import (
     likeness,
     people,
     spec,
+    train_ecomid,
     train_facts,
+    train_identity_net,
     train_instantid,
     train_pulid,
     train_steering,
@@ -30,6 +33,7 @@ from app.pocket import (
 from app.pocket.check import load
 from app.pocket.checkpoints import Stage, rng_of
 from app.pocket.command_lines import ending, parse, parser_of, say, work_folder
+from app.pocket.networks import save_network
 from app.pocket.shards import mixed_precision
 from app.pocket.train_detector import DetectorTask
 from app.pocket.train_face_parts import LandmarksTask, ParsingTask
@@ -38,7 +42,7 @@ from app.pocket.train_faces import ImageEncoderTask, LikenessTask, RecognitionTa
 IDENTITY = Path(__file__).parent / "identity"
 FACES, IMAGE_ENCODER = "pocket-faces", "pocket-clip"
 ENCODER_FILE = "eva02_clip.safetensors"
-INSTANTID = "pocket-instantid"
+INSTANTID, ECOMID = "pocket-instantid", "pocket-ecomid"
 PULID = {"v1.1": "pocket-pulid", "v1": "pocket-pulid-v1"}
 TASKS = {
     task.name: task
@@ -55,19 +59,12 @@ class Lengths:
     steps: dict[str, int]
 
 
-PRESETS = {
-    "cpu": Lengths(
-        16384, 1024,
-        {"likeness": 900, "recognition": 5000, "image-encoder": 4500, "detector": 4000, "landmarks": 300,
-         "parsing": 1700, "latent-judge": 3000, "facts-v1.1": 400, "tell-v1.1": 1500,
-         "pulid-v1.1": 800, "facts-v1": 700, "tell-v1": 1500, "pulid-v1": 700, "instantid": 900},
-    ),
-    "tiny": Lengths(
-        128, 64,
-        dict.fromkeys(("likeness", "recognition", "image-encoder", "detector", "landmarks", "parsing", "latent-judge",
-                       "facts-v1.1", "tell-v1.1", "pulid-v1.1", "facts-v1", "tell-v1", "pulid-v1", "instantid"), 1),
-    ),
+STEPS = {
+    "likeness": 900, "recognition": 5000, "image-encoder": 4500, "detector": 4000, "landmarks": 300, "parsing": 1700,
+    "latent-judge": 3000, "facts-v1.1": 400, "tell-v1.1": 1500, "pulid-v1.1": 800, "facts-v1": 400, "tell-v1": 1800,
+    "pulid-v1": 700, "tell-instantid": 1800, "instantid": 1200, "ecomid": 500,
 }  # fmt: skip
+PRESETS = {"cpu": Lengths(16384, 1024, STEPS), "tiny": Lengths(128, 64, dict.fromkeys(STEPS, 1))}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = parser_of("identity", __doc__, IDENTITY, "modules, one folder each", PRESETS)
     parser.add_argument("--measure", type=Path, default=spec.WEIGHTS, help="folder of the finished measure of likeness")
     parser.add_argument("--pack", type=Path, default=IDENTITY / FACES, help="the face pack that encoders see through")
-    parser.add_argument("--only", nargs="+", choices=tuple(PRESETS["cpu"].steps), help="these stages alone")
+    parser.add_argument("--only", nargs="+", choices=tuple(STEPS), help="these stages alone")
     parser.add_argument("--steps", type=int, help="how long those stages are (the preset says it)")
     parser.add_argument("--lora", type=Path, default=train_steering.FOLDER, help="folder of the LoRA that PuLID wears")
     steering = work_folder(f"pocket-{train_steering.NAME}") / f"{train_steering.NAME}.pt"
@@ -131,8 +128,12 @@ class Run:
             return complete
         if name == latent_judge.NAME:
             return self._judge()[1]
+        if name == train_instantid.TELL:
+            return self._instantid_tokens()[-1]
         if name == train_instantid.NAME:
             return self._instantid()
+        if name == train_ecomid.NAME:
+            return self._ecomid()
         kind, _, version = name.partition("-")
         if kind == "facts":
             return self._facts(version)[-1]
@@ -180,39 +181,65 @@ class Run:
         analyser = faces.open_analyser([self.pack], TorchDevice("cpu"))
         return face_views.build(self.work / "views", self.people, analyser, self.report)
 
-    def _encoder(self) -> Path:
-        files = (folder / IMAGE_ENCODER / ENCODER_FILE for folder in (self.out, IDENTITY))
-        return next(file for file in files if file.exists())
+    def _made(self, name: str) -> Path:
+        """A finished module's file or folder: this run's, or what ships."""
+        return next(path for path in (self.out / name, IDENTITY / name) if path.exists())
 
     def _features(self) -> face_features.FaceFeatures:
-        clip = eva_clip.open_file(self._encoder(), face_networks.HEAD_DIM)
+        clip = eva_clip.open_file(self._made(f"{IMAGE_ENCODER}/{ENCODER_FILE}"), face_networks.HEAD_DIM)
         return face_features.build(self.work / "features", self.people, self._views(), clip, self.report)
 
-    def _instantid(self) -> bool:
-        features, judge = self._features(), self._judge()[0]
-        projection, attachment, network, complete = train_instantid.train(
-            self.pipeline, self.people, features, judge, self.work, self.seed, self.lengths.steps[train_instantid.NAME],
-            begin=self.work / "pulid-v1.1.pt", seconds=self.seconds, report=self.report,
+    def _instantid_tokens(self) -> tuple[torch.nn.Module, train_pulid.Attachment, bool]:
+        tokens, attachment, taught = self._facts("v1.1")
+        projection, complete = train_instantid.tell(
+            tokens, self.people, self._features(), self.work, self.seed, self.lengths.steps[train_instantid.TELL],
+            self.seconds, self.report,
         )  # fmt: skip
+        return projection, attachment, taught and complete
+
+    def _instantid(self) -> bool:
+        projection, attachment, told = self._instantid_tokens()
+        torch.manual_seed(rng_of(self.seed, train_instantid.NAME).getrandbits(31))
+        network = train_identity_net.build_network(self.pipeline.unet)
+        complete = self._network(train_instantid.NAME, train_instantid.identity_of(projection, attachment), network)
         train_instantid.save(projection, attachment, network, self.out / INSTANTID)
+        return told and complete
+
+    def _ecomid(self) -> bool:
+        identity, network = train_ecomid.open_parts(
+            self._made(f"{PULID['v1']}/pulid_v1.safetensors"), self._made(INSTANTID)
+        )
+        complete = self._network(train_ecomid.NAME, identity, network)
+        save_network(network, self.out / ECOMID)
         return complete
+
+    def _network(self, name: str, identity: train_identity_net.Identity, network: ControlNetModel) -> bool:
+        return train_identity_net.train(
+            name, self.listening, self.people, self._features(), identity, network, self._others(), self.work,
+            self.seed, self.lengths.steps[name], self.seconds, self.report,
+        )  # fmt: skip
+
+    def _others(self) -> np.ndarray:
+        return train_facts.build_others(self.work / "people", self.people, self.pipeline.vae, self.report)
 
     def _facts(self, version: str) -> tuple[train_facts.FactTokens, train_pulid.Attachment, bool]:
         name = f"facts-{version}"
         taught = self.work / "facts-v1.1.pt"
         begin = taught if version == "v1" and taught.exists() else self.begin
-        others = train_facts.build_others(self.work / "people", self.people, self.pipeline.vae, self.report)
         return train_facts.teach(
-            version, self.listening, self.people, others, self.work, self.seed, self.lengths.steps[name], begin,
+            version, self.listening, self.people, self._others(), self.work, self.seed, self.lengths.steps[name], begin,
             self.seconds, self.report,
         )  # fmt: skip
 
     def _tell(self, version: str) -> tuple[torch.nn.Module, train_pulid.Attachment, bool]:
         tokens, attachment, complete = self._facts(version)
-        steps = self.lengths.steps[f"tell-{version}"]
-        encoder, told = train_facts.tell(
-            version, tokens, self.people, self._features(), self.work, self.seed, steps, self.seconds, self.report
-        )
+        name = f"tell-{version}"
+        torch.manual_seed(rng_of(self.seed, name).getrandbits(31))
+        encoder = train_pulid.build_encoder(version)
+        told = train_facts.tell(
+            name, encoder, partial(train_pulid.say, encoder), tokens, self.people, self._features(), self.work,
+            self.seed, self.lengths.steps[name], self.seconds, self.report,
+        )  # fmt: skip
         self._write_pulid(version, encoder, attachment)
         tokens.save(self.out / train_facts.FILE_NAME.format(version))
         return encoder, attachment, complete and told

@@ -61,6 +61,11 @@ def build_encoder(version: str) -> nn.Module:
     )  # fmt: skip
 
 
+def say(encoder: nn.Module, vectors: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """What it says of faces: vectors [n, width] and hidden states [n, 5, places, width] to [n, tokens, width]."""
+    return encoder(vectors, list(hidden.unbind(1)))
+
+
 class Attachment(nn.Module):
     """Keys and values of every cross-attention, begun as copies of the text's."""
 
@@ -236,7 +241,7 @@ def train(
         noise = torch.randn(clean.shape, generator=generator)
         ortho, zeros = rng.choice(MODES)
         with mixed_precision(torch.device("cpu")):
-            tokens = encoder(vectors * known[:, None], [states * known[:, None, None] for states in hidden.unbind(1)])
+            tokens = say(encoder, vectors * known[:, None], hidden * known[:, None, None, None])
         halves = Halves(tokens.float(), tokens.float())
         branch = RowsOfFaces(halves, attachment.layers, rng.uniform(0.8, 1.0), num_zero=zeros, ortho=ortho)
 

@@ -38,13 +38,13 @@ FACTS: dict[str, tuple] = {
 
 
 def targets(facts: world.Scene) -> list[int]:
-    """The number of each fact's value in FACTS, 0 for what is not said."""
+    """The number of each fact's value in FACTS, 0 for what is not said (no caption says that there is no beard)."""
     said: dict[str, object] = {"background": facts.background, "relation": facts.relation, "place": facts.place}
     for i, thing in enumerate(facts.things):
         said |= {f"thing {i} name": thing.name, f"thing {i} colour": thing.colour, f"thing {i} size": thing.size}
     if facts.person is not None:
         said |= vars(facts.person) | {"is portrait": True}
-    return [0 if said.get(fact) is None else 1 + values.index(said[fact]) for fact, values in FACTS.items()]
+    return [0 if said.get(fact) in (None, False) else 1 + values.index(said[fact]) for fact, values in FACTS.items()]
 
 
 def add_noise(text: str, rng: random.Random) -> str:

@@ -1,13 +1,24 @@
 """The shipped identity modules keep a face: measured on people that no training saw, by a judge that was no loss."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
-from app.pocket import check_identity, check_instantid, likeness, people, portraits, train_identity, world
+from app.models import catalog_identity
+from app.pocket import (
+    check_identity,
+    check_instantid,
+    check_ip_adapter,
+    likeness,
+    people,
+    portraits,
+    train_identity,
+    world,
+)
 from app.pocket.checkpoints import rng_of
 from tests.engine.ledger import tell
 
@@ -66,17 +77,47 @@ def test_pulid_shows_the_face_of_the_reference_and_follows_the_prompt(identities
 
 def test_instantid_turns_faces_as_keypoints_say(identities):
     wishes = check_instantid.cases_of("test", 10)
-    module = train_identity.IDENTITY / train_identity.INSTANTID
     plain = check_identity.measured(identities, wishes, check_instantid.draw_cases(identities, None, wishes, "test"))
-    images = check_instantid.draw_cases(identities, module, wishes, "test")
+    images = check_instantid.draw_cases(identities, train_identity.INSTANTID, wishes, "test")
     assert check_identity.measured(identities, wishes, images).poses.mean() >= 0.8 > plain.poses.mean() + 0.3
     drawn = check_instantid.distances(identities, images, wishes)
     own = check_instantid.distances(identities, [world.draw(case.wish) for case in wishes], wishes)
     assert np.nanmean(drawn) < np.nanmean(own) + 3
 
 
+def test_ecomid_turns_faces_as_keypoints_say_and_keeps_them(identities):
+    wishes = check_instantid.cases_of("test", 15)
+    plain = check_identity.measured(identities, wishes, check_instantid.draw_cases(identities, None, wishes, "test"))
+    images = check_instantid.draw_cases(identities, train_identity.ECOMID, wishes, "test")
+    figures = check_identity.measured(identities, wishes, images)
+    assert figures.poses.mean() >= 0.8 > plain.poses.mean() + 0.3
+    assert figures.ratio < 0.75 < 0.9 < plain.ratio
+    assert min(figures.skin.mean(), figures.background.mean(), figures.clothing.mean()) >= 0.85
+
+
+def test_a_picture_as_a_prompt_is_drawn_again_and_words_beside_it_are_heard(identities):
+    adapter = check_ip_adapter.open_adapter(train_identity.IDENTITY)
+    scenes = check_ip_adapter.scenes_of("test", 20)
+    pictures = [world.draw(scene) for scene in scenes]
+    drawn, plain = (
+        check_ip_adapter.measured(
+            scenes, check_ip_adapter.draw(identities.pipeline, some, pictures, [""] * 20, 1.0, "test")
+        )
+        for some in (adapter, None)
+    )
+    for question in check_ip_adapter.GOALS:
+        assert drawn.share(question) >= 0.75 > 0.4 > plain.share(question), question
+    wishes = [
+        replace(scene, background=check_ip_adapter.other_background(scene, "test", number))
+        for number, scene in enumerate(scenes)
+    ]
+    words = [f"{wish.background} background" for wish in wishes]
+    beside = check_ip_adapter.draw(identities.pipeline, adapter, pictures, words, 0.6, "test")
+    assert check_ip_adapter.measured(wishes, beside).share("background colour") >= 0.6
+
+
 def test_every_module_is_small():
     folders = [folder for folder in train_identity.IDENTITY.iterdir() if folder.is_dir()]
-    assert len(folders) >= 4
+    assert {folder.name for folder in folders} == {row.id for row in catalog_identity.EMBEDDED}
     for folder in folders:
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 15_000_000

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from diffusers import ControlNetModel  # noqa: E402
 from PIL import Image, ImageChops, ImageOps  # noqa: E402
 
-from app.core.attachments import FaceReference, InstantIdIdentity, PulidIdentity  # noqa: E402
+from app.core.attachments import EcomIdIdentity, FaceReference, ImagePrompt, InstantIdIdentity, PulidIdentity  # noqa: E402
 from app.core.jobs import JobStatus  # noqa: E402
 from app.core.service import Service  # noqa: E402
 from app.imaging import control_maps  # noqa: E402
@@ -235,20 +235,22 @@ def test_pulid_wears_its_lora_and_leaves_pocket_as_it_was(fresh):
     assert skins[0] == skins[1]
 
 
-def test_what_lets_pocket_follow_a_face_is_worn_with_pulid_alone(tmp_path):
+def test_what_lets_pocket_follow_a_face_is_worn_with_every_identity_and_with_nothing_else(tmp_path):
     runtime = open_runtime(device="cpu", library=ModelLibrary(tmp_path), precision="float32")
     image = world.draw(check_identity.case_of("fresh", 1).reference).resize((512, 512))
     try:
         worn = {}
-        for row, wish in (("pocket-pulid", PulidIdentity), ("pocket-instantid", InstantIdIdentity)):
-            with (
-                runtime.borrow(
-                    "pocket", task="text-to-image", attachments=[wish(row, faces=[FaceReference(image)])]
-                ) as pipeline,
-                pipeline.working(),
-            ):
+        faces = [FaceReference(image)]
+        wishes = {
+            "pocket-pulid": PulidIdentity("pocket-pulid", faces=faces),
+            "pocket-instantid": InstantIdIdentity("pocket-instantid", faces=faces),
+            "pocket-ecomid": EcomIdIdentity("pocket-ecomid", faces=faces),
+            "pocket-ip-adapter": ImagePrompt("pocket-ip-adapter", images=[image]),
+        }
+        for row, wish in wishes.items():
+            with runtime.borrow("pocket", task="text-to-image", attachments=[wish]) as pipeline, pipeline.working():
                 worn[row] = len(next(iter(runtime._cache.models().values())).wardrobe.worn.places)
         layers = [part for part in pipeline.stock.unet.modules() if isinstance(part, unet_lora.LAYERS)]
-        assert worn == {"pocket-pulid": len(layers), "pocket-instantid": 0}
+        assert worn == dict.fromkeys(wishes, len(layers)) | {"pocket-ip-adapter": 0}
     finally:
         runtime.close()

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from app.models import eva_clip, faces, instantid, pulid  # noqa: E402
+from app.models import ecomid, eva_clip, faces, instantid, pulid  # noqa: E402
 from app.models.device import TorchDevice  # noqa: E402
 from app.pocket import train_identity  # noqa: E402
 
@@ -28,6 +28,15 @@ def test_every_stage_ends_in_files_that_the_product_opens(tmp_path):
         assert pulid.load(SimpleNamespace(id=row, options={}), file, device).version == version
     opened = instantid.load(SimpleNamespace(id="pocket-instantid", options={}), out / "pocket-instantid", device)
     assert opened.adapter.tokens(torch.zeros(512)).prompt.shape == (1, 8, 256)
+    row = SimpleNamespace(id="pocket-ecomid", options={})
+    parts = [
+        SimpleNamespace(spec=SimpleNamespace(id=id, options={}, tasks=(task,)), path=path)
+        for id, task, path in (
+            ("pocket-pulid-v1", "pulid", next((out / "pocket-pulid-v1").glob("*.safetensors"))),
+            ("pocket-instantid", "instantid", out / "pocket-instantid"),
+        )
+    ]
+    assert ecomid.load(row, out / "pocket-ecomid", device, parts).identity.version == "v1"
     assert (tmp_path / "likeness.safetensors").exists()
     for folder in out.iterdir():
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 15_000_000

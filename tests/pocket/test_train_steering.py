@@ -104,14 +104,15 @@ def test_only_what_a_lora_holds_learns(steered: Path) -> None:
 
 def test_facts_begin_with_the_tokens_and_a_run_with_the_unet_too(steered: Path) -> None:
     kept = torch.load(steered / "work/steering.pt", weights_only=True)["modules"]
-    for version, same in (("v1.1", True), ("v1", False)):
+    taught = kept[1]["linear.weight"].unflatten(0, (train_pulid.TOKENS["v1.1"], -1))
+    for version, order in (("v1.1", range(8)), ("v1", (*range(8), 0, 1))):
         tokens, unet = train_facts.FactTokens(train_pulid.TOKENS[version]), load(spec.WEIGHTS).unet.float()
         attachment = train_pulid.Attachment(unet)
         train_facts.begin_with(steered / "work/steering.pt", tokens, attachment, unet)
         assert all(torch.equal(kept[0][name], tensor) for name, tensor in unet.state_dict().items())
         assert all(torch.equal(kept[2][name], tensor) for name, tensor in attachment.state_dict().items())
-        taken = kept[1]["linear.weight"].shape == tokens.linear.weight.shape
-        assert taken is same and (not same or torch.equal(kept[1]["linear.weight"], tokens.linear.weight))
+        assert torch.equal(tokens.nobody, kept[1]["nobody"][list(order)])
+        assert torch.equal(tokens.linear.weight.unflatten(0, (len(order), -1)), taught[list(order)])
 
 
 def test_what_is_told_otherwise_is_missed_by_a_unet_that_does_not_listen() -> None:

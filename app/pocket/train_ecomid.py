@@ -1,0 +1,40 @@
+"""EcomID for pocket: PuLID v1's tokens beside the text, and an IdentityNet of its own that looks at InstantID's.
+
+Source: alimama-creative/SDXL-EcomID. Only its network is new: it begins as InstantID's, and learns on
+(`train_identity_net`) beside PuLID's tokens, in every mode that EcomID's methods have.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+from diffusers import ControlNetModel
+
+from app.core.ecomid_settings import METHODS
+from app.models import instantid, pulid
+from app.models.device import TorchDevice
+from app.pocket import train_instantid, train_pulid
+from app.pocket.train_identity_net import Identity
+
+NAME = "ecomid"
+
+
+def open_parts(identity: Path, beside: Path) -> tuple[Identity, ControlNetModel]:
+    """What it stands on, opened as the product opens it, and the network that it begins with.
+
+    `identity`: PuLID v1's file; `beside`: InstantID's folder.
+    """
+    device = TorchDevice("cpu")
+    faces = pulid.load(SimpleNamespace(id=identity.stem, options={}), identity, device)
+    tokens = instantid.open_adapter(SimpleNamespace(id=beside.name, options={}), beside, device)
+    return (
+        Identity(
+            partial(train_pulid.say, faces.encoder),
+            faces.layers,
+            partial(train_instantid.say, tokens.projection),
+            list(METHODS.values()),
+        ),
+        ControlNetModel.from_pretrained(beside / instantid.NETWORK),
+    )
