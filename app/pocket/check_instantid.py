@@ -34,7 +34,8 @@ from app.pocket.train_identity import ECOMID, IDENTITY, INSTANTID, PULID
 from app.pocket.train_pulid import RowsOfFaces
 
 GOAL_POSES = 0.8
-NETWORK_SCALE, TOKEN_SCALE = 1.0, 1.0
+NETWORK_SCALE, TOKEN_SCALE = 0.8, 0.8
+"""InstantID's, and the first one EcomID's: the product's defaults."""
 METHOD = "fidelity"
 """Of EcomID; the product's default."""
 

@@ -2,12 +2,13 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from app.models.catalog import CATALOG
-from app.pocket import world
+from app.pocket import likeness, measure, spec, world
 from tests.ui.people import picture_of
 from tests.ui.serving import ROOT, server
 from tests.ui.test_browser_jobs import reload, tab
@@ -260,3 +261,37 @@ def test_the_embedded_face_models_find_two_people(fresh_server, open_page, tmp_p
     page.wait_for_selector("#stage-detect-faces .eis-alike >> text=2 faces")
     drawn = fetch(page, fresh_server, page.locator("#stage-detect-faces .eis-picture"))
     assert drawn.size == (640, 400) and drawn.tobytes() != sheet.tobytes()
+
+
+@pytest.mark.skipif(
+    not (ROOT / SPECS["pocket-ecomid"].embedded).is_dir(), reason="this copy comes without the embedded EcomID"
+)
+def test_the_embedded_ecomid_turns_a_head_and_a_picture_is_a_prompt(fresh_server, open_page, tmp_path):
+    """On a fresh machine: the sheet of poses by EcomID's own tab, then one of its pictures' kind by IP-Adapter's."""
+    scene = world.random_portrait(random.Random(3))
+    world.draw(replace(scene, person=replace(scene.person, pose="front")), 512).save(tmp_path / "person.png")
+    page = open_page(fresh_server)
+    tab(page, "EcomID")
+    tab(page, "Multi-pose")
+    put(page, "Person", tmp_path / "person.png")
+    page.locator(".eis-prompt textarea:visible").fill("a portrait, blue background")
+    page.locator("#generate-ecomid-multi-pose").click()
+    page.wait_for_selector("#stage-ecomid-multi-pose .eis-result")
+    stage = page.locator("#stage-ecomid-multi-pose")
+    named = stage.locator(".eis-captioned > span").all_inner_texts()
+    assert named == ["Front", "Left", "Right", "Up", "Down", "All poses"]
+    turned = []
+    for number in (1, 2):
+        stage.locator("[data-client=pick]").nth(number).click()
+        assert "face 0." in stage.locator(".eis-alike:visible").inner_text()
+        turned.append(fetch(page, fresh_server, stage.locator(".eis-picture").locator("visible=true").first))
+    poses = likeness.read(likeness.load(spec.WEIGHTS), turned)[1]
+    assert [likeness.pose_name(*pose) for pose in poses.tolist()] == ["left", "right"]
+
+    tab(page, "IP-Adapter")
+    world.draw(world.Scene("blue", (world.Thing("car", "red"),)), 256).save(tmp_path / "car.png")
+    put(page, "Pictures", tmp_path / "car.png")
+    page.locator("#generate-ip-adapter").click()
+    page.wait_for_selector("#stage-ip-adapter .eis-result")
+    drawn = fetch(page, fresh_server, page.locator("#stage-ip-adapter .eis-picture").first)
+    assert measure.background_colour(drawn) == "blue" and measure.colour_of(measure.find(drawn)) == "red"
