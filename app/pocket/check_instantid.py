@@ -21,7 +21,6 @@ import torch
 from diffusers import StableDiffusionXLControlNetPipeline
 from PIL import Image
 
-from app.core.ecomid_settings import METHODS
 from app.errors import NoFaceFound
 from app.imaging import keypoints
 from app.models import instantid
@@ -30,6 +29,7 @@ from app.models.row_attention import Halves
 from app.pocket import portraits, spec, world
 from app.pocket.check_identity import BATCH, Case, Identities, case_of, measured, stacked
 from app.pocket.sheets import contact_sheet
+from app.pocket.train_ecomid import MODES
 from app.pocket.train_identity import ECOMID, IDENTITY, INSTANTID, PULID
 from app.pocket.train_pulid import RowsOfFaces
 
@@ -66,7 +66,7 @@ class Module:
         """What cross-attention looks at beside the text."""
         if self.pulid is None:
             return [RowsOfFaces(tokens, self.tokens.layers, scale=scale)]
-        return [identities.pulid_branch(self.pulid, references, **METHODS[METHOD])]
+        return [identities.pulid_branch(self.pulid, references, **MODES[METHOD])]
 
 
 def open_module(identities: Identities, name: str) -> Module:

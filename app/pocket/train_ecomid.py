@@ -12,13 +12,18 @@ from types import SimpleNamespace
 
 from diffusers import ControlNetModel
 
-from app.core.ecomid_settings import METHODS
 from app.models import instantid, pulid
 from app.models.device import TorchDevice
 from app.pocket import train_instantid, train_pulid
 from app.pocket.train_identity_net import Identity
 
 NAME = "ecomid"
+MODES = {
+    "fidelity": {"num_zero": 8, "ortho": "ortho_v2"},
+    "style": {"num_zero": 16, "ortho": "ortho"},
+    "neutral": {"num_zero": 0, "ortho": "off"},
+}
+"""What EcomID's methods mean for PuLID's tokens; those of `app.core.ecomid_settings`."""
 
 
 def open_parts(identity: Path, beside: Path) -> tuple[Identity, ControlNetModel]:
@@ -34,7 +39,7 @@ def open_parts(identity: Path, beside: Path) -> tuple[Identity, ControlNetModel]
             partial(train_pulid.say, faces.encoder),
             faces.layers,
             partial(train_instantid.say, tokens.projection),
-            list(METHODS.values()),
+            list(MODES.values()),
         ),
         ControlNetModel.from_pretrained(beside / instantid.NETWORK),
     )

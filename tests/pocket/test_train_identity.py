@@ -6,9 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from app.core import ecomid_settings  # noqa: E402
 from app.models import ecomid, eva_clip, faces, instantid, pulid  # noqa: E402
 from app.models.device import TorchDevice  # noqa: E402
-from app.pocket import train_identity  # noqa: E402
+from app.pocket import train_ecomid, train_identity  # noqa: E402
 
 
 def command(folder, *more):
@@ -40,6 +41,10 @@ def test_every_stage_ends_in_files_that_the_product_opens(tmp_path):
     assert (tmp_path / "likeness.safetensors").exists()
     for folder in out.iterdir():
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 15_000_000
+
+
+def test_ecomid_learns_in_the_modes_of_its_methods():
+    assert train_ecomid.MODES == ecomid_settings.METHODS
 
 
 def test_without_a_lora_it_says_what_makes_one(tmp_path, capsys):
