@@ -25,7 +25,7 @@ from app.errors import NoFaceFound
 from app.imaging import keypoints
 from app.models import instantid
 from app.models.controls import open_network
-from app.models.row_attention import Halves
+from app.models.row_attention import Halves, IdentityBranch
 from app.pocket import portraits, spec, world
 from app.pocket.check_identity import BATCH, Case, Identities, case_of, measured, stacked
 from app.pocket.sheets import contact_sheet
@@ -58,24 +58,26 @@ def five_points_of(scene: world.Scene) -> np.ndarray:
 class Module:
     """A folder of InstantID or of EcomID, opened: face tokens, IdentityNet, and PuLID's row where it has one."""
 
-    tokens: instantid.FaceTokens
+    adapter: instantid.FaceTokens
     network: Any
     pulid: str | None = None
 
-    def branches(self, identities: Identities, references: Sequence[Image.Image], tokens: Halves, scale: float):
-        """What cross-attention looks at beside the text."""
+    def branch(
+        self, identities: Identities, references: Sequence[Image.Image], tokens: Halves, scale: float
+    ) -> IdentityBranch:
+        """What cross-attention looks at beside the text; `scale` is InstantID's."""
         if self.pulid is None:
-            return [RowsOfFaces(tokens, self.tokens.layers, scale=scale)]
-        return [identities.pulid_branch(self.pulid, references, **MODES[METHOD])]
+            return RowsOfFaces(tokens, self.adapter.layers, scale=scale)
+        return identities.pulid_branch(self.pulid, references, **MODES[METHOD])
 
 
 def open_module(identities: Identities, name: str) -> Module:
     """By the product's own loaders; EcomID stands on InstantID's tokens and on PuLID v1."""
-    folder, spec_of = identities.folder / INSTANTID, SimpleNamespace(id=name, options={})
+    folder, row = identities.folder / INSTANTID, SimpleNamespace(id=name, options={})
     if name == ECOMID:
-        tokens = instantid.open_adapter(spec_of, folder, identities.device)
-        return Module(tokens, open_network(identities.folder / ECOMID, spec_of, identities.device), PULID["v1"])
-    opened = instantid.load(spec_of, folder, identities.device)
+        adapter = instantid.open_adapter(row, folder, identities.device)
+        return Module(adapter, open_network(identities.folder / ECOMID, row, identities.device), PULID["v1"])
+    opened = instantid.load(row, folder, identities.device)
     return Module(opened.adapter, opened.control.network)
 
 
@@ -94,9 +96,9 @@ def draw_cases(
         if opened:
             references = [world.draw(case.reference) for case in some]
             tokens = stacked(
-                [opened.tokens.tokens(torch.tensor(face.arcface)) for face in identities.identify(references)]
+                [opened.adapter.tokens(torch.tensor(face.arcface)) for face in identities.identify(references)]
             )
-            branches = opened.branches(identities, references, tokens, token_scale)
+            branches = [opened.branch(identities, references, tokens, token_scale)]
             network = _seeing(opened.network, tokens)
             identities.pipeline = StableDiffusionXLControlNetPipeline(**plain.components, controlnet=network)
             identities.pipeline.set_progress_bar_config(disable=True)
@@ -143,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", default="0")
     parser.add_argument("--faces", type=int, default=100)
     parser.add_argument("--network-scale", type=float, default=NETWORK_SCALE)
-    parser.add_argument("--token-scale", type=float, default=TOKEN_SCALE)
+    parser.add_argument("--token-scale", type=float, default=TOKEN_SCALE, help="InstantID's; EcomID's is its row's")
     parser.add_argument("--out", type=Path, default=Path("pocket-instantid.png"), help="the contact sheet")
     options = parser.parse_args(argv)
     identities, cases = Identities(options.modules), cases_of(options.seed, options.faces)
@@ -163,7 +165,8 @@ def main(argv: list[str] | None = None) -> int:
         cells = [f"{np.nanmean(off):.2f}", f"{np.isnan(off).sum()}", f"{figures.poses.mean():.0%}"]
         cells += [f"{figures.ratio:.3f}", *(f"{share.mean():.0%}" for share in shares)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
-        right += [figures.poses.mean()] if name in options.rows else []
+        if name in options.rows:
+            right.append(figures.poses.mean())
     contact_sheet({"reference": references, **rows}).save(options.out)
     print(f"contact sheet: {options.out}")
     return 0 if min(right) >= GOAL_POSES else 1

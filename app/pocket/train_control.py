@@ -25,7 +25,7 @@ from app.pocket.checkpoints import Stage, generator_of, rng_of
 from app.pocket.command_lines import ending, parser_of, say
 from app.pocket.networks import save_network
 from app.pocket.shards import mixed_precision
-from app.pocket.train_instantid import build_network
+from app.pocket.train_identity_net import build_network
 
 NAME = "control"
 MODULES = Path(__file__).parent / "control"
@@ -103,11 +103,7 @@ def train(
         chosen = [rng.randrange(count) for _ in range(BATCH)]
         maps = np.stack([drawings[rng.choice(KINDS)][index] for index in chosen])
         text = frozen.text([caption_of(scene_of(seed, index), rng) for index in chosen])
-        clean = torch.from_numpy(drawings["latents"][chosen].astype("float32"))
-        noise = torch.randn(clean.shape, generator=generator)
-        time = train_pulid.noisy_times(BATCH, generator)
-        signal, sigma = frozen.levels(time)
-        noisy = signal * clean + sigma * noise
+        noisy, time, target = frozen.noised(torch.from_numpy(drawings["latents"][chosen].astype("float32")), generator)
         with mixed_precision(torch.device("cpu")):
             conditions = {"text_embeds": text[1], "time_ids": frozen.time_ids.expand(BATCH, -1)}
             down, middle = network(
@@ -117,7 +113,7 @@ def train(
         velocity = frozen.velocity(
             noisy, time, text, down_block_additional_residuals=down, mid_block_additional_residual=middle
         )
-        loss = functional.mse_loss(velocity, signal * noise - sigma * clean)
+        loss = functional.mse_loss(velocity, target)
         loss.backward()
         return loss.item()
 

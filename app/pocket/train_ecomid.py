@@ -26,20 +26,18 @@ MODES = {
 """What EcomID's methods mean for PuLID's tokens; those of `app.core.ecomid_settings`."""
 
 
-def open_parts(identity: Path, beside: Path) -> tuple[Identity, ControlNetModel]:
-    """What it stands on, opened as the product opens it, and the network that it begins with.
-
-    `identity`: PuLID v1's file; `beside`: InstantID's folder.
-    """
+def open_parts(pulid_file: Path, instantid_folder: Path) -> tuple[Identity, ControlNetModel]:
+    """What it stands on, opened as the product opens it, and the network that it begins with, which is InstantID's."""
     device = TorchDevice("cpu")
-    faces = pulid.load(SimpleNamespace(id=identity.stem, options={}), identity, device)
-    tokens = instantid.open_adapter(SimpleNamespace(id=beside.name, options={}), beside, device)
+    opened = pulid.load(SimpleNamespace(id=pulid_file.stem, options={}), pulid_file, device)
+    row = SimpleNamespace(id=instantid_folder.name, options={})
+    adapter = instantid.open_adapter(row, instantid_folder, device)
     return (
         Identity(
-            partial(train_pulid.say, faces.encoder),
-            faces.layers,
-            partial(train_instantid.say, tokens.projection),
+            partial(train_pulid.say, opened.encoder),
+            opened.layers,
+            partial(train_instantid.say, adapter.projection),
             list(MODES.values()),
         ),
-        ControlNetModel.from_pretrained(beside / instantid.NETWORK),
+        ControlNetModel.from_pretrained(instantid_folder / instantid.NETWORK),
     )

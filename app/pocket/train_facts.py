@@ -34,7 +34,7 @@ from app.pocket.told_geometry import told_geometry
 from app.pocket.train_pulid import EMPTY_CAPTIONS, NOBODY, TOKENS, WIDTHS, Attachment, Frozen, RowsOfFaces
 
 NAME = "other-parts"
-FILE_NAME = "facts-{}.safetensors"
+FILE_NAME = "facts-v1.1.safetensors"
 PULID = "pocket-pulid"
 WHOLLY_OTHER = 0.25  # of the other pictures differ in every number
 FURTHER = 0.6  # a number that differs does so by at least this much
@@ -266,7 +266,7 @@ def _begin_with_modules(folder: Path, tokens: FactTokens, attachment: Attachment
     for number, key, value in zip(attachment.numbers, attachment.keys, attachment.values, strict=True):
         key.copy_(state[pulid.KEY.format(number)])
         value.copy_(state[pulid.VALUE.format(number)])
-    tokens.take({name: tensor.float() for name, tensor in load_file(folder / FILE_NAME.format("v1.1")).items()})
+    tokens.take({name: tensor.float() for name, tensor in load_file(folder / FILE_NAME).items()})
     if unet is not None:
         unet_lora.put_on(unet, folder / f"{PULID}-lora")
 

@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pack", type=Path, default=IDENTITY / FACES, help="the face pack that encoders see through")
     parser.add_argument("--only", nargs="+", choices=tuple(STEPS), help="these stages alone")
     parser.add_argument("--steps", type=int, help="how long those stages are (the preset says it)")
-    parser.add_argument("--lora", type=Path, default=train_steering.FOLDER, help="folder of the LoRA that PuLID wears")
+    parser.add_argument("--lora", type=Path, default=train_steering.FOLDER, help="folder of the LoRA that they wear")
     steering = work_folder(f"pocket-{train_steering.NAME}") / f"{train_steering.NAME}.pt"
     begin = steering if steering.exists() else IDENTITY
     parser.add_argument("--begin", type=Path, default=begin, help=train_steering.BEGIN)
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         lengths, options.work, options.out, options.measure, options.weights, options.lora, options.begin,
         options.pack, options.seed, options.seconds,
     )  # fmt: skip
-    complete = all([run.stage(name) for name in chosen])
+    complete = all(run.stage(name) for name in chosen)
     print(f"pocket identity: {ending(complete)}")
     return 0
 
@@ -190,20 +190,26 @@ class Run:
         return face_features.build(self.work / "features", self.people, self._views(), clip, self.report)
 
     def _instantid_tokens(self) -> tuple[torch.nn.Module, train_pulid.Attachment, bool]:
-        tokens, attachment, taught = self._facts("v1.1")
+        tokens = train_facts.FactTokens(train_instantid.TOKENS)
+        attachment = train_pulid.Attachment(self.pipeline.unet)
+        train_facts.begin_with(self._made(PULID["v1.1"]).parent, tokens, attachment)
+        for module in (tokens, attachment):
+            module.eval().requires_grad_(False)
         projection, complete = train_instantid.tell(
             tokens, self.people, self._features(), self.work, self.seed, self.lengths.steps[train_instantid.TELL],
             self.seconds, self.report,
         )  # fmt: skip
-        return projection, attachment, taught and complete
+        return projection, attachment, complete
 
     def _instantid(self) -> bool:
         projection, attachment, told = self._instantid_tokens()
+        if not told:
+            return False
         torch.manual_seed(rng_of(self.seed, train_instantid.NAME).getrandbits(31))
         network = train_identity_net.build_network(self.pipeline.unet)
         complete = self._network(train_instantid.NAME, train_instantid.identity_of(projection, attachment), network)
         train_instantid.save(projection, attachment, network, self.out / INSTANTID)
-        return told and complete
+        return complete
 
     def _ecomid(self) -> bool:
         identity, network = train_ecomid.open_parts(
@@ -241,7 +247,8 @@ class Run:
             self.seed, self.lengths.steps[name], self.seconds, self.report,
         )  # fmt: skip
         self._write_pulid(version, encoder, attachment)
-        tokens.save(self.out / train_facts.FILE_NAME.format(version))
+        if version == "v1.1":
+            tokens.save(self.out / train_facts.FILE_NAME)
         return encoder, attachment, complete and told
 
     def _pulid(self, version: str) -> bool:

@@ -105,12 +105,9 @@ def train(
         with torch.no_grad():
             beside, within = identity.beside(*seen), identity.within(*seen)
         text = frozen.text([caption_of(some.scenes[target], rng) for target in targets])
-        clean = torch.from_numpy(some.latents[targets].astype("float32"))
-        noise = torch.randn(clean.shape, generator=generator)
-        time = train_pulid.noisy_times(BATCH, generator)
-        signal, sigma = frozen.levels(time)
-        noisy = signal * clean + sigma * noise
-        branch = RowsOfFaces(Halves(beside, beside), identity.layers, 1.0, **rng.choice(identity.modes))
+        noisy, time, target = frozen.noised(torch.from_numpy(some.latents[targets].astype("float32")), generator)
+        scale, mode = rng.uniform(0.8, 1.0), rng.choice(identity.modes)
+        branch = RowsOfFaces(Halves(beside, beside), identity.layers, scale, **mode)
         with mixed_precision(torch.device("cpu")):
             conditions = {"text_embeds": text[1], "time_ids": frozen.time_ids.expand(BATCH, -1)}
             down, middle = network(
@@ -120,7 +117,7 @@ def train(
         velocity = frozen.velocity(
             noisy, time, text, [branch], down_block_additional_residuals=down, mid_block_additional_residual=middle
         )
-        loss = (where * (velocity - (signal * noise - sigma * clean)).square()).mean()
+        loss = (where * (velocity - target).square()).mean()
         loss.backward()
         return loss.item()
 

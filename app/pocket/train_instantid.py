@@ -70,7 +70,6 @@ def save(projection: nn.Module, attachment: Attachment, network: ControlNetModel
     """The published layout, float16: the adapter's file and IdentityNet's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {instantid.PROJECTION + key: tensor for key, tensor in projection.state_dict().items()}
-    for number, (key, value) in attachment.layers.items():
-        state |= {instantid.KEY.format(number): key, instantid.VALUE.format(number): value}
+    state |= attachment.named(instantid.KEY, instantid.VALUE)
     save_file({key: t.detach().half().contiguous() for key, t in state.items()}, folder / instantid.ADAPTER)
     save_network(network, folder / instantid.NETWORK)

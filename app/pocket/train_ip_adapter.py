@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
@@ -33,7 +33,7 @@ from app.pocket.command_lines import ending, parse, parser_of, say
 from app.pocket.muon import Muon
 from app.pocket.shards import mixed_precision
 from app.pocket.train_decoder import build_scenes
-from app.pocket.train_pulid import HEAD_DIM, Attachment, Frozen, RowsOfFaces, noisy_times
+from app.pocket.train_pulid import HEAD_DIM, Attachment, Frozen, RowsOfFaces
 
 NAME = "ip-adapter"
 FOLDER = Path(__file__).parent / "identity"
@@ -60,8 +60,12 @@ class Learning:
     encoder: EvaClip
     projection: Resampler
 
-    def states(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prepared pixels to (what the projection reads [n, 1 + patches, width], the pooled vector [n, POOLED])."""
+    def states(self, pictures: torch.Tensor, shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pictures to (what the projection reads [n, 1 + patches, width], the pooled vector [n, POOLED]).
+
+        Where `shown` [n] is 0 no picture is seen: zeros where prepared pixels stand, as of the negative prompt.
+        """
+        pixels = self.encoder.preprocess(pictures) * shown[:, None, None, None]
         last, [(patches, first)] = self.encoder.tower.forward_intermediates(
             pixels, indices=self.encoder.depths[-1:], return_prefix_tokens=True, norm=False, output_fmt="NLC"
         )
@@ -81,12 +85,13 @@ def said_of(scene: world.Scene) -> str:
 
 
 class Pictures:
-    """Scenes of the world, their pictures as the encoder takes them, and their latents."""
+    """Scenes of the world, their pictures, and their latents."""
 
-    def __init__(self, folder: Path, seed: object, count: int, pipeline: StableDiffusionXLPipeline, report):
+    def __init__(
+        self, folder: Path, seed: object, count: int, autoencoder: AutoencoderKL, report: Callable[[str], None] = print
+    ):
         self.seed = seed
-        self._arrays = build_scenes(folder, seed, count, pipeline.vae, report)
-        self._prepare = EvaClip(face_networks.build_image_encoder(32, 6, spec.WIDTH)).preprocess
+        self._arrays = build_scenes(folder, seed, count, autoencoder, report)
 
     def __len__(self) -> int:
         return len(self._arrays["latents"])
@@ -95,10 +100,9 @@ class Pictures:
         """The facts of one of them."""
         return world.random_scene(rng_of(self.seed, "scene", index))
 
-    def pixels(self, indices: list[int], shown: torch.Tensor) -> torch.Tensor:
-        """[n, 3, size, size], zeros where `shown` [n] is 0."""
-        pictures = torch.from_numpy(self._arrays["pictures"][indices]).permute(0, 3, 1, 2).float() / 255
-        return self._prepare(pictures) * shown[:, None, None, None]
+    def pictures(self, indices: list[int]) -> torch.Tensor:
+        """[n, 3, size, size] of 0 to 1."""
+        return torch.from_numpy(self._arrays["pictures"][indices]).permute(0, 3, 1, 2).float() / 255
 
     def latents(self, indices: list[int]) -> torch.Tensor:
         """[n, 4, h, w]."""
@@ -114,8 +118,8 @@ def tell(
     counts = [len(values) + 1 for values in train_text.FACTS.values()]
     heads = nn.Linear(POOLED, sum(counts))
     modules = [learning.encoder, learning.projection, heads]
-    vectors = [p for p in (*learning.encoder.parameters(), *learning.projection.parameters()) if p.ndim == 3]
-    optimizer = partial(Muon, plain=vectors)  # positions and queries are no matrices
+    plain = [p for p in (*learning.encoder.parameters(), *learning.projection.parameters()) if p.ndim == 3]
+    optimizer = partial(Muon, plain=plain)  # positions and queries are no matrices
     stage = Stage(name, folder, modules, TELL_RATE, steps, HORIZON, COOL_DOWN, optimizer)
     spread = frozen.text([said_of(some.scene(index)) for index in range(256)])[0][:, :TOKENS].var(0).mean()
 
@@ -127,7 +131,7 @@ def tell(
         texts = [said_of(scene) if seen else "" for scene, seen in zip(scenes, shown.tolist(), strict=True)]
         wished = frozen.text(texts)[0][:, :TOKENS]
         with mixed_precision(torch.device("cpu")):
-            states, pooled = learning.states(some.pixels(indices, shown))
+            states, pooled = learning.states(some.pictures(indices), shown)
             said, named = learning.projection(states), heads(pooled)
         loss = functional.mse_loss(said.float(), wished) / spread
         facts = torch.tensor([train_text.targets(scene) for scene in scenes])[shown.bool()]
@@ -147,28 +151,29 @@ def caption_of(scene: world.Scene, rng: random.Random) -> str:
 
 
 def draw(
-    learning: Learning, frozen: Frozen, some: Pictures, folder: Path, seed: object, steps: int,
+    learning: Learning, frozen: Frozen, some: Pictures, folder: Path, seed: object, told: int, steps: int,
     seconds: float | None = None, report: Callable[[str], None] = print,
 ) -> tuple[Attachment, bool]:  # fmt: skip
-    """The second part: (the layers, whether it is complete); leaves the averaged weights in `learning`."""
+    """The second part: (the layers, whether it is complete); leaves the averaged weights in `learning`.
+
+    Behind a first part of another length, `told` steps, it begins anew.
+    """
     attachment = Attachment(frozen.unet)
-    stage = Stage(NAME, folder, [learning.encoder, learning.projection, attachment], RATE, steps, HORIZON, COOL_DOWN)
+    stage = Stage(
+        f"{NAME}-{told}", folder, [learning.encoder, learning.projection, attachment], RATE, steps, HORIZON, COOL_DOWN
+    )
 
     def step(number: int) -> float:
         rng, generator = rng_of(seed, NAME, number), generator_of(seed, NAME, number)
         indices = [rng.randrange(len(some)) for _ in range(BATCH)]
         shown = (torch.rand(BATCH, generator=generator) >= NOTHING).float()
         text = frozen.text([caption_of(some.scene(index), rng) for index in indices])
-        clean = some.latents(indices)
-        noise = torch.randn(clean.shape, generator=generator)
-        time = noisy_times(BATCH, generator)
-        signal, sigma = frozen.levels(time)
-        noisy = signal * clean + sigma * noise
+        noisy, time, target = frozen.noised(some.latents(indices), generator)
         with mixed_precision(torch.device("cpu")):
-            tokens = learning.projection(learning.states(some.pixels(indices, shown))[0]).float()
+            tokens = learning.projection(learning.states(some.pictures(indices), shown)[0]).float()
         branch = RowsOfFaces(Halves(tokens, tokens), attachment.layers, rng.uniform(0.6, 1.0))
         velocity = frozen.velocity(noisy, time, text, [branch])
-        loss = functional.mse_loss(velocity, signal * noise - sigma * clean)
+        loss = functional.mse_loss(velocity, target)
         loss.backward()
         return loss.item()
 
@@ -181,8 +186,7 @@ def save(learning: Learning, attachment: Attachment, folder: Path) -> None:
     """Two folders in the published layouts, float16: the encoder's and the adapter's."""
     face_pack.write_image_encoder(learning.encoder.tower, folder / ENCODER / FILES[ENCODER])
     state = {ip_adapter.PROJECTION + name: tensor for name, tensor in learning.projection.state_dict().items()}
-    for number, (key, value) in attachment.layers.items():
-        state |= {ip_adapter.KEY.format(number): key, ip_adapter.VALUE.format(number): value}
+    state |= attachment.named(ip_adapter.KEY, ip_adapter.VALUE)
     (folder / ADAPTER).mkdir(parents=True, exist_ok=True)
     halved = {name: tensor.detach().half().contiguous() for name, tensor in state.items()}
     save_file(halved, folder / ADAPTER / FILES[ADAPTER])
@@ -199,13 +203,13 @@ def main(argv: list[str] | None = None) -> int:
     frozen = Frozen(pipeline)
     torch.manual_seed(rng_of(options.seed, NAME).getrandbits(31))
     learning = build()
-    some = Pictures(options.work, options.seed, options.scenes, pipeline, say)
+    some = Pictures(options.work, options.seed, options.scenes, pipeline.vae, say)
     args = options.work, options.seed
     told = tell(learning, frozen, some, *args, options.tell_steps, options.seconds, say)
     if not told:
         print(f"pocket {NAME}: {ending(told)}")
         return 0
-    attachment, complete = draw(learning, frozen, some, *args, options.steps, options.seconds, say)
+    attachment, complete = draw(learning, frozen, some, *args, options.tell_steps, options.steps, options.seconds, say)
     save(learning, attachment, options.out)
     print(f"pocket {NAME}: {ending(complete)}")
     return 0

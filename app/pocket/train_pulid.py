@@ -80,6 +80,11 @@ class Attachment(nn.Module):
     def layers(self) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         return dict(zip(self.numbers, zip(self.keys, self.values, strict=True), strict=True))
 
+    def named(self, key: str, value: str) -> dict[str, torch.Tensor]:
+        """All of them by these names, in which the number of a layer is `{}`."""
+        keys = {key.format(number): part for number, (part, _) in self.layers.items()}
+        return keys | {value.format(number): part for number, (_, part) in self.layers.items()}
+
 
 class RowsOfFaces(IdentityBranch):
     """An identity branch whose tokens [rows, n, width] are another face's in every row."""
@@ -165,6 +170,15 @@ class Frozen:
         with mixed_precision(torch.device("cpu")), sdpa_kernel(SDPBackend.MATH), attending(self.unet, parts):
             noisy = noisy.contiguous(memory_format=torch.channels_last)
             return self.unet(noisy, time, hidden, added_cond_kwargs=conditions, **more).sample.float()
+
+    def noised(
+        self, clean: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents at times about the upper middle: (noisy latents, times [n], the velocity that leads back)."""
+        noise = torch.randn(clean.shape, generator=generator)
+        time = noisy_times(len(clean), generator)
+        signal, sigma = self.levels(time)
+        return signal * clean + sigma * noise, time, signal * noise - sigma * clean
 
     @contextmanager
     def queries(self):
@@ -300,7 +314,6 @@ def _fast_loss(frozen: Frozen, noise, text, branch, unlikeness) -> torch.Tensor:
 def save(encoder: nn.Module, attachment: Attachment, file: Path) -> None:
     """The published layout, float16."""
     state = {pulid.ENCODER + name: tensor for name, tensor in encoder.state_dict().items()}
-    for number, (key, value) in attachment.layers.items():
-        state |= {pulid.KEY.format(number): key, pulid.VALUE.format(number): value}
+    state |= attachment.named(pulid.KEY, pulid.VALUE)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().half().contiguous() for name, tensor in state.items()}, file)

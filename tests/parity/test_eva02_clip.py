@@ -116,7 +116,7 @@ def test_the_published_keys_fill_a_full_size_tower(parity_case):
         built = eva_clip.fill(weights, 64)
     assert built.size == 336
     assert sum(parameter.numel() for parameter in built.parameters()) == 304_432_832
-    assert built._after == [3, 7, 11, 15, 19]
+    assert built.depths == [3, 7, 11, 15, 19]
     own = {key: tuple(value.shape) for key, value in tower.state_dict().items()}
     assert own == {key: tuple(value.shape) for key, value in converted.items()}
 
