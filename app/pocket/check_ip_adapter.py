@@ -30,6 +30,9 @@ from app.pocket.train_ip_adapter import ADAPTER, ENCODER, FILES, FOLDER, said_of
 from app.pocket.train_pulid import RowsOfFaces
 
 GOALS = {"background colour": 0.9, "thing's colour": 0.8, "right thing": 0.8}
+"""After pictures alone."""
+GOAL_BESIDE_WORDS = 0.8
+"""Of the backgrounds that words name."""
 ALONE_SCALE, BESIDE_WORDS_SCALE = 1.0, 0.6
 
 
@@ -122,8 +125,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     contact_sheet({name: images for name, (_, images) in rows.items()}).save(options.out)
     print(f"contact sheet: {options.out}")
-    tally = tallies["after the pictures"]
-    return 0 if all(tally.share(question) >= goal for question, goal in GOALS.items()) else 1
+    alone, beside = tallies["after the pictures"], tallies["and another background in words"]
+    reached = all(alone.share(question) >= goal for question, goal in GOALS.items())
+    return 0 if reached and beside.share("background colour") >= GOAL_BESIDE_WORDS else 1
 
 
 if __name__ == "__main__":

@@ -19,9 +19,16 @@ def command(folder, *more):
     ]  # fmt: skip
 
 
-def test_every_stage_ends_in_files_that_the_product_opens(tmp_path):
-    assert train_identity.main(command(tmp_path)) == 0
-    out, device = tmp_path / "out", TorchDevice("cpu")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder after one step of every stage."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert train_identity.main(command(folder)) == 0
+    return folder
+
+
+def test_every_stage_ends_in_files_that_the_product_opens(trained):
+    out, device = trained / "out", TorchDevice("cpu")
     clip = eva_clip.open_file(out / "pocket-clip/eva02_clip.safetensors", 32)
     faces.open_analyser([out / "pocket-faces"], device, clip)
     for row, version in (("pocket-pulid", "v1.1"), ("pocket-pulid-v1", "v1")):
@@ -38,7 +45,7 @@ def test_every_stage_ends_in_files_that_the_product_opens(tmp_path):
         )
     ]
     assert ecomid.load(row, out / "pocket-ecomid", device, parts).identity.version == "v1"
-    assert (tmp_path / "likeness.safetensors").exists()
+    assert (trained / "likeness.safetensors").exists()
     for folder in out.iterdir():
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 15_000_000
 
@@ -53,9 +60,18 @@ def test_without_a_lora_it_says_what_makes_one(tmp_path, capsys):
     assert "eis pocket train-steering" in capsys.readouterr().err and not (tmp_path / "work").exists()
 
 
-def test_a_stage_that_was_cut_off_goes_on(tmp_path):
-    assert train_identity.main(command(tmp_path, "--only", "pulid-v1.1", "--steps", "1")) == 0
-    before = torch.load(tmp_path / "work/pulid-v1.1.pt", weights_only=True)
-    assert train_identity.main(command(tmp_path, "--only", "pulid-v1.1", "--steps", "2")) == 0
-    after = torch.load(tmp_path / "work/pulid-v1.1.pt", weights_only=True)
+def test_a_stage_that_was_cut_off_goes_on(trained):
+    before = torch.load(trained / "work/pulid-v1.1.pt", weights_only=True)
+    assert train_identity.main(command(trained, "--only", "pulid-v1.1", "--steps", "2")) == 0
+    after = torch.load(trained / "work/pulid-v1.1.pt", weights_only=True)
     assert (before["number"], after["number"]) == (1, 2)
+
+
+def test_a_stage_that_is_not_complete_holds_up_those_behind_it(trained, capsys):
+    asked = ["--only", "tell-instantid", "instantid", "ecomid", "--steps", "3", "--seconds", "0"]
+    kept = (trained / "work/ecomid.pt").read_bytes()
+    assert train_identity.main(command(trained, *asked)) == 0
+    assert "not complete yet" in capsys.readouterr().out
+    assert torch.load(trained / "work/tell-instantid.pt", weights_only=True)["number"] < 3
+    assert torch.load(trained / "work/instantid.pt", weights_only=True)["number"] == 1
+    assert (trained / "work/ecomid.pt").read_bytes() == kept

@@ -290,7 +290,7 @@ def test_the_embedded_ecomid_turns_a_head_and_a_picture_is_a_prompt(fresh_server
 
     tab(page, "IP-Adapter")
     world.draw(world.Scene("blue", (world.Thing("car", "red"),)), 256).save(tmp_path / "car.png")
-    put(page, "Pictures", tmp_path / "car.png")
+    put(page, "Picture as a prompt 1", tmp_path / "car.png")
     page.locator("#generate-ip-adapter").click()
     page.wait_for_selector("#stage-ip-adapter .eis-result")
     drawn = fetch(page, fresh_server, page.locator("#stage-ip-adapter .eis-picture").first)
