@@ -44,7 +44,7 @@ TOKENS = 32
 """As many words as most captions have that say everything; the published adapter has 16."""
 LAYERS = 4
 """Of the projection: diffusers opens no other number."""
-SCENES, TELL_STEPS, STEPS = 14336, 1500, 1100
+SCENES, TELL_STEPS, STEPS = 14336, 1500, 1500
 TELL_BATCH, BATCH = 64, 24
 TELL_RATE, RATE = 2e-3, 5e-4
 HORIZON, COOL_DOWN = 100, 0.5

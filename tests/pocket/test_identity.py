@@ -105,15 +105,16 @@ def test_a_picture_as_a_prompt_is_drawn_again_and_words_beside_it_are_heard(iden
         )
         for some in (adapter, None)
     )
-    for question in check_ip_adapter.GOALS:
-        assert drawn.share(question) >= 0.75 > 0.4 > plain.share(question), question
+    least = {"background colour": 0.95, "thing's colour": 0.5, "right thing": 0.4}
+    for question, share in least.items():
+        assert drawn.share(question) >= share > share - 0.2 > plain.share(question), question
     wishes = [
         replace(scene, background=check_ip_adapter.other_background(scene, "test", number))
         for number, scene in enumerate(scenes)
     ]
     words = [f"{wish.background} background" for wish in wishes]
     beside = check_ip_adapter.draw(identities.pipeline, adapter, pictures, words, 0.6, "test")
-    assert check_ip_adapter.measured(wishes, beside).share("background colour") >= 0.6
+    assert check_ip_adapter.measured(wishes, beside).share("background colour") >= 0.9
 
 
 def test_every_module_is_small():
