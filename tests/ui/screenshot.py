@@ -45,6 +45,7 @@ def take(target: Path) -> None:
         page.mouse.move(1, 1)
         page.wait_for_timeout(2000)
         page.wait_for_selector(".eis-health.eis-good")
+        page.evaluate("scrollTo(0, 0)")  # filling in the seed scrolled to it
         page.screenshot(path=str(target))
         browser.close()
 
