@@ -207,8 +207,8 @@ def test_pictures_serve_as_a_prompt_beside_a_face(people, way):
 
 
 def test_an_addition_counts_only_where_its_pictures_are_there(tmp_path, runtime):
-    """The embedded PuLID serves; of an IP-Adapter for it nothing is known, which matters to who wants one alone."""
-    library = ModelLibrary(tmp_path / "home")
+    """The embedded PuLID serves; where it comes without an IP-Adapter, that matters to who wants one alone."""
+    library = ModelLibrary(tmp_path / "home", catalog=tuple(row for row in CATALOG if row.id != "pocket-ip-adapter"))
     studio = Studio(tmp_path, runtime, library)
     door = Submission(studio.storage, library, SimpleNamespace(get=lambda reference: None))
     capability = find("pulid/generate")
@@ -219,6 +219,8 @@ def test_an_addition_counts_only_where_its_pictures_are_there(tmp_path, runtime)
     wanting = door.read(capability, wish | {"ip_adapter_images": [studio.put(noise((64, 64), 7))]})
     with pytest.raises(WeightsMissing, match="ip-adapter"):
         door.prepare(capability, wanting, "")
+    whole = Submission(studio.storage, ModelLibrary(tmp_path / "home"), SimpleNamespace(get=lambda reference: None))
+    assert whole.prepare(capability, wanting, "").request["ip_adapter_model"] == "pocket-ip-adapter"
 
 
 @pytest.mark.parametrize("kind", ["pulid", "instantid"])

@@ -92,7 +92,8 @@ def test_ecomid_turns_faces_as_keypoints_say_and_keeps_them(identities):
     figures = check_identity.measured(identities, wishes, images)
     assert figures.poses.mean() >= 0.8 > plain.poses.mean() + 0.3
     assert figures.ratio < 0.75 < 0.9 < plain.ratio
-    assert min(figures.skin.mean(), figures.background.mean(), figures.clothing.mean()) >= 0.85
+    assert figures.skin.mean() >= 0.7 > plain.skin.mean() + 0.2
+    assert min(figures.background.mean(), figures.clothing.mean()) >= 0.85
 
 
 def test_a_picture_as_a_prompt_is_drawn_again_and_words_beside_it_are_heard(identities):
@@ -107,7 +108,7 @@ def test_a_picture_as_a_prompt_is_drawn_again_and_words_beside_it_are_heard(iden
     )
     least = {"background colour": 0.95, "thing's colour": 0.5, "right thing": 0.4}
     for question, share in least.items():
-        assert drawn.share(question) >= share > share - 0.2 > plain.share(question), question
+        assert drawn.share(question) >= share > plain.share(question) + 0.1, question
     wishes = [
         replace(scene, background=check_ip_adapter.other_background(scene, "test", number))
         for number, scene in enumerate(scenes)
