@@ -146,7 +146,7 @@ def _embedded(
 
 
 _OWN_SETTINGS = {"id_scale": "1.0", "num_zero": "0", "ortho": "off"}
-"""What the miniatures were trained with; the published modes' scales would leave little of a face."""
+"""What the miniatures were trained with."""
 
 _CALIBRATED = {"same_face": "0.66", "similar_face": "0.5"}
 """Of 19,900 pairs of people whom no training saw, one in a thousand reaches the first and one in a hundred the second;
